@@ -1,0 +1,1 @@
+//! PCI addresses, configuration space, capabilities, and sysfs.

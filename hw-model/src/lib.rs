@@ -1,0 +1,3 @@
+//! Models of PCI DMA devices, served over vfio-user or embedded in a process.
+
+pub mod function;

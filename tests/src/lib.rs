@@ -1,0 +1,1 @@
+//! The suites of vfio-dma that need a guest or a model.

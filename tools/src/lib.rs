@@ -1,0 +1,3 @@
+//! The `vfio-dma` command, and the runner of virtual machines that it shares with the tests.
+
+pub mod cli;
