@@ -1,3 +1,4 @@
 //! The `vfio-dma` command, and the runner of virtual machines that it shares with the tests.
 
 pub mod cli;
+pub mod vm;
