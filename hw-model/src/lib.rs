@@ -1,3 +1,4 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
 pub mod function;
+pub mod memory;
