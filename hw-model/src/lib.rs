@@ -2,3 +2,4 @@
 
 pub mod function;
 pub mod memory;
+pub mod vfio_user;
