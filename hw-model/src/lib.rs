@@ -1,3 +1,5 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
 pub mod function;
+pub mod memory;
+pub mod vfio_user;

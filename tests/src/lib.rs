@@ -27,7 +27,7 @@ pub struct Case {
 #[macro_export]
 macro_rules! cases {
     ($($case:path),* $(,)?) => {
-        &[$($crate::Case {
+        vec![$($crate::Case {
             name: {
                 // Only the last part of a path is the name.
                 let path = stringify!($case);

@@ -14,7 +14,7 @@ macro_rules! transfers {
         })*
 
         /// Every size with every way to learn completion.
-        pub(crate) fn transfers() -> &'static [Case] {
+        pub(crate) fn transfers() -> Vec<Case> {
             cases![$($name),*]
         }
     };
@@ -99,7 +99,10 @@ pub(crate) fn refuses_an_address_over_its_mask() {
     let mut far = wide.allocate(64, Direction::Bidirectional).unwrap();
     Pattern::new(1).fill(&mut far, 0, 64, 0).unwrap();
     let failed = narrow.read(far, 0, 0, 64).unwrap_err();
-    assert!(matches!(failed.error, EduError::AddressOverMask { mask: 0x0fff_ffff, .. }), "{failed}");
+    assert!(
+        matches!(failed.error, EduError::AddressOverMask { mask: 0x0fff_ffff, .. }),
+        "{failed}"
+    );
     let far = failed.buffers.expect("the buffer comes back");
     Pattern::new(1).check(&far, 0, 64, 0).unwrap().expect("the device did not touch it");
     copy_and_verify(&mut narrow, 100, 6);

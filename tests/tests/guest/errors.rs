@@ -48,11 +48,7 @@ fn as_user(args: &[&str], memlock: Option<u64>) -> Said {
     command.args(args).stdin(Stdio::null()).uid(1000).gid(1000);
     if let Some(limit) = memlock {
         // SAFETY: setrlimit is one system call, which a child may make between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                Ok(setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?)
-            })
-        };
+        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?)) };
     }
     let output = command.output().expect("/bin/vfio-dma is this program");
     Said {

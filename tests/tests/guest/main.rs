@@ -42,24 +42,16 @@ fn shared_group() -> VmConfig {
 }
 
 fn no_iommu() -> VmConfig {
-    VmConfig {
-        iommu: Iommu::None,
-        devices: vec![Device::from("edu")],
-        ..VmConfig::default()
-    }
+    VmConfig { iommu: Iommu::None, devices: vec![Device::from("edu")], ..VmConfig::default() }
 }
 
 fn no_vfio() -> VmConfig {
-    VmConfig {
-        devices: vec![Device::from("edu")],
-        modules: Modules::none(),
-        ..VmConfig::default()
-    }
+    VmConfig { devices: vec![Device::from("edu")], modules: Modules::none(), ..VmConfig::default() }
 }
 
 fn main() -> ExitCode {
-    let mut vtd39 = edu::transfers().to_vec();
-    vtd39.extend_from_slice(cases![
+    let mut vtd39 = edu::transfers();
+    vtd39.extend(cases![
         edu::identifies_and_computes,
         edu::moves_twice_with_a_reset_between,
         edu::says_so_when_the_bus_cannot_reset_it,
@@ -95,21 +87,13 @@ fn main() -> ExitCode {
     ];
     vfio_dma_tests::main(vec![
         Scenario { name: "vtd39", config: || vtd(39), cases: vtd39 },
-        Scenario { name: "vtd48", config: || vtd(48), cases: vtd48.to_vec() },
+        Scenario { name: "vtd48", config: || vtd(48), cases: vtd48 },
         Scenario {
             name: "group",
             config: shared_group,
-            cases: cases![errors::member_on_a_host_driver].to_vec(),
+            cases: cases![errors::member_on_a_host_driver],
         },
-        Scenario {
-            name: "no_iommu",
-            config: no_iommu,
-            cases: cases![errors::no_iommu].to_vec(),
-        },
-        Scenario {
-            name: "no_vfio",
-            config: no_vfio,
-            cases: cases![errors::no_vfio_module].to_vec(),
-        },
+        Scenario { name: "no_iommu", config: no_iommu, cases: cases![errors::no_iommu] },
+        Scenario { name: "no_vfio", config: no_vfio, cases: cases![errors::no_vfio_module] },
     ])
 }

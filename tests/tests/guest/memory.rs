@@ -57,8 +57,7 @@ pub(crate) fn directions_are_enforced() {
         Pattern::new(1).bytes(0, &mut bytes);
         memory.as_volatile_slice().copy_from(&bytes);
         let iova = 0x20_0000;
-        let request =
-            MapRequest { iova, host: memory.base(), len: 4096, access, file: None };
+        let request = MapRequest { iova, host: memory.base(), len: 4096, access, file: None };
         // SAFETY: the memory lives until it is unmapped below, and nothing refers into it.
         unsafe { iommu.map(&request) }.unwrap();
         bar.set(SOURCE, 0x4_0000).unwrap();

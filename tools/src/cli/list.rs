@@ -131,8 +131,7 @@ mod tests {
         let drives = recognise(info.vendor, info.device);
         let text = table(&[Entry { kind: class_name(info.class), drives, info }]);
         let columns: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        let wanted =
-            ["0000:00:05.0", "1234:11e8", "other", "vfio-pci", "7", "edu", "0000:00:05.1"];
+        let wanted = ["0000:00:05.0", "1234:11e8", "other", "vfio-pci", "7", "edu", "0000:00:05.1"];
         assert_eq!(columns, wanted);
     }
 

@@ -3,10 +3,17 @@
 //! Exit status: 0 done; 1 failed, with the reason and the remedy on standard error;
 //! 2 usage. Results go to standard output, everything else to standard error.
 
+pub mod bind;
+pub mod demo;
+pub mod list;
+pub mod run;
 pub mod size;
 pub mod vm;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
@@ -14,15 +21,22 @@ use clap::Parser;
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Linux userspace drivers for PCI DMA devices, over VFIO
+///
+/// Without a command: a guest with an emulated IOMMU boots, and data moves there through
+/// QEMU's edu device.
 #[derive(Debug, Parser)]
 #[command(name = "vfio-dma", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    List(list::Args),
+    Bind(bind::Args),
+    Unbind(bind::Args),
+    Run(run::Args),
     Vm(vm::Args),
 }
 
@@ -31,10 +45,34 @@ enum Command {
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let result = match &Cli::parse().command {
-        Command::Vm(args) => vm::run(args),
+        None => demo::run(),
+        Some(Command::List(args)) => list::run(args),
+        Some(Command::Bind(args)) => bind::bind(args),
+        Some(Command::Unbind(args)) => bind::unbind(args),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Vm(args)) => vm::run(args),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("vfio-dma: {failure}");
         ExitCode::FAILURE
     })
+}
+
+/// Prints a result and a line feed. A reader that went away (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("writing to standard output: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process.
+fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    ctrlc::set_handler(move || set.store(true, Ordering::SeqCst))?;
+    Ok(flag)
 }

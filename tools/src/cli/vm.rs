@@ -5,8 +5,6 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -58,17 +56,11 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     if shell && !(terminal && io::stdout().is_terminal()) {
         return Err("a shell needs a terminal; give a command after `--`".into());
     }
-    let env = PASSED_ON
-        .iter()
-        .filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
+    let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
     let guest = Guest::prepare(VmConfig {
         kernel: args.kernel.clone(),
         iommu: args.iommu,
-        devices: args
-            .devices
-            .iter()
-            .map(|text| Device::from(text.as_str()))
-            .collect(),
+        devices: args.devices.iter().map(|text| Device::from(text.as_str())).collect(),
         memory: args.memory,
         cpus: args.cpus,
         env: env.collect(),
@@ -77,32 +69,19 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
         ..VmConfig::default()
     })?;
 
-    let cancel = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancel);
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
+    let cancel = super::interrupted()?;
 
     let stdin = || io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let (command, input) = if shell {
         let (rows, columns) = console_size();
         let login = vec![OsString::from("sh"), OsString::from("-l")];
-        (
-            login,
-            Input::Shell {
-                terminal: stdin()?,
-                rows,
-                columns,
-            },
-        )
+        (login, Input::Shell { terminal: stdin()?, rows, columns })
     } else if terminal {
         (args.command.clone(), Input::Lines(stdin()?))
     } else {
         (args.command.clone(), Input::None)
     };
-    let _raw = if shell {
-        Some(RawTerminal::enter()?)
-    } else {
-        None
-    };
+    let _raw = if shell { Some(RawTerminal::enter()?) } else { None };
     let finished = guest.run_streaming(
         &command,
         &mut Streams {

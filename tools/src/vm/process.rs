@@ -91,10 +91,7 @@ impl Machine {
     pub(super) fn start(mut command: Command, inherited: &[OwnedFd]) -> Result<Self, VmError> {
         let name = command.get_program().to_string_lossy().into_owned();
         log::debug!("{command:?}");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Its own group: a Ctrl-C at the terminal reaches this process, which then ends QEMU.
         command.process_group(0);
         let parent = Pid::this();
@@ -189,18 +186,9 @@ pub struct Finished {
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    Booting {
-        since: Instant,
-    },
-    Running {
-        since: Instant,
-        boot: Duration,
-    },
-    Ended {
-        since: Instant,
-        boot: Duration,
-        status: u8,
-    },
+    Booting { since: Instant },
+    Running { since: Instant, boot: Duration },
+    Ended { since: Instant, boot: Duration, status: u8 },
 }
 
 /// Serves the guest's ports until its command has ended and it is off.
@@ -211,9 +199,7 @@ pub(super) fn serve(
     streams: &mut Streams<'_>,
     mut ready: impl FnMut(),
 ) -> Result<Finished, VmError> {
-    let mut phase = Phase::Booting {
-        since: Instant::now(),
-    };
+    let mut phase = Phase::Booting { since: Instant::now() };
     let mut console = Log::default();
     let mut qemu = Log::default();
     let mut lines = Vec::new();
@@ -232,39 +218,29 @@ pub(super) fn serve(
             return Err(VmError::Cancelled);
         }
         let shown = |log: &Log| tail(&log.text, SHOWN_LINES);
-        let left =
-            match phase {
-                Phase::Booting { since } => {
-                    limits.boot.checked_sub(since.elapsed()).ok_or_else(|| {
-                        VmError::BootTimeout {
-                            limit: limits.boot,
-                            console: shown(&console),
-                        }
-                    })?
-                }
-                Phase::Running { since, .. } => match limits.command {
-                    None => TICK,
-                    Some(limit) => limit.checked_sub(since.elapsed()).ok_or_else(|| {
-                        VmError::CommandTimeout {
-                            limit,
-                            console: shown(&console),
-                        }
-                    })?,
-                },
-                // All output came before the status: what is left is only the power switch.
-                Phase::Ended { since, .. } => match POWER_OFF_LIMIT.checked_sub(since.elapsed()) {
-                    Some(left) => left,
-                    None => break,
-                },
-            };
+        let left = match phase {
+            Phase::Booting { since } => {
+                limits.boot.checked_sub(since.elapsed()).ok_or_else(|| VmError::BootTimeout {
+                    limit: limits.boot,
+                    console: shown(&console),
+                })?
+            }
+            Phase::Running { since, .. } => match limits.command {
+                None => TICK,
+                Some(limit) => limit
+                    .checked_sub(since.elapsed())
+                    .ok_or_else(|| VmError::CommandTimeout { limit, console: shown(&console) })?,
+            },
+            // All output came before the status: what is left is only the power switch.
+            Phase::Ended { since, .. } => match POWER_OFF_LIMIT.checked_sub(since.elapsed()) {
+                Some(left) => left,
+                None => break,
+            },
+        };
 
         // Keys wait until the guest has taken the ones before, and has booted.
         let running = matches!(phase, Phase::Running { .. });
-        let reading = if running && pending.is_empty() {
-            input.as_deref()
-        } else {
-            None
-        };
+        let reading = if running && pending.is_empty() { input.as_deref() } else { None };
         let wanted = [
             open[0].then(|| ports.console.as_fd()),
             open[1].then(|| ports.output.as_fd()),
@@ -273,14 +249,8 @@ pub(super) fn serve(
             errors.as_ref().map(AsFd::as_fd),
             reading.map(AsFd::as_fd),
         ];
-        let [
-            at_console,
-            at_output,
-            at_errors,
-            at_status,
-            at_qemu,
-            at_input,
-        ] = wait(wanted, !pending.is_empty(), left.min(TICK))?;
+        let [at_console, at_output, at_errors, at_status, at_qemu, at_input] =
+            wait(wanted, !pending.is_empty(), left.min(TICK))?;
 
         if at_console {
             open[0] = read_some(&ports.console, |data| console.write_all(data))?;
@@ -329,20 +299,14 @@ pub(super) fn serve(
                 phase = next;
             }
             if lines.len() > STATUS_LINE_LIMIT {
-                return Err(VmError::GuestSetup {
-                    why: "its status line has no end".into(),
-                });
+                return Err(VmError::GuestSetup { why: "its status line has no end".into() });
             }
         }
     }
 
     let how = machine.end();
     match phase {
-        Phase::Ended { boot, status, .. } => Ok(Finished {
-            status,
-            console: console.text,
-            boot,
-        }),
+        Phase::Ended { boot, status, .. } => Ok(Finished { status, console: console.text, boot }),
         _ => Err(VmError::GuestDied {
             status: how,
             qemu: tail(&qemu.text, SHOWN_LINES),
@@ -354,26 +318,16 @@ pub(super) fn serve(
 /// The phase after a line on the status port.
 fn advance(phase: Phase, line: &str) -> Result<Phase, VmError> {
     let now = Instant::now();
-    let (word, rest) = line
-        .trim_end()
-        .split_once(' ')
-        .unwrap_or((line.trim_end(), ""));
+    let (word, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     match (phase, word, rest.parse::<u8>()) {
-        (_, "fail", _) => Err(VmError::GuestSetup {
-            why: rest.trim_end().to_owned(),
-        }),
-        (Phase::Booting { since }, "ready", _) => Ok(Phase::Running {
-            since: now,
-            boot: now - since,
-        }),
-        (Phase::Running { boot, .. }, "exit", Ok(status)) => Ok(Phase::Ended {
-            since: now,
-            boot,
-            status,
-        }),
-        _ => Err(VmError::GuestSetup {
-            why: format!("unexpected status line {line:?}"),
-        }),
+        (_, "fail", _) => Err(VmError::GuestSetup { why: rest.trim_end().to_owned() }),
+        (Phase::Booting { since }, "ready", _) => {
+            Ok(Phase::Running { since: now, boot: now - since })
+        }
+        (Phase::Running { boot, .. }, "exit", Ok(status)) => {
+            Ok(Phase::Ended { since: now, boot, status })
+        }
+        _ => Err(VmError::GuestSetup { why: format!("unexpected status line {line:?}") }),
     }
 }
 
@@ -417,9 +371,7 @@ fn read_some(
     let mut buffer = [0; 64 << 10];
     match from.read(&mut buffer) {
         Ok(0) => Ok(false),
-        Ok(n) => take(&buffer[..n])
-            .during("pass on the guest's output")
-            .map(|()| true),
+        Ok(n) => take(&buffer[..n]).during("pass on the guest's output").map(|()| true),
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(true),
         // QEMU went away with data unread in its end, or a terminal hung up.
         Err(e) if e.kind() == ErrorKind::ConnectionReset => Ok(false),
@@ -495,28 +447,20 @@ mod tests {
         let machine = Machine::start(command, &theirs).unwrap();
         drop(theirs);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            stdout: &mut stdout,
-            stderr: &mut stderr,
-            input: Input::None,
-            cancel,
-        };
+        let mut streams =
+            Streams { stdout: &mut stdout, stderr: &mut stderr, input: Input::None, cancel };
         let result = serve(machine, ports, limits, &mut streams, || ());
         (result, stdout, stderr)
     }
 
-    const LIMITS: Limits = Limits {
-        boot: Duration::from_secs(20),
-        command: Some(Duration::from_secs(20)),
-    };
+    const LIMITS: Limits =
+        Limits { boot: Duration::from_secs(20), command: Some(Duration::from_secs(20)) };
     const SHORT: Duration = Duration::from_millis(300);
 
     #[test]
     fn ports_are_kept_apart() {
         let script = |fds: &[RawFd]| {
-            let &[console, output, errors, status] = fds else {
-                panic!("{fds:?}")
-            };
+            let &[console, output, errors, status] = fds else { panic!("{fds:?}") };
             format!(
                 "echo log >&{console}; echo ready >&{status}; echo one >&{output}; \
                  echo two >&{errors}; echo exit 7 >&{status}"
@@ -524,30 +468,18 @@ mod tests {
         };
         let (result, stdout, stderr) = serve_with(script, LIMITS, None);
         let finished = result.unwrap();
-        assert_eq!(
-            (finished.status, finished.console.as_slice()),
-            (7, &b"log\n"[..])
-        );
-        assert_eq!(
-            (stdout.as_slice(), stderr.as_slice()),
-            (&b"one\n"[..], &b"two\n"[..])
-        );
+        assert_eq!((finished.status, finished.console.as_slice()), (7, &b"log\n"[..]));
+        assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"one\n"[..], &b"two\n"[..]));
     }
 
     #[test]
     fn deadlines_hold_and_show_the_console() {
-        let limits = Limits {
-            boot: SHORT,
-            ..LIMITS
-        };
+        let limits = Limits { boot: SHORT, ..LIMITS };
         let (result, ..) = serve_with(|f| format!("echo stuck >&{}; sleep 20", f[0]), limits, None);
         let error = result.unwrap_err();
         assert!(matches!(&error, VmError::BootTimeout { console, .. } if console == "stuck"));
 
-        let limits = Limits {
-            command: Some(SHORT),
-            ..LIMITS
-        };
+        let limits = Limits { command: Some(SHORT), ..LIMITS };
         let (result, ..) = serve_with(|f| format!("echo ready >&{}; sleep 20", f[3]), limits, None);
         assert!(matches!(result, Err(VmError::CommandTimeout { limit, .. }) if limit == SHORT));
     }
@@ -556,19 +488,13 @@ mod tests {
     fn early_death_tells_what_qemu_said() {
         let (result, ..) = serve_with(|_| "echo bad option >&2; exit 3".into(), LIMITS, None);
         let error = result.unwrap_err().to_string();
-        assert!(
-            error.contains("exit status: 3") && error.contains("bad option"),
-            "{error}"
-        );
+        assert!(error.contains("exit status: 3") && error.contains("bad option"), "{error}");
     }
 
     #[test]
     fn setup_failure_and_cancellation_end_the_run() {
-        let (result, ..) = serve_with(
-            |f| format!("echo fail no module >&{}; sleep 20", f[3]),
-            LIMITS,
-            None,
-        );
+        let (result, ..) =
+            serve_with(|f| format!("echo fail no module >&{}; sleep 20", f[3]), LIMITS, None);
         assert!(matches!(result, Err(VmError::GuestSetup { why }) if why == "no module"));
         let cancel = AtomicBool::new(true);
         let (result, ..) = serve_with(|_| "sleep 20".into(), LIMITS, Some(&cancel));

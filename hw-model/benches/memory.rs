@@ -1,0 +1,91 @@
+//! How fast the DMA map finds an address and moves data.
+//!
+//! The copy and the plain `memcpy` beside it work on the same buffers; compare them inside
+//! one run only.
+
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vfio_dma_model::memory::{Access, DmaMap};
+
+const PAGE: u64 = 4096;
+const RANGES: u64 = 200_000;
+
+fn lookup(c: &mut Criterion) {
+    let file = std::fs::File::from(memfd_create("bench", MFdFlags::empty()).expect("memfd"));
+    file.set_len(16 * PAGE).expect("a length");
+    let map = DmaMap::new();
+    for n in 0..RANGES {
+        map.map_fd(n * 2 * PAGE, PAGE, file.as_fd(), n % 16 * PAGE, Access::ReadWrite)
+            .expect("mapped");
+    }
+    assert_eq!((map.ranges() as u64, map.files()), (RANGES, 1));
+    let mut group = c.benchmark_group("lookup in 200,000 ranges");
+    let mut state = 1u64;
+    group.bench_function("random", |b| {
+        b.iter_batched(
+            || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 33) % RANGES * 2 * PAGE
+            },
+            |iova| map.load_u64(black_box(iova)).expect("mapped"),
+            BatchSize::SmallInput,
+        );
+    });
+    group.bench_function("the same again", |b| {
+        b.iter(|| map.load_u64(black_box(777 * 2 * PAGE)).expect("mapped"));
+    });
+    group.finish();
+}
+
+fn copy(c: &mut Criterion) {
+    const LEN: usize = 1 << 20;
+    let mut source = vec![0x5au8; LEN];
+    let mut target = vec![0u8; LEN];
+    let (from, to) = (source.as_mut_ptr(), target.as_mut_ptr());
+    let map = DmaMap::new();
+    let pages = DmaMap::new();
+    let host = |pointer: *mut u8| NonNull::new(pointer).expect("a vector's memory");
+    // SAFETY: both vectors outlive the maps and are not accessed otherwise meanwhile.
+    unsafe { map.map_host(0, LEN as u64, host(from), Access::Read) }.expect("mapped");
+    // SAFETY: as above.
+    unsafe { map.map_host(1 << 32, LEN as u64, host(to), Access::Write) }.expect("mapped");
+    for n in 0..LEN as u64 / PAGE {
+        let at = (n * PAGE) as usize;
+        // SAFETY: inside the vectors; and as above.
+        unsafe { pages.map_host(n * PAGE, PAGE, host(from.wrapping_add(at)), Access::Read) }
+            .expect("mapped");
+        let iova = (1 << 32) + n * PAGE;
+        // SAFETY: as above.
+        unsafe { pages.map_host(iova, PAGE, host(to.wrapping_add(at)), Access::Write) }
+            .expect("mapped");
+    }
+    let mut group = c.benchmark_group("copy 1 MiB");
+    group.throughput(Throughput::Bytes(LEN as u64));
+    group.bench_function("memcpy", |b| {
+        b.iter(|| {
+            // SAFETY: two distinct vectors of LEN bytes.
+            unsafe { std::ptr::copy_nonoverlapping(black_box(from), black_box(to), LEN) }
+        });
+    });
+    group.bench_function("one range each", |b| {
+        b.iter(|| map.copy(1 << 32, 0, black_box(LEN as u64)).expect("mapped"));
+    });
+    group.bench_function("256 ranges each", |b| {
+        b.iter(|| pages.copy(1 << 32, 0, black_box(LEN as u64)).expect("mapped"));
+    });
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    targets = lookup, copy
+}
+criterion_main!(benches);

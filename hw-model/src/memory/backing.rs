@@ -1,0 +1,227 @@
+//! The memory behind the ranges: one `mmap` for each file, however many ranges use it.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::stat::{FileStat, fstat};
+use vfio_dma::backend::DmaAccess;
+
+use super::error::MemoryError;
+
+/// A file as the kernel tells files apart, and whether it is mapped for writing.
+///
+/// A file that comes with descriptors of different modes is mapped once for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct FileKey {
+    device: u64,
+    inode: u64,
+    writable: bool,
+}
+
+/// The start of a file, mapped shared into this process; unmapped when dropped.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: NonZeroUsize,
+}
+
+// SAFETY: the mapping belongs to no thread; every access goes through raw pointers, under
+// the lock of the table that owns it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps at least the first `end` bytes of the file, of which `stat` was just taken.
+    ///
+    /// Space for growth is added so that a file whose ranges arrive in ascending order is
+    /// mapped anew only when what is needed has doubled.
+    fn new(
+        fd: impl AsFd,
+        stat: &FileStat,
+        end: u64,
+        writable: bool,
+    ) -> Result<Mapping, MemoryError> {
+        let wrong = |call| move |errno| MemoryError::Os { call, errno };
+        // st_blksize is the page size of the file system: 4 KiB, or a huge page's.
+        let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let len = end.checked_next_power_of_two().unwrap_or(end).max(page).min(size);
+        let len = len.checked_next_multiple_of(page).and_then(|n| usize::try_from(n).ok());
+        let len = len.and_then(NonZeroUsize::new).ok_or(wrong("mmap")(Errno::EOVERFLOW))?;
+        let mut prot = ProtFlags::PROT_READ;
+        prot.set(ProtFlags::PROT_WRITE, writable);
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses unused addresses.
+        let base = unsafe { mmap(None, len, prot, flags, fd, 0) }.map_err(wrong("mmap"))?;
+        Ok(Mapping { base: base.cast(), len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and the table hands out no pointer that
+        // outlives its lock.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len.get()) } {
+            log::error!("munmap of {} bytes at {:p}: {errno}", self.len, self.base);
+        }
+    }
+}
+
+/// Where the bytes of a range are.
+#[derive(Debug)]
+enum Backing {
+    /// Nowhere.
+    Unbacked,
+    /// In this process, at the address that the range carries as its offset.
+    Host,
+    /// In a file.
+    File { key: FileKey, mapping: Mapping, users: usize },
+    /// An empty place in the list.
+    Free,
+}
+
+/// Names a backing; a range holds one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot(u32);
+
+impl Slot {
+    /// No memory at all.
+    pub(super) const UNBACKED: Slot = Slot(0);
+    /// Memory of this process, by address.
+    pub(super) const HOST: Slot = Slot(1);
+}
+
+/// All memory that ranges refer to.
+#[derive(Debug)]
+pub(super) struct Backings {
+    slots: Vec<Backing>,
+    free: Vec<u32>,
+    files: HashMap<FileKey, u32>,
+}
+
+impl Default for Backings {
+    fn default() -> Self {
+        Backings {
+            slots: vec![Backing::Unbacked, Backing::Host],
+            free: Vec::new(),
+            files: HashMap::new(),
+        }
+    }
+}
+
+impl Backings {
+    /// Takes a share of the file's mapping, which afterwards reaches `[offset, offset + len)`.
+    pub(super) fn acquire(
+        &mut self,
+        fd: impl AsFd,
+        offset: u64,
+        len: u64,
+        access: DmaAccess,
+    ) -> Result<Slot, MemoryError> {
+        let fd = fd.as_fd();
+        let writable = descriptor_mode(fd, access)?;
+        seal_against_shrinking(fd);
+        let stat = fstat(fd).map_err(|errno| MemoryError::Os { call: "fstat", errno })?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= size)
+            .ok_or(MemoryError::FileTooShort { offset, len, size })?;
+        let key = FileKey { device: stat.st_dev, inode: stat.st_ino, writable };
+        if let Some(&slot) = self.files.get(&key) {
+            if let Backing::File { mapping, users, .. } = &mut self.slots[slot as usize] {
+                if end > mapping.len.get() as u64 {
+                    *mapping = Mapping::new(fd, &stat, end, writable)?;
+                }
+                *users += 1;
+            }
+            return Ok(Slot(slot));
+        }
+        let mapping = Mapping::new(fd, &stat, end, writable)?;
+        let backing = Backing::File { key, mapping, users: 1 };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = backing;
+                slot
+            }
+            None => {
+                self.slots.push(backing);
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.files.insert(key, slot);
+        Ok(Slot(slot))
+    }
+
+    /// Gives a share back; the last one unmaps the file.
+    pub(super) fn release(&mut self, slot: Slot) {
+        let place = &mut self.slots[slot.0 as usize];
+        if let Backing::File { key, users, .. } = place {
+            *users -= 1;
+            if *users == 0 {
+                self.files.remove(key);
+                *place = Backing::Free;
+                self.free.push(slot.0);
+            }
+        }
+    }
+
+    /// The address of byte `offset` of a backing; `None` where there is no memory.
+    pub(super) fn pointer(&self, slot: Slot, offset: u64) -> Option<*mut u8> {
+        match &self.slots[slot.0 as usize] {
+            Backing::Unbacked | Backing::Free => None,
+            Backing::Host => Some(std::ptr::with_exposed_provenance_mut(offset as usize)),
+            // A range lies inside its file's mapping, so this does not leave it.
+            Backing::File { mapping, .. } => {
+                Some(mapping.base.as_ptr().wrapping_add(offset as usize))
+            }
+        }
+    }
+
+    /// How many files are mapped.
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
+    }
+}
+
+/// Whether to map the file for writing; an error when the descriptor forbids `access`.
+fn descriptor_mode(fd: impl AsFd, access: DmaAccess) -> Result<bool, MemoryError> {
+    let fd = fd.as_fd();
+    let flags =
+        fcntl(fd, FcntlArg::F_GETFL).map_err(|errno| MemoryError::Os { call: "fcntl", errno })?;
+    let sealed = fcntl(fd, FcntlArg::F_GET_SEALS).is_ok_and(|s| {
+        let write = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE;
+        SealFlag::from_bits_truncate(s).intersects(write)
+    });
+    let mode = OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE;
+    let writable = mode == OFlag::O_RDWR && !sealed;
+    if mode == OFlag::O_WRONLY || (access.writes() && !writable) {
+        return Err(MemoryError::DescriptorMode { access });
+    }
+    Ok(writable)
+}
+
+/// Forbids that the file gets shorter while it is mapped, where the file allows that.
+///
+/// A file that shrinks under its mapping turns an access into SIGBUS. A memfd that its
+/// owner created sealable (`MFD_ALLOW_SEALING`) is sealed here; guest memory of QEMU's
+/// memfd backend comes sealed. For any other file the owner must be trusted.
+fn seal_against_shrinking(fd: impl AsFd) {
+    let fd = fd.as_fd();
+    let Ok(seals) = fcntl(fd, FcntlArg::F_GET_SEALS) else {
+        log::debug!("descriptor {}: not a memfd, its owner could shrink it", fd.as_raw_fd());
+        return;
+    };
+    if SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        return;
+    }
+    if let Err(errno) = fcntl(fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)) {
+        log::debug!("descriptor {}: cannot be sealed against shrinking: {errno}", fd.as_raw_fd());
+    }
+}

@@ -1,0 +1,391 @@
+//! The memory that a device's DMA reaches: ranges of I/O virtual addresses.
+//!
+//! A transport adds and removes ranges; the device's engine reads, writes and copies
+//! through them. Both sides work at the same time: a transfer goes in pieces of at most
+//! [`PIECE`] bytes, each under a shared lock, and a change of the map waits for the piece
+//! in hand. When [`DmaMap::unmap`] has returned, nothing touches that memory any more; a
+//! transfer that arrives there later stops with a [`DmaFault`].
+//!
+//! Memory is shared with another process that may change it at any time, so no Rust
+//! reference ever points into it: it is reached through `vm-memory`'s volatile slices.
+//! A client that lies about its memory gets an error, with one exception: a file that
+//! cannot be sealed and that its owner shortens while it is mapped ends this process with
+//! SIGBUS, as it would any process that maps it.
+
+mod backing;
+mod error;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub use error::{Direction, DmaFault, FaultReason, MemoryError};
+pub use vfio_dma::backend::DmaAccess as Access;
+use vm_memory::{VolatileMemory, VolatileSlice};
+
+use backing::Slot;
+use table::Table;
+
+/// The most bytes that one piece of a transfer moves, and so the longest that a change of
+/// the map waits for a transfer: some tens of microseconds.
+pub const PIECE: u64 = 256 << 10;
+
+/// How many ranges a map holds at most: 4 GiB in pages of 4 KiB.
+///
+/// It bounds what a client can make the model allocate, to about 100 MB.
+pub const MAX_RANGES: usize = 1 << 20;
+
+/// What a device did with its memory so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AccessRecord {
+    /// Bytes that the device read.
+    pub bytes_read: u64,
+    /// Bytes that the device wrote.
+    pub bytes_written: u64,
+    /// Transfers stopped because nothing is mapped there: too late, or astray.
+    pub refused_not_mapped: u64,
+    /// Transfers stopped because the range has no memory behind it.
+    pub refused_unbacked: u64,
+    /// Transfers stopped because the range does not allow reading, or writing.
+    pub refused_denied: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+    not_mapped: AtomicU64,
+    unbacked: AtomicU64,
+    denied: AtomicU64,
+}
+
+/// The ranges of I/O virtual addresses that a device can reach.
+///
+/// Finding an address takes time logarithmic in the number of ranges. Ranges of one file
+/// share one `mmap`, told by device and inode number, so that the number of ranges is not
+/// limited by `vm.max_map_count`.
+#[derive(Debug, Default)]
+pub struct DmaMap {
+    table: RwLock<Table>,
+    counters: Counters,
+}
+
+impl DmaMap {
+    /// A map without any range.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Maps `len` bytes at `iova` to a file, from byte `offset` of it on.
+    ///
+    /// The descriptor is not needed afterwards. A memfd that allows it is sealed against
+    /// shrinking.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is empty, overlaps another or exceeds the address space, when
+    /// the file is shorter than the range needs, when the descriptor does not allow
+    /// `access`, and when the system refuses the mapping.
+    pub fn map_fd(
+        &self,
+        iova: u64,
+        len: u64,
+        fd: impl AsFd,
+        offset: u64,
+        access: Access,
+    ) -> Result<(), MemoryError> {
+        let mut table = self.change();
+        let last = table.vacant(iova, len, MAX_RANGES)?;
+        let slot = table.backings().acquire(fd, offset, len, access)?;
+        table.insert(iova, last, slot, offset, access);
+        Ok(())
+    }
+
+    /// Maps `len` bytes at `iova` to memory of this process.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is empty, overlaps another or exceeds the address space.
+    ///
+    /// # Safety
+    ///
+    /// Until [`DmaMap::unmap`] of the range returned, `[host, host + len)` must stay valid
+    /// for reads (and, when `access` says so, for writes), and no Rust reference may point
+    /// into it while the device may access it.
+    pub unsafe fn map_host(
+        &self,
+        iova: u64,
+        len: u64,
+        host: NonNull<u8>,
+        access: Access,
+    ) -> Result<(), MemoryError> {
+        let mut table = self.change();
+        let last = table.vacant(iova, len, MAX_RANGES)?;
+        table.insert(iova, last, Slot::HOST, host.as_ptr().expose_provenance() as u64, access);
+        Ok(())
+    }
+
+    /// Maps `len` bytes at `iova` that cannot be reached: touching them is a fault of its
+    /// own kind.
+    ///
+    /// That is what a client does with another device's registers, which have no memory
+    /// that could be shared.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is empty, overlaps another or exceeds the address space.
+    pub fn map_unbacked(&self, iova: u64, len: u64, access: Access) -> Result<(), MemoryError> {
+        let mut table = self.change();
+        let last = table.vacant(iova, len, MAX_RANGES)?;
+        table.insert(iova, last, Slot::UNBACKED, 0, access);
+        Ok(())
+    }
+
+    /// Takes away all ranges inside `[iova, iova + len)`; returns how many bytes they had.
+    ///
+    /// Unmapping what was never mapped succeeds with 0. When this returns, no transfer
+    /// touches the memory any more.
+    ///
+    /// # Errors
+    ///
+    /// Fails, and changes nothing, when the range would cut a mapping in two.
+    pub fn unmap(&self, iova: u64, len: u64) -> Result<u64, MemoryError> {
+        self.change().remove(iova, len)
+    }
+
+    /// Takes away every range.
+    pub fn unmap_all(&self) {
+        *self.change() = Table::default();
+    }
+
+    /// Reads `data.len()` bytes from `iova` on.
+    ///
+    /// # Errors
+    ///
+    /// Stops at the first address that cannot be read; what lies before it was read.
+    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        self.transfer(Direction::Read, iova, data.len() as u64, |memory, done| {
+            memory.copy_to(&mut data[done as usize..]);
+        })
+    }
+
+    /// Writes `data` from `iova` on, in ascending order of pieces.
+    ///
+    /// # Errors
+    ///
+    /// Stops at the first address that cannot be written; what lies before it was written.
+    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        self.transfer(Direction::Write, iova, data.len() as u64, |memory, done| {
+            memory.copy_from(&data[done as usize..]);
+        })
+    }
+
+    /// Writes `len` bytes from `iova` on with a repeated pattern of 8 bytes, which starts at
+    /// `iova` with the least significant one.
+    ///
+    /// # Errors
+    ///
+    /// Stops at the first address that cannot be written; what lies before it was written.
+    pub fn fill(&self, iova: u64, pattern: u64, len: u64) -> Result<(), DmaFault> {
+        const BLOCK: usize = 4096;
+        let mut block = [0u8; BLOCK + 8];
+        for chunk in block.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&pattern.to_le_bytes());
+        }
+        self.transfer(Direction::Write, iova, len, |memory, done| {
+            // A piece may start at any byte of the pattern.
+            let phase = (done % 8) as usize;
+            let mut at = 0;
+            while let Ok(rest) = memory.offset(at)
+                && !rest.is_empty()
+            {
+                rest.copy_from(&block[phase..phase + BLOCK]);
+                at += rest.len().min(BLOCK);
+            }
+        })
+    }
+
+    /// Copies `len` bytes from `source` to `destination`, at the speed of `memmove`.
+    ///
+    /// Pieces end where a range ends and after [`PIECE`] bytes at the latest. They are moved
+    /// in ascending order; inside a piece, overlapping memory is moved as `memmove` does,
+    /// whichever addresses it has. So a destination below its source, or memory that
+    /// overlaps within one piece, gives the former content of the source.
+    ///
+    /// # Errors
+    ///
+    /// Stops at the first byte of which either side cannot be reached (the source is tried
+    /// first); what lies before it was copied. The fault's direction tells the side.
+    pub fn copy(&self, destination: u64, source: u64, len: u64) -> Result<(), DmaFault> {
+        let mut done = 0;
+        let result = (|| {
+            check_wrap(Direction::Read, source, len)?;
+            check_wrap(Direction::Write, destination, len)?;
+            while done < len {
+                let table = self.look();
+                let mut from = table.walk(source + done, Direction::Read);
+                let mut to = table.walk(destination + done, Direction::Write);
+                let stop = len.min(done + PIECE);
+                while done < stop {
+                    let source = from
+                        .memory(stop - done)
+                        .map_err(|reason| fault(Direction::Read, from.iova(), done, reason))?;
+                    let destination = to
+                        .memory(source.len() as u64)
+                        .map_err(|reason| fault(Direction::Write, to.iova(), done, reason))?;
+                    source.copy_to_volatile_slice(destination);
+                    let count = destination.len();
+                    from.advance(count);
+                    to.advance(count);
+                    done += count as u64;
+                }
+            }
+            Ok(())
+        })();
+        self.counters.bytes_read.fetch_add(done, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(done, Ordering::Relaxed);
+        result.inspect_err(|fault| self.refused(fault))
+    }
+
+    /// Writes 8 bytes, little endian, as a device writes a completion.
+    ///
+    /// Where the address is aligned and the bytes lie in one range, they appear at once,
+    /// after everything that this thread wrote before (a release store: it pairs with the
+    /// driver's acquire load of the word). Elsewhere it is [`DmaMap::write`].
+    ///
+    /// # Errors
+    ///
+    /// Fails when the address cannot be written.
+    pub fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
+        let value = value.to_le();
+        {
+            let table = self.look();
+            if let Ok(memory) = table.walk(iova, Direction::Write).memory(8)
+                && memory.len() == 8
+                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
+            {
+                word.store(value, Ordering::Release);
+                self.counters.bytes_written.fetch_add(8, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        self.write(iova, &value.to_ne_bytes())
+    }
+
+    /// Reads 8 bytes, little endian, at once where [`DmaMap::store_u64`] would write them so.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the address cannot be read.
+    pub fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
+        {
+            let table = self.look();
+            if let Ok(memory) = table.walk(iova, Direction::Read).memory(8)
+                && memory.len() == 8
+                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
+            {
+                self.counters.bytes_read.fetch_add(8, Ordering::Relaxed);
+                return Ok(u64::from_le(word.load(Ordering::Acquire)));
+            }
+        }
+        let mut bytes = [0; 8];
+        self.read(iova, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// What the device did with its memory since the map was made.
+    #[must_use]
+    pub fn record(&self) -> AccessRecord {
+        let counters = &self.counters;
+        AccessRecord {
+            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
+            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            refused_not_mapped: counters.not_mapped.load(Ordering::Relaxed),
+            refused_unbacked: counters.unbacked.load(Ordering::Relaxed),
+            refused_denied: counters.denied.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How many ranges are mapped now.
+    #[must_use]
+    pub fn ranges(&self) -> usize {
+        self.look().ranges()
+    }
+
+    /// How many files are behind them, each mapped once into this process.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        self.look().files()
+    }
+
+    /// Moves `len` bytes in one direction; `part` gets each piece and how much came before.
+    fn transfer(
+        &self,
+        direction: Direction,
+        iova: u64,
+        len: u64,
+        mut part: impl FnMut(VolatileSlice<'_>, u64),
+    ) -> Result<(), DmaFault> {
+        let mut done = 0;
+        let result = (|| {
+            check_wrap(direction, iova, len)?;
+            while done < len {
+                let table = self.look();
+                let mut walk = table.walk(iova + done, direction);
+                let stop = len.min(done + PIECE);
+                while done < stop {
+                    let memory = walk
+                        .memory(stop - done)
+                        .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
+                    part(memory, done);
+                    walk.advance(memory.len());
+                    done += memory.len() as u64;
+                }
+            }
+            Ok(())
+        })();
+        let counter = match direction {
+            Direction::Read => &self.counters.bytes_read,
+            Direction::Write => &self.counters.bytes_written,
+        };
+        counter.fetch_add(done, Ordering::Relaxed);
+        result.inspect_err(|fault| self.refused(fault))
+    }
+
+    fn refused(&self, fault: &DmaFault) {
+        let counter = match fault.reason {
+            FaultReason::NotMapped | FaultReason::Wraps => &self.counters.not_mapped,
+            FaultReason::Unbacked => &self.counters.unbacked,
+            FaultReason::Denied => &self.counters.denied,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    // A panic under the lock leaves the table whole: it changes only in steps that do not
+    // panic half-way, so a poisoned lock is still good. The lock prefers writers: a stream
+    // of transfers does not keep an unmap waiting for more than the piece in hand.
+
+    fn look(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn fault(direction: Direction, iova: u64, done: u64, reason: FaultReason) -> DmaFault {
+    DmaFault { direction, iova, done, reason }
+}
+
+fn check_wrap(direction: Direction, iova: u64, len: u64) -> Result<(), DmaFault> {
+    match iova.checked_add(len.saturating_sub(1)) {
+        Some(_) => Ok(()),
+        None => Err(fault(direction, iova, 0, FaultReason::Wraps)),
+    }
+}

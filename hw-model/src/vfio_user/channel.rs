@@ -1,0 +1,261 @@
+//! One client's connection: whole messages in and out, every wait bounded or stoppable.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::protocol::{Flags, Header, MAX_FDS, MAX_MESSAGE, TYPE_MASK};
+use super::stop::Stop;
+use crate::function::PciFunction;
+
+/// How long a message may take from its first byte to its last, either way.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a wait looks whether the function wants the process to end.
+const EXIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Closed {
+    #[error("the client left")]
+    Left,
+    #[error("the server was stopped")]
+    Stopped,
+    #[error("the function asked for the process to end")]
+    Exit,
+    #[error("the client left after {got} of {of} bytes of a message")]
+    Truncated { got: usize, of: usize },
+    #[error("a message of {size} bytes; they have 16 to {MAX_MESSAGE}")]
+    Size { size: u32 },
+    #[error("command {command} with flags {flags:#x}, which is not a request")]
+    NotARequest { command: u16, flags: u32 },
+    #[error("more than {MAX_FDS} descriptors in one message")]
+    Descriptors,
+    #[error("a message incomplete after {} s", MESSAGE_TIMEOUT.as_secs())]
+    Stalled,
+    #[error("command {command}: {problem}")]
+    Malformed { command: u16, problem: String },
+    #[error("socket: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Waits until `fd` is ready, the stop handle fires, or the function wants to exit.
+///
+/// Returns false when `deadline` passed first.
+pub(super) fn wait(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    deadline: Option<Instant>,
+    stop: &Stop,
+    function: &dyn PciFunction,
+) -> Result<bool, Closed> {
+    loop {
+        if function.wants_exit() {
+            return Err(Closed::Exit);
+        }
+        let left = deadline.map_or(EXIT_INTERVAL, |d| d.saturating_duration_since(Instant::now()));
+        let timeout = PollTimeout::try_from(left.min(EXIT_INTERVAL)).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(fd, events)];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Closed::Io(errno.into())),
+        }
+        if stop.is_stopped() {
+            return Err(Closed::Stopped);
+        }
+        // An error or a hang-up counts as ready: the system call that follows tells.
+        if fds[1].any().unwrap_or(true) {
+            return Ok(true);
+        }
+        if deadline.is_some_and(|d| d <= Instant::now()) {
+            return Ok(false);
+        }
+    }
+}
+
+/// The connection, and the buffers that its messages reuse.
+pub(super) struct Channel<'s> {
+    socket: UnixStream,
+    stop: &'s Stop,
+    function: &'s dyn PciFunction,
+    payload: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    reply: Vec<u8>,
+}
+
+impl<'s> Channel<'s> {
+    pub(super) fn new(
+        socket: UnixStream,
+        stop: &'s Stop,
+        function: &'s dyn PciFunction,
+    ) -> Result<Self, Closed> {
+        socket.set_nonblocking(true)?;
+        Ok(Channel {
+            socket,
+            stop,
+            function,
+            payload: Vec::new(),
+            descriptors: Vec::new(),
+            reply: Vec::new(),
+        })
+    }
+
+    /// Waits for the next request; its payload and descriptors are lent until the next call.
+    pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Vec<OwnedFd>), Closed> {
+        self.descriptors.clear();
+        let mut header = Header::new_zeroed();
+        let deadline = self.fill(header.as_mut_bytes(), 0, size_of::<Header>(), None)?;
+        let size = header.size as usize;
+        if !(size_of::<Header>()..=MAX_MESSAGE).contains(&size) {
+            return Err(Closed::Size { size: header.size });
+        }
+        if header.flags & TYPE_MASK != 0 {
+            return Err(Closed::NotARequest { command: header.command, flags: header.flags });
+        }
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(size - size_of::<Header>(), 0);
+        let filled = self.fill(&mut payload, size_of::<Header>(), size, deadline);
+        self.payload = payload;
+        filled?;
+        Ok((header, &self.payload, &mut self.descriptors))
+    }
+
+    /// Reads until `buffer` is full; `before` bytes of the message's `of` were read already.
+    ///
+    /// The deadline starts with the first byte of a message and is handed on.
+    fn fill(
+        &mut self,
+        buffer: &mut [u8],
+        before: usize,
+        of: usize,
+        mut deadline: Option<Instant>,
+    ) -> Result<Option<Instant>, Closed> {
+        let mut got = 0;
+        while got < buffer.len() {
+            match self.receive_some(&mut buffer[got..])? {
+                Some(0) if before + got == 0 => return Err(Closed::Left),
+                Some(0) => {
+                    return Err(Closed::Truncated { got: before + got, of });
+                }
+                Some(count) => {
+                    got += count;
+                    deadline = deadline.or_else(|| Some(Instant::now() + MESSAGE_TIMEOUT));
+                }
+                None => {
+                    let ready = wait(
+                        self.socket.as_fd(),
+                        PollFlags::POLLIN,
+                        deadline,
+                        self.stop,
+                        self.function,
+                    )?;
+                    if !ready {
+                        return Err(Closed::Stalled);
+                    }
+                }
+            }
+        }
+        Ok(deadline)
+    }
+
+    /// Reads what is there, descriptors included; `None` when nothing is.
+    fn receive_some(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Closed> {
+        let mut fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
+        let mut vectors =
+            [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }];
+        // SAFETY: the only vector describes `buffer`, which is borrowed mutably.
+        let received = unsafe { self.socket.recv_with_fds(&mut vectors, &mut fds) };
+        let (count, fd_count) = match received {
+            Ok(counts) => counts,
+            Err(error) => match error.errno() {
+                libc::EAGAIN | libc::EINTR => return Ok(None),
+                libc::ECONNRESET => return Ok(Some(0)),
+                libc::ENOBUFS => return Err(Closed::Descriptors),
+                errno => return Err(Closed::Io(std::io::Error::from_raw_os_error(errno))),
+            },
+        };
+        for &fd in &fds[..fd_count] {
+            // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(std::io::Error::from)?;
+            self.descriptors.push(fd);
+        }
+        if self.descriptors.len() > MAX_FDS {
+            return Err(Closed::Descriptors);
+        }
+        Ok(Some(count))
+    }
+
+    /// Answers a request: with `payload`, or with an error, which has none.
+    pub(super) fn reply(
+        &mut self,
+        request: &Header,
+        outcome: Result<&[u8], Errno>,
+    ) -> Result<(), Closed> {
+        let (flags, error, payload) = match outcome {
+            Ok(payload) => (Flags::REPLY, 0, payload),
+            Err(errno) => (Flags::REPLY | Flags::ERROR, errno as i32 as u32, &[][..]),
+        };
+        let header = Header {
+            id: request.id,
+            command: request.command,
+            size: (size_of::<Header>() + payload.len()) as u32,
+            flags: flags.bits(),
+            error,
+        };
+        self.reply.clear();
+        self.reply.extend_from_slice(header.as_bytes());
+        self.reply.extend_from_slice(payload);
+        let deadline = Instant::now() + MESSAGE_TIMEOUT;
+        let mut sent = 0;
+        while sent < self.reply.len() {
+            match (&self.socket).write(&self.reply[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let ready = wait(
+                        self.socket.as_fd(),
+                        PollFlags::POLLOUT,
+                        Some(deadline),
+                        self.stop,
+                        self.function,
+                    )?;
+                    if !ready {
+                        return Err(Closed::Stalled);
+                    }
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    return Err(Closed::Left);
+                }
+                Err(error) => return Err(Closed::Io(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Channel<'_> {
+    /// Reads what is left, so that the client sees an orderly end after the last reply
+    /// instead of a reset connection.
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+        let mut rest = [0; 4096];
+        for _ in 0..64 {
+            if !matches!((&self.socket).read(&mut rest), Ok(1..)) {
+                break;
+            }
+        }
+    }
+}
