@@ -46,7 +46,7 @@ impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Strategy::IommuContiguous(pages) => {
-                write!(f, "contiguous through the IOMMU, {pages}")
+                write!(f, "IOMMU-contiguous in {pages}")
             }
         }
     }
@@ -119,11 +119,22 @@ impl fmt::Display for Report {
             None => write!(f, "no contiguous buffer of {} bytes could be placed", self.len)?,
         }
         for attempt in &self.attempts {
-            match &attempt.outcome {
-                Outcome::Placed { .. } => {}
-                Outcome::Failed(why) => write!(f, "\n  {}: {why}", attempt.strategy)?,
-                Outcome::Skipped(why) => write!(f, "\n  {}: not tried: {why}", attempt.strategy)?,
+            if let Outcome::Failed(why) = &attempt.outcome {
+                write!(f, "\n  {}: {why}", attempt.strategy)?;
             }
+        }
+        // Those that share a reason share a line.
+        let mut skipped: Vec<(&str, Vec<String>)> = Vec::new();
+        for attempt in &self.attempts {
+            let Outcome::Skipped(why) = &attempt.outcome else { continue };
+            let name = attempt.strategy.to_string();
+            match skipped.iter_mut().find(|(reason, _)| reason == why) {
+                Some((_, names)) => names.push(name),
+                None => skipped.push((why, vec![name])),
+            }
+        }
+        for (why, names) in skipped {
+            write!(f, "\n  not tried: {}: {why}", names.join("; "))?;
         }
         Ok(())
     }

@@ -145,37 +145,6 @@ pub(crate) fn refuses_what_does_not_fit() {
     edu.write(empty, 0, 0, 0).unwrap().wait().expect("no bytes are moved at once");
 }
 
-pub(crate) fn intx_can_be_masked() {
-    use std::time::Duration;
-    use vfio_dma::backend::IrqKind;
-    use vfio_dma::irq::IrqError;
-    use vfio_dma::mmio::{Reg, WriteOnly};
-    const RAISE: Reg<u32, WriteOnly> = Reg::at(0x60);
-    const ACK: Reg<u32, WriteOnly> = Reg::at(0x64);
-    let device = crate::support::open(address(0));
-    let bar = device.bar(0).unwrap();
-    let line = device.interrupts(IrqKind::Intx, 1).unwrap();
-    line.mask().unwrap();
-    bar.set(RAISE, 1).unwrap();
-    let silent = line.wait(0, Duration::from_millis(200));
-    assert!(matches!(silent, Err(IrqError::Timeout { .. })), "masked: {silent:?}");
-    line.unmask().unwrap();
-    assert_eq!(line.wait(0, Duration::from_secs(5)).unwrap(), 1, "pending, delivered on unmask");
-    // The line is masked by itself now; nothing comes until it is unmasked.
-    let silent = line.wait(0, Duration::from_millis(200));
-    assert!(matches!(silent, Err(IrqError::Timeout { .. })), "{silent:?}");
-    bar.set(ACK, 1).unwrap();
-    line.unmask().unwrap();
-    bar.set(RAISE, 2).unwrap();
-    assert_eq!(line.wait(0, Duration::from_secs(5)).unwrap(), 1);
-    bar.set(ACK, 2).unwrap();
-    line.disable().unwrap();
-    // MSI after INTx on the same device, and not two vectors of one.
-    drop(device.interrupts(IrqKind::Msi, 1).unwrap());
-    assert!(device.interrupts(IrqKind::Msi, 2).is_err());
-    assert!(device.interrupts(IrqKind::MsiX, 1).is_err());
-}
-
 pub(crate) fn writes_and_reads_its_own_buffer() {
     let mut edu = edu(Completion::Msi);
     let pattern = Pattern::new(8);

@@ -66,6 +66,7 @@ fn group_node(index: u8) -> String {
 pub(crate) fn not_root() {
     let device = address(0).to_string();
     bind(address(0));
+    let _ = vfio_dma(&["unbind", &address(1).to_string()]);
     let node = group_node(0);
     leaves_machine_alone(|| {
         let said = as_user(&["run", &device], None);

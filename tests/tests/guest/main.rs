@@ -1,8 +1,11 @@
 //! The suites that drive QEMU's devices through a real kernel's VFIO, in guests.
 
+#![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
+
 mod binding;
 mod edu;
 mod errors;
+mod interrupts;
 mod memory;
 mod sharing;
 mod support;
@@ -20,13 +23,15 @@ fn machine(iommu: Iommu) -> VmConfig {
         "edu,dma_mask=0xffffffff",
         "edu,dma_mask=0xffffffffff",
         "pci-testdev,membar=16M",
-        "pcie-root-port,id=port,chassis=1",
+        "pcie-root-port,id=bridge,chassis=1",
+        // For MSI-X: a network card raises an interrupt when it is told to.
+        "e1000e,romfile=",
     ];
     VmConfig {
         iommu,
         devices: devices.map(Device::from).into(),
         // On a bus of its own, so that the kernel can reset it alone.
-        qemu_args: ["-device", "edu,bus=port"].map(Into::into).into(),
+        qemu_args: ["-device", "edu,bus=bridge"].map(Into::into).into(),
         ..VmConfig::default()
     }
 }
@@ -60,7 +65,10 @@ fn main() -> ExitCode {
         edu::refuses_an_address_over_its_mask,
         edu::can_be_dropped_in_the_middle_of_a_transfer,
         edu::refuses_what_does_not_fit,
-        edu::intx_can_be_masked,
+        interrupts::intx_can_be_masked,
+        interrupts::msix_vectors_arrive_one_by_one,
+        interrupts::kinds_exclude_each_other,
+        interrupts::capabilities_are_those_of_the_device,
         edu::writes_and_reads_its_own_buffer,
         testdev::memory_and_port_bars_pass,
         testdev::the_command_line_reports_them,

@@ -46,7 +46,8 @@ pub(crate) fn each_device_frees_its_own() {
     drop(of_first);
     drop(first);
     assert_eq!(space.usage().mappings, 2, "those of the second are untouched");
-    let [_, target] = of_second;
+    let [small, target] = of_second;
+    drop(small);
     let target = second.read(target, 0, 0, 4096).unwrap().wait().unwrap();
     drop(target);
     assert_eq!(space.usage().mappings, 0);
