@@ -11,6 +11,31 @@
 //! it back when the device is done with it, so that nothing can read, write, remap or
 //! drop it meanwhile. A device is not trusted to keep to that: no Rust reference ever
 //! points into a buffer, only volatile copies reach it.
+//!
+//! A buffer that a transfer uses is gone for its former owner, which the compiler checks:
+//!
+//! ```compile_fail,E0382
+//! # use vfio_dma::devices::edu::Edu;
+//! # use vfio_dma::dma::Direction;
+//! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
+//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let transfer = edu.write(buffer, 0, 0, 4096)?;
+//! drop(buffer); // the transfer owns it
+//! # drop(transfer);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```
+//! # use vfio_dma::devices::edu::Edu;
+//! # use vfio_dma::dma::Direction;
+//! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
+//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let buffer = edu.write(buffer, 0, 0, 4096)?.wait()?;
+//! drop(buffer); // given back by `wait`
+//! # Ok(())
+//! # }
+//! ```
 
 mod buffer;
 mod error;

@@ -430,3 +430,6 @@ impl Bar {
         Some(unsafe { mapping.base().add((offset - range.start) as usize) })
     }
 }
+
+#[cfg(test)]
+mod tests;
