@@ -13,6 +13,14 @@ use vfio_dma::backend::DmaAccess;
 
 use super::error::MemoryError;
 
+/// How many files are mapped at most: half of Linux's default for `vm.max_map_count`, so
+/// that the process's own allocations find room beside them.
+pub(super) const MAX_FILES: usize = 32_765;
+
+/// How many bytes of files are mapped at most, for the same reason: half of the address
+/// space of a process.
+const MAX_BYTES: u64 = 1 << 46;
+
 /// A file as the kernel tells files apart, and whether it is mapped for writing.
 ///
 /// A file that comes with descriptors of different modes is mapped once for each.
@@ -41,11 +49,14 @@ impl Mapping {
     ///
     /// Space for growth is added so that a file whose ranges arrive in ascending order is
     /// mapped anew only when what is needed has doubled.
+    ///
+    /// Fails when that is more than `room` bytes.
     fn new(
         fd: impl AsFd,
         stat: &FileStat,
         end: u64,
         writable: bool,
+        room: u64,
     ) -> Result<Mapping, MemoryError> {
         let wrong = |call| move |errno| MemoryError::Os { call, errno };
         // st_blksize is the page size of the file system: 4 KiB, or a huge page's.
@@ -54,6 +65,10 @@ impl Mapping {
         let len = end.checked_next_power_of_two().unwrap_or(end).max(page).min(size);
         let len = len.checked_next_multiple_of(page).and_then(|n| usize::try_from(n).ok());
         let len = len.and_then(NonZeroUsize::new).ok_or(wrong("mmap")(Errno::EOVERFLOW))?;
+        if len.get() as u64 > room {
+            let what = "bytes of mapped files";
+            return Err(MemoryError::Full { what, limit: MAX_BYTES });
+        }
         let mut prot = ProtFlags::PROT_READ;
         prot.set(ProtFlags::PROT_WRITE, writable);
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
@@ -103,6 +118,8 @@ pub(super) struct Backings {
     slots: Vec<Backing>,
     free: Vec<u32>,
     files: HashMap<FileKey, u32>,
+    /// Length of all mappings together.
+    bytes: u64,
 }
 
 impl Default for Backings {
@@ -111,6 +128,7 @@ impl Default for Backings {
             slots: vec![Backing::Unbacked, Backing::Host],
             free: Vec::new(),
             files: HashMap::new(),
+            bytes: 0,
         }
     }
 }
@@ -134,16 +152,23 @@ impl Backings {
             .filter(|&end| end <= size)
             .ok_or(MemoryError::FileTooShort { offset, len, size })?;
         let key = FileKey { device: stat.st_dev, inode: stat.st_ino, writable };
+        let room = MAX_BYTES - self.bytes;
         if let Some(&slot) = self.files.get(&key) {
             if let Backing::File { mapping, users, .. } = &mut self.slots[slot as usize] {
                 if end > mapping.len.get() as u64 {
-                    *mapping = Mapping::new(fd, &stat, end, writable)?;
+                    let grown = Mapping::new(fd, &stat, end, writable, room)?;
+                    self.bytes += (grown.len.get() - mapping.len.get()) as u64;
+                    *mapping = grown;
                 }
                 *users += 1;
             }
             return Ok(Slot(slot));
         }
-        let mapping = Mapping::new(fd, &stat, end, writable)?;
+        if self.files.len() >= MAX_FILES {
+            return Err(MemoryError::Full { what: "files", limit: MAX_FILES as u64 });
+        }
+        let mapping = Mapping::new(fd, &stat, end, writable, room)?;
+        self.bytes += mapping.len.get() as u64;
         let backing = Backing::File { key, mapping, users: 1 };
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -162,9 +187,10 @@ impl Backings {
     /// Gives a share back; the last one unmaps the file.
     pub(super) fn release(&mut self, slot: Slot) {
         let place = &mut self.slots[slot.0 as usize];
-        if let Backing::File { key, users, .. } = place {
+        if let Backing::File { key, mapping, users } = place {
             *users -= 1;
             if *users == 0 {
+                self.bytes -= mapping.len.get() as u64;
                 self.files.remove(key);
                 *place = Backing::Free;
                 self.free.push(slot.0);

@@ -53,13 +53,13 @@ pub enum MemoryError {
         /// Its length in bytes.
         other_len: u64,
     },
-    /// The map holds as many ranges as it may.
-    #[error("IOVA {iova:#x}: all {limit} ranges of the DMA map are in use")]
+    /// The map holds as much as it may.
+    #[error("the DMA map has its limit of {limit} {what}; unmap something first")]
     Full {
-        /// First address of the range.
-        iova: u64,
-        /// How many ranges there may be.
-        limit: usize,
+        /// What there is too much of.
+        what: &'static str,
+        /// How much there may be.
+        limit: u64,
     },
     /// The file ends before the range does: touching the rest would raise SIGBUS.
     #[error(

@@ -50,7 +50,7 @@ impl Table {
             });
         }
         if self.entries.len() >= limit {
-            return Err(MemoryError::Full { iova, limit });
+            return Err(MemoryError::Full { what: "ranges", limit: limit as u64 });
         }
         Ok(last)
     }

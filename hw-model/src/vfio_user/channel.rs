@@ -46,6 +46,17 @@ pub(super) enum Closed {
     Io(#[from] std::io::Error),
 }
 
+/// Whether the server is to end, by whichever side.
+fn check_end(stop: &Stop, function: &dyn PciFunction) -> Result<(), Closed> {
+    if stop.is_stopped() {
+        Err(Closed::Stopped)
+    } else if function.wants_exit() {
+        Err(Closed::Exit)
+    } else {
+        Ok(())
+    }
+}
+
 /// Waits until `fd` is ready, the stop handle fires, or the function wants to exit.
 ///
 /// Returns false when `deadline` passed first.
@@ -57,9 +68,7 @@ pub(super) fn wait(
     function: &dyn PciFunction,
 ) -> Result<bool, Closed> {
     loop {
-        if function.wants_exit() {
-            return Err(Closed::Exit);
-        }
+        check_end(stop, function)?;
         let left = deadline.map_or(EXIT_INTERVAL, |d| d.saturating_duration_since(Instant::now()));
         let timeout = PollTimeout::try_from(left.min(EXIT_INTERVAL)).unwrap_or(PollTimeout::ZERO);
         let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(fd, events)];
@@ -67,9 +76,7 @@ pub(super) fn wait(
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Closed::Io(errno.into())),
         }
-        if stop.is_stopped() {
-            return Err(Closed::Stopped);
-        }
+        check_end(stop, function)?;
         // An error or a hang-up counts as ready: the system call that follows tells.
         if fds[1].any().unwrap_or(true) {
             return Ok(true);
@@ -109,6 +116,8 @@ impl<'s> Channel<'s> {
 
     /// Waits for the next request; its payload and descriptors are lent until the next call.
     pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Vec<OwnedFd>), Closed> {
+        // A client that never pauses must not keep the server from ending.
+        check_end(self.stop, self.function)?;
         self.descriptors.clear();
         let mut header = Header::new_zeroed();
         let deadline = self.fill(header.as_mut_bytes(), 0, size_of::<Header>(), None)?;

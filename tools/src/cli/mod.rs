@@ -5,6 +5,7 @@
 
 pub mod bind;
 pub mod demo;
+pub mod link;
 pub mod list;
 pub mod run;
 pub mod size;
@@ -38,6 +39,7 @@ enum Command {
     Unbind(bind::Args),
     Run(run::Args),
     Vm(vm::Args),
+    Link(link::Args),
 }
 
 /// Runs the command line of this process.
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Some(Command::Unbind(args)) => bind::unbind(args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Vm(args)) => vm::run(args),
+        Some(Command::Link(args)) => link::run(args),
     };
     result.unwrap_or_else(|failure| {
         eprintln!("vfio-dma: {failure}");

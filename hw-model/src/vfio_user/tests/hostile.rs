@@ -121,6 +121,26 @@ fn a_client_that_does_not_read_holds_up_neither_stop_nor_others() {
     }
 }
 
+#[test]
+fn a_client_that_never_pauses_does_not_keep_the_server_from_stopping() {
+    let running = Running::start();
+    let client = running.connect();
+    let mut writer = client.socket.try_clone().unwrap();
+    let mut reader = client.socket;
+    let flood = std::thread::spawn(move || {
+        let posted = [access(0, 0, 4), vec![0; 4]].concat();
+        let posted = message(1, 10, 0x10, &posted).repeat(100);
+        while std::io::Write::write_all(&mut writer, &posted).is_ok() {}
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    running.stop.stop();
+    let start = Instant::now();
+    assert_eq!(running.join(), super::Ended::Stopped);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    flood.join().unwrap();
+    let _ = std::io::Read::read(&mut reader, &mut [0; 1]);
+}
+
 /// Valid messages to start from.
 fn valid() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
