@@ -8,6 +8,7 @@
 mod guest;
 mod host;
 
+use std::any::Any;
 use std::process::ExitCode;
 
 use vfio_dma_tools::vm::VmConfig;
@@ -38,13 +39,27 @@ macro_rules! cases {
     };
 }
 
+/// A guest, and what has to live as long as it.
+pub struct Machine {
+    /// The guest.
+    pub vm: VmConfig,
+    /// Servers of its devices, and the like: dropped after the guest has ended.
+    pub keep: Box<dyn Any>,
+}
+
+impl From<VmConfig> for Machine {
+    fn from(vm: VmConfig) -> Machine {
+        Machine { vm, keep: Box::new(()) }
+    }
+}
+
 /// A guest, and what is tested in it.
 #[derive(Debug, Clone)]
 pub struct Scenario {
     /// Names the scenario in the report: `scenario::case`.
     pub name: &'static str,
-    /// The guest.
-    pub config: fn() -> VmConfig,
+    /// Makes the guest; on the host, once.
+    pub machine: fn() -> Machine,
     /// The tests.
     pub cases: Vec<Case>,
 }

@@ -94,14 +94,22 @@ fn main() -> ExitCode {
         testdev::memory_and_port_bars_pass,
     ];
     vfio_dma_tests::main(vec![
-        Scenario { name: "vtd39", config: || vtd(39), cases: vtd39 },
-        Scenario { name: "vtd48", config: || vtd(48), cases: vtd48 },
+        Scenario { name: "vtd39", machine: || vtd(39).into(), cases: vtd39 },
+        Scenario { name: "vtd48", machine: || vtd(48).into(), cases: vtd48 },
         Scenario {
             name: "group",
-            config: shared_group,
+            machine: || shared_group().into(),
             cases: cases![errors::member_on_a_host_driver],
         },
-        Scenario { name: "no_iommu", config: no_iommu, cases: cases![errors::no_iommu] },
-        Scenario { name: "no_vfio", config: no_vfio, cases: cases![errors::no_vfio_module] },
+        Scenario {
+            name: "no_iommu",
+            machine: || no_iommu().into(),
+            cases: cases![errors::no_iommu],
+        },
+        Scenario {
+            name: "no_vfio",
+            machine: || no_vfio().into(),
+            cases: cases![errors::no_vfio_module],
+        },
     ])
 }
