@@ -13,7 +13,7 @@ use super::progress::Step;
 const KVM: &str = "/dev/kvm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Longest time for the probe guest; under a working KVM it takes one second.
-const PROBE_LIMIT: Duration = Duration::from_secs(8);
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The choice of how the guest's processor runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -118,7 +118,7 @@ pub enum VmError {
         packages: String,
     },
     /// The guest did not come up in time.
-    #[error("the guest did not boot within {} s; the end of its console:\n{console}", limit.as_secs_f32())]
+    #[error("the guest did not boot within {} s{}", limit.as_secs_f32(), section("console", console))]
     BootTimeout {
         /// The limit.
         limit: Duration,
@@ -126,7 +126,7 @@ pub enum VmError {
         console: String,
     },
     /// The command did not end in time.
-    #[error("the command in the guest did not end within {} s; the end of the console:\n{console}", limit.as_secs_f32())]
+    #[error("the command in the guest did not end within {} s{}", limit.as_secs_f32(), section("console", console))]
     CommandTimeout {
         /// The limit.
         limit: Duration,

@@ -39,14 +39,18 @@ done
 
 stty -F /dev/ttyS2 raw -echo
 case $INPUT in
-shell) stty -F /dev/ttyS1 sane rows "$ROWS" columns "$COLUMNS" ;;
+shell) stty -F /dev/ttyS1 sane ;;
 lines) stty -F /dev/ttyS1 raw -echo icanon eof ^D ;;
 *) stty -F /dev/ttyS1 raw -echo ;;
 esac
 
 echo ready >&3
 case $INPUT in
-shell) setsid -c sh /etc/vfio-dma/command </dev/ttyS1 >/dev/ttyS1 2>&1 3>&- ;;
+shell)
+	# A terminal keeps its size only while it is open.
+	script="stty rows $ROWS columns $COLUMNS; . /etc/vfio-dma/command"
+	setsid -c sh -c "$script" </dev/ttyS1 >/dev/ttyS1 2>&1 3>&-
+	;;
 lines) sh /etc/vfio-dma/command </dev/ttyS1 >/dev/ttyS1 2>/dev/ttyS2 3>&- ;;
 *) sh /etc/vfio-dma/command </dev/null >/dev/ttyS1 2>/dev/ttyS2 3>&- ;;
 esac
