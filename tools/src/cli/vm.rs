@@ -80,7 +80,12 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
 
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&cancel);
-    ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
+    ctrlc::set_handler(move || {
+        // The second time does not wait for an output that is stuck; QEMU dies with us.
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+    })?;
 
     let stdin = || io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let (command, input) = if shell {

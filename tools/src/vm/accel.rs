@@ -103,7 +103,14 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
         match guest.with(config).run(&["true"]) {
             Ok(output) if output.status == 0 => Ok("kvm".into()),
             Ok(output) => Ok(format!("exit status {}", output.status)),
-            Err(e) => Ok(e.to_string()),
+            Err(
+                e @ (VmError::BootTimeout { .. }
+                | VmError::CommandTimeout { .. }
+                | VmError::GuestDied { .. }
+                | VmError::GuestSetup { .. }),
+            ) => Ok(e.to_string()),
+            // It says nothing about KVM.
+            Err(e) => Err(e),
         }
     })?;
     if verdict == "kvm" {

@@ -117,6 +117,14 @@ pub enum VmError {
         /// Packages that have it.
         packages: String,
     },
+    /// The build of a kernel failed.
+    #[error("building the guest's kernel failed; all that it printed is in {log}: {source}")]
+    KernelBuild {
+        /// Log of the build.
+        log: PathBuf,
+        /// What failed.
+        source: Box<VmError>,
+    },
     /// The guest did not come up in time.
     #[error("the guest did not boot within {} s{}", limit.as_secs_f32(), section("console", console))]
     BootTimeout {
