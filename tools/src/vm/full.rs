@@ -43,7 +43,8 @@ const SYSTEM_PACKAGES: [&str; 7] = [
 
 /// The kernel image, built when it is not in the cache.
 pub(super) fn kernel(cache: &Cache) -> Result<PathBuf, VmError> {
-    let hash = digest(FRAGMENT.as_bytes());
+    let options: Vec<String> = options(FRAGMENT).map(|line| format!("{line}\n")).collect();
+    let hash = digest(options.concat().as_bytes());
     let log = cache.kind("full")?.join(format!("build-{hash}.log"));
     let entry = cache.entry("full", &format!("current-{hash}"), |dir| {
         let version = build(cache, dir, &log)?;
@@ -144,10 +145,12 @@ fn check_options(config: &Path) -> Result<(), VmError> {
 
 fn missing_options<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
     let set: BTreeSet<&str> = config.lines().collect();
-    fragment
-        .lines()
-        .filter(|l| l.starts_with("CONFIG_") && !set.contains(l))
-        .collect()
+    options(fragment).filter(|l| !set.contains(l)).collect()
+}
+
+/// The lines of a fragment that set an option.
+fn options(fragment: &str) -> impl Iterator<Item = &str> {
+    fragment.lines().filter(|l| l.starts_with("CONFIG_"))
 }
 
 /// What the build needs beyond a C compiler: the system's, or a private tree's.
@@ -276,10 +279,7 @@ mod tests {
 
     #[test]
     fn fragment_has_no_line_twice() {
-        let options: Vec<&str> = FRAGMENT
-            .lines()
-            .filter(|l| l.starts_with("CONFIG_"))
-            .collect();
+        let options: Vec<&str> = options(FRAGMENT).collect();
         assert_eq!(options.iter().collect::<BTreeSet<_>>().len(), options.len());
         assert!(options.contains(&"CONFIG_VFIO_NOIOMMU=y"));
     }
