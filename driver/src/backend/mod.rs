@@ -126,9 +126,7 @@ pub enum BackendError {
         region: Region,
     },
     /// The access does not lie inside the region.
-    #[error(
-        "{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes"
-    )]
+    #[error("{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes")]
     OutOfBounds {
         /// The region accessed.
         region: Region,
@@ -375,10 +373,7 @@ mod tests {
         }
         assert_eq!(Region::from_index(8), None);
         assert_eq!(Region::Config.index(), 7);
-        assert_eq!(
-            [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index),
-            [0, 1, 2]
-        );
+        assert_eq!([IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index), [0, 1, 2]);
     }
 
     #[test]

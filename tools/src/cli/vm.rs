@@ -59,17 +59,11 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     if shell && !(terminal && io::stdout().is_terminal()) {
         return Err("a shell needs a terminal; give a command after `--`".into());
     }
-    let env = PASSED_ON
-        .iter()
-        .filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
+    let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
     let guest = Guest::prepare(VmConfig {
         kernel: args.kernel.clone(),
         iommu: args.iommu,
-        devices: args
-            .devices
-            .iter()
-            .map(|text| Device::from(text.as_str()))
-            .collect(),
+        devices: args.devices.iter().map(|text| Device::from(text.as_str())).collect(),
         memory: args.memory,
         cpus: args.cpus,
         env: env.collect(),
@@ -91,24 +85,13 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     let (command, input) = if shell {
         let (rows, columns) = console_size();
         let login = vec![OsString::from("sh"), OsString::from("-l")];
-        (
-            login,
-            Input::Shell {
-                terminal: stdin()?,
-                rows,
-                columns,
-            },
-        )
+        (login, Input::Shell { terminal: stdin()?, rows, columns })
     } else if terminal {
         (args.command.clone(), Input::Lines(stdin()?))
     } else {
         (args.command.clone(), Input::None)
     };
-    let _raw = if shell {
-        Some(RawTerminal::enter()?)
-    } else {
-        None
-    };
+    let _raw = if shell { Some(RawTerminal::enter()?) } else { None };
     let finished = guest.run_streaming(
         &command,
         &mut Streams {

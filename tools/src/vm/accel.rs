@@ -64,9 +64,7 @@ impl Accel {
             Self::Tcg => Ok(Self::Tcg),
             Self::Kvm => match OpenOptions::new().read(true).write(true).open(KVM) {
                 Ok(_) => Ok(Self::Kvm),
-                Err(e) => Err(VmError::NoKvm {
-                    why: format!("{KVM}: {e}"),
-                }),
+                Err(e) => Err(VmError::NoKvm { why: format!("{KVM}: {e}") }),
             },
             Self::Auto => probe(guest),
         }
@@ -82,12 +80,7 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
         return Ok(Accel::Tcg);
     }
     let boot = std::fs::read_to_string(BOOT_ID).during(format!("read {BOOT_ID}"))?;
-    let subject = format!(
-        "{} {} {}",
-        guest.qemu.identity(),
-        guest.image.identity,
-        boot.trim()
-    );
+    let subject = format!("{} {} {}", guest.qemu.identity(), guest.image.identity, boot.trim());
     let verdict = guest.cache.answer("kvm", &subject, || {
         let _step = Step::new("trying KVM");
         let config = VmConfig {
@@ -130,9 +123,6 @@ mod tests {
         assert_eq!("kvm".parse::<Accel>().unwrap(), Accel::Kvm);
         assert_eq!("auto".parse::<Accel>().unwrap(), Accel::Auto);
         let error = "xen".parse::<Accel>().unwrap_err().to_string();
-        assert!(
-            error.contains("\"xen\"") && error.contains("kvm or tcg"),
-            "{error}"
-        );
+        assert!(error.contains("\"xen\"") && error.contains("kvm or tcg"), "{error}");
     }
 }

@@ -38,20 +38,15 @@ impl Apt {
     /// One process at a time has it.
     pub(super) fn open(root: &Path, suites: &[&str]) -> Result<Self, VmError> {
         for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
-            which::which(tool).map_err(|_| VmError::CannotFetch {
-                missing: format!("no `{tool}` in PATH"),
-            })?;
+            which::which(tool)
+                .map_err(|_| VmError::CannotFetch { missing: format!("no `{tool}` in PATH") })?;
         }
-        let keyring = KEYRINGS
-            .into_iter()
-            .find(|k| Path::new(k).exists())
-            .ok_or_else(|| VmError::CannotFetch {
+        let keyring = KEYRINGS.into_iter().find(|k| Path::new(k).exists()).ok_or_else(|| {
+            VmError::CannotFetch {
                 missing: "no /usr/share/keyrings/debian-archive-keyring.*".into(),
-            })?;
-        let apt = Self {
-            root: root.to_owned(),
-            _lock: lock(&root.join("lock"))?,
-        };
+            }
+        })?;
+        let apt = Self { root: root.to_owned(), _lock: lock(&root.join("lock"))? };
         if apt.is_fresh() {
             return Ok(apt);
         }
@@ -67,10 +62,7 @@ impl Apt {
         apt.write("sources.list", &sources)?;
         apt.write("status", "")?;
         apt.write("apt.conf", &configuration(root))?;
-        let step = Step::new(format!(
-            "reading the package lists of {}",
-            suites.join(", ")
-        ));
+        let step = Step::new(format!("reading the package lists of {}", suites.join(", ")));
         apt.run("apt-get", &["update"], &step)?;
         apt.write(UPDATED, "")?;
         Ok(apt)
@@ -94,14 +86,8 @@ impl Apt {
         step: &Step,
     ) -> Result<Vec<PathBuf>, VmError> {
         self.empty_archives()?;
-        let mut arguments = vec![
-            "install",
-            "--download-only",
-            "-y",
-            "--no-install-recommends",
-            "-t",
-            suite,
-        ];
+        let mut arguments =
+            vec!["install", "--download-only", "-y", "--no-install-recommends", "-t", suite];
         arguments.extend(packages);
         self.run("apt-get", &arguments, step)?;
         self.downloaded(&self.root.join("archives"))
@@ -135,9 +121,7 @@ impl Apt {
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
             .find(|name| name.starts_with(prefix))
             .map(str::to_owned)
-            .ok_or_else(|| VmError::NoPackage {
-                pattern: format!("{prefix}* (from {package})"),
-            })
+            .ok_or_else(|| VmError::NoPackage { pattern: format!("{prefix}* (from {package})") })
     }
 
     /// Removes the downloaded packages.
@@ -177,9 +161,7 @@ impl Apt {
             command.args(["-q=2", "-o", "APT::Status-Fd=1"]);
         }
         command.args(arguments).current_dir(dir);
-        command
-            .env("LC_ALL", "C")
-            .env("DEBIAN_FRONTEND", "noninteractive");
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
         run_with_lines(command, |line| {
             if let Some(done) = download_percent(line) {
                 step.percent(done);
@@ -205,16 +187,9 @@ pub(super) fn unpack(debs: &[PathBuf], tree: &Path) -> Result<(), VmError> {
 pub(super) fn version(debs: &[PathBuf], name: &str) -> Result<String, VmError> {
     debs.iter()
         .filter_map(|deb| deb.file_stem()?.to_str())
-        .find_map(|stem| {
-            stem.strip_prefix(name)?
-                .strip_prefix('_')?
-                .split('_')
-                .next()
-        })
+        .find_map(|stem| stem.strip_prefix(name)?.strip_prefix('_')?.split('_').next())
         .map(|version| version.replace("%3a", "_"))
-        .ok_or_else(|| VmError::NoPackage {
-            pattern: name.to_owned(),
-        })
+        .ok_or_else(|| VmError::NoPackage { pattern: name.to_owned() })
 }
 
 /// Runs `command` with its output read line by line; its whole output when it succeeds.
@@ -225,10 +200,7 @@ pub(super) fn run_with_lines(
     let name = command.get_program().to_string_lossy().into_owned();
     let shown = format!("{command:?}");
     log::trace!("{shown}");
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().during(format!("run {name}"))?;
     let mut errors = child.stderr.take().map(|mut pipe| {
         std::thread::spawn(move || {
@@ -249,23 +221,12 @@ pub(super) fn run_with_lines(
         }
     }
     let status = child.wait().during(format!("wait for {name}"))?;
-    let errors = errors
-        .take()
-        .and_then(|thread| thread.join().ok())
-        .unwrap_or_default();
+    let errors = errors.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
     if status.success() {
         return Ok(text);
     }
-    let output = if errors.is_empty() {
-        text.into_bytes()
-    } else {
-        errors
-    };
-    Err(VmError::Tool {
-        command: shown,
-        status,
-        output: tail(&output, 20),
-    })
+    let output = if errors.is_empty() { text.into_bytes() } else { errors };
+    Err(VmError::Tool { command: shown, status, output: tail(&output, 20) })
 }
 
 /// apt's settings: everything it writes is under `root`, and hooks of the system's own
@@ -308,9 +269,7 @@ const TARGET_FORMAT: &str = "$(CREATED_BY)|$(SITE)|$(RELEASE)|$(COMPONENT)|$(ORI
 
 fn index_targets() -> Result<String, VmError> {
     let mut command = Command::new("apt-get");
-    command
-        .args(["indextargets", "--format", TARGET_FORMAT])
-        .env("LC_ALL", "C");
+    command.args(["indextargets", "--format", TARGET_FORMAT]).env("LC_ALL", "C");
     run_with_lines(command, |_| ())
 }
 
@@ -344,10 +303,7 @@ fn main_archive(targets: &str) -> Result<Archive, VmError> {
         if release.contains('-') || site.starts_with("file:") || site.starts_with("cdrom:") {
             continue;
         }
-        let found = || Archive {
-            site: site.to_owned(),
-            release: release.to_owned(),
-        };
+        let found = || Archive { site: site.to_owned(), release: release.to_owned() };
         if origin == "Debian" && label == "Debian" {
             return Ok(found());
         }
@@ -366,10 +322,7 @@ mod tests {
     use super::*;
 
     fn archive(site: &str, release: &str) -> Archive {
-        Archive {
-            site: site.into(),
-            release: release.into(),
-        }
+        Archive { site: site.into(), release: release.into() }
     }
 
     #[test]
@@ -380,10 +333,7 @@ mod tests {
             Packages|http://m.test/debian|bookworm-updates|main|Debian|Debian\n\
             Packages|http://m.test/debian|bookworm|contrib|Debian|Debian\n\
             Packages|http://m.test/debian|bookworm|main|Debian|Debian\n";
-        assert_eq!(
-            main_archive(targets).unwrap(),
-            archive("http://m.test/debian", "bookworm")
-        );
+        assert_eq!(main_archive(targets).unwrap(), archive("http://m.test/debian", "bookworm"));
     }
 
     #[test]
@@ -391,20 +341,14 @@ mod tests {
         let targets = "Packages|https://vendor.test/apt|stable|main||\n\
             Packages|http://m.test/debian-security|bookworm-security|main||\n\
             Packages|http://m.test/debian|bookworm|main||\n";
-        assert_eq!(
-            main_archive(targets).unwrap(),
-            archive("http://m.test/debian", "bookworm")
-        );
+        assert_eq!(main_archive(targets).unwrap(), archive("http://m.test/debian", "bookworm"));
     }
 
     #[test]
     fn other_distributions_are_refused_with_a_remedy() {
         let targets = "Packages|http://m.test/ubuntu|noble|main|Ubuntu|Ubuntu\n";
         let message = main_archive(targets).unwrap_err().to_string();
-        assert!(
-            message.contains("VFIO_DMA_QEMU") && message.contains("--kernel"),
-            "{message}"
-        );
+        assert!(message.contains("VFIO_DMA_QEMU") && message.contains("--kernel"), "{message}");
     }
 
     #[test]
@@ -413,19 +357,13 @@ mod tests {
             PathBuf::from("/x/qemu-system-x86-data_9_all.deb"),
             PathBuf::from("/x/qemu-system-x86_1%3a11.1.3+ds-1~bpo13+1_amd64.deb"),
         ];
-        assert_eq!(
-            version(&debs, "qemu-system-x86").unwrap(),
-            "1_11.1.3+ds-1~bpo13+1"
-        );
+        assert_eq!(version(&debs, "qemu-system-x86").unwrap(), "1_11.1.3+ds-1~bpo13+1");
         assert!(version(&debs, "qemu").is_err());
     }
 
     #[test]
     fn download_lines_give_a_percentage() {
-        assert_eq!(
-            download_percent("dlstatus:3:41.2500:Retrieving file 3 of 90"),
-            Some(41.25)
-        );
+        assert_eq!(download_percent("dlstatus:3:41.2500:Retrieving file 3 of 90"), Some(41.25));
         assert_eq!(download_percent("pmstatus:x:1:y"), None);
         assert_eq!(download_percent("dlstatus:x"), None);
     }
@@ -435,9 +373,6 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "echo out; echo bad >&2; exit 3"]);
         let error = run_with_lines(command, |_| ()).unwrap_err();
-        assert!(
-            matches!(error, VmError::Tool { ref output, .. } if output == "bad"),
-            "{error}"
-        );
+        assert!(matches!(error, VmError::Tool { ref output, .. } if output == "bad"), "{error}");
     }
 }

@@ -104,35 +104,22 @@ impl Cache {
         let text = ask()?;
         let mut new = tempfile::NamedTempFile::new_in(&dir).at("create a file in", &dir)?;
         new.write_all(text.as_bytes()).at("write", &file)?;
-        new.persist(&file)
-            .map_err(|e| e.error)
-            .at("create", &file)?;
+        new.persist(&file).map_err(|e| e.error).at("create", &file)?;
         Ok(text)
     }
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of `data`.
 pub(super) fn digest(data: &[u8]) -> String {
-    Sha256::digest(data)
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(data).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What identifies a file's present content cheaply: path, size and time of change.
 pub(super) fn identity(path: &Path) -> Result<String, VmError> {
     let meta = fs::metadata(path).at("read", path)?;
     let changed = meta.modified().at("read", path)?;
-    let since = changed
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Ok(format!(
-        "{} {} {}",
-        path.display(),
-        meta.len(),
-        since.as_nanos()
-    ))
+    let since = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{} {} {}", path.display(), meta.len(), since.as_nanos()))
 }
 
 /// Locks the file at `path` until what is returned is dropped; waits for another process
@@ -148,10 +135,7 @@ pub(super) fn lock(path: &Path) -> Result<File, VmError> {
             Err(TryLockError::WouldBlock) => {}
         }
         if start.elapsed() > LOCK_LIMIT {
-            return Err(VmError::CacheBusy {
-                path: path.to_owned(),
-                waited: start.elapsed(),
-            });
+            return Err(VmError::CacheBusy { path: path.to_owned(), waited: start.elapsed() });
         }
         if !told {
             log::info!("waiting for another process that fills {}", path.display());
@@ -170,11 +154,7 @@ fn remove_leftovers(dir: &Path) -> Result<(), VmError> {
         }
         let path = entry.path();
         let is_dir = entry.file_type().at("read", &path)?.is_dir();
-        let removed = if is_dir {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.at("remove", &path)?;
     }
     Ok(())

@@ -52,13 +52,9 @@ impl FromStr for Iommu {
             "none" => return Ok(Self::None),
             _ => {}
         }
-        let bits = text
-            .strip_prefix("intel,aw-bits=")
-            .and_then(|n| n.parse().ok());
+        let bits = text.strip_prefix("intel,aw-bits=").and_then(|n| n.parse().ok());
         match bits {
-            Some(bits @ (39 | 48)) => Ok(Self::Intel {
-                aw_bits: Some(bits),
-            }),
+            Some(bits @ (39 | 48)) => Ok(Self::Intel { aw_bits: Some(bits) }),
             _ => Err(VmError::BadConfig {
                 what: "IOMMU",
                 value: text.into(),
@@ -125,10 +121,7 @@ impl Device {
 /// Whether a device's properties already give its bus or slot, or are in JSON.
 fn placed(text: &str) -> bool {
     text.starts_with('{')
-        || text
-            .split(',')
-            .skip(1)
-            .any(|p| p.starts_with("addr=") || p.starts_with("bus="))
+        || text.split(',').skip(1).any(|p| p.starts_with("addr=") || p.starts_with("bus="))
 }
 
 /// A file that the host puts into the guest.
@@ -259,9 +252,7 @@ impl VmConfig {
         // The IOMMU comes first: QEMU wants it before the devices behind it.
         let iommu = match self.iommu {
             Iommu::Intel { aw_bits: None } => "intel-iommu,caching-mode=on,intremap=on".into(),
-            Iommu::Intel {
-                aw_bits: Some(bits),
-            } => {
+            Iommu::Intel { aw_bits: Some(bits) } => {
                 format!("intel-iommu,caching-mode=on,intremap=on,aw-bits={bits}")
             }
             Iommu::Amd => "amd-iommu,intremap=on,dma-remap=on".into(),
@@ -308,10 +299,7 @@ impl VmConfig {
     /// Names of the modules to load, those of the IOMMU first.
     pub(super) fn modules_to_load(&self) -> Vec<&str> {
         let iommu = (self.iommu == Iommu::Virtio).then_some("virtio_iommu");
-        iommu
-            .into_iter()
-            .chain(self.modules.load.iter().map(String::as_str))
-            .collect()
+        iommu.into_iter().chain(self.modules.load.iter().map(String::as_str)).collect()
     }
 }
 
@@ -322,11 +310,7 @@ mod tests {
     #[test]
     fn devices_get_slots_in_order_unless_they_name_their_own() {
         let config = VmConfig {
-            devices: vec![
-                "edu,dma_mask=0xff".into(),
-                "edu,addr=9".into(),
-                "pci-testdev".into(),
-            ],
+            devices: vec!["edu,dma_mask=0xff".into(), "edu,addr=9".into(), "pci-testdev".into()],
             ..VmConfig::default()
         };
         let arguments = config.machine_arguments().unwrap();
@@ -344,9 +328,7 @@ mod tests {
 
     #[test]
     fn sockets_are_quoted() {
-        let device = Device::VfioUser {
-            socket: "/tmp/a\"b,c".into(),
-        };
+        let device = Device::VfioUser { socket: "/tmp/a\"b,c".into() };
         let argument = device.argument(5).unwrap().into_string().unwrap();
         let json: serde_json::Value = serde_json::from_str(&argument).unwrap();
         assert_eq!(json["socket"]["path"], "/tmp/a\"b,c");
@@ -357,36 +339,15 @@ mod tests {
     fn senseless_guests_are_refused() {
         let refuse = |config: VmConfig| config.machine_arguments().unwrap_err().to_string();
         let base = VmConfig::default;
-        assert!(
-            refuse(VmConfig {
-                memory: (1 << 30) + 1,
-                ..base()
-            })
-            .contains("1073741825 bytes")
-        );
+        assert!(refuse(VmConfig { memory: (1 << 30) + 1, ..base() }).contains("1073741825 bytes"));
         assert!(refuse(VmConfig { cpus: 0, ..base() }).contains("at least 1"));
-        assert!(
-            refuse(VmConfig {
-                devices: vec!["edu".into(); 25],
-                ..base()
-            })
-            .contains("24 fit")
-        );
-        assert!(
-            refuse(VmConfig {
-                devices: vec!["-edu".into()],
-                ..base()
-            })
-            .contains("-edu")
-        );
+        assert!(refuse(VmConfig { devices: vec!["edu".into(); 25], ..base() }).contains("24 fit"));
+        assert!(refuse(VmConfig { devices: vec!["-edu".into()], ..base() }).contains("-edu"));
     }
 
     #[test]
     fn callers_kernel_words_come_last() {
-        let config = VmConfig {
-            kernel_args: vec!["loglevel=7".into()],
-            ..VmConfig::default()
-        };
+        let config = VmConfig { kernel_args: vec!["loglevel=7".into()], ..VmConfig::default() };
         let line = config.kernel_line();
         assert!(line.starts_with("console=ttyS0 quiet "), "{line}");
         assert!(line.ends_with(" intel_iommu=on loglevel=7"), "{line}");

@@ -142,11 +142,7 @@ pub enum VmError {
         console: String,
     },
     /// QEMU ended before the guest reported its command's exit status.
-    #[error(
-        "the guest died ({status}){}{}",
-        section("QEMU", qemu),
-        section("console", console)
-    )]
+    #[error("the guest died ({status}){}{}", section("QEMU", qemu), section("console", console))]
     GuestDied {
         /// How QEMU ended.
         status: String,
@@ -184,10 +180,7 @@ pub(super) trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn during(self, what: impl Into<String>) -> Result<T, VmError> {
-        self.map_err(|e| VmError::Io {
-            what: what.into(),
-            source: e.into(),
-        })
+        self.map_err(|e| VmError::Io { what: what.into(), source: e.into() })
     }
 
     fn at(self, action: &str, path: &Path) -> Result<T, VmError> {
@@ -223,9 +216,6 @@ mod tests {
             qemu: "bad option\n".into(),
             console: " \n".into(),
         };
-        assert_eq!(
-            error.to_string(),
-            "the guest died (exit status: 1)\n--- QEMU:\nbad option"
-        );
+        assert_eq!(error.to_string(), "the guest died (exit status: 1)\n--- QEMU:\nbad option");
     }
 }

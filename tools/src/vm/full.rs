@@ -20,26 +20,14 @@ const FRAGMENT: &str = include_str!("full.config");
 /// How many lines `make` prints, about; only the progress display depends on it.
 const EXPECTED_LINES: f32 = 1900.0;
 /// What the build calls, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 5] = [
-    ("make", "make"),
-    ("flex", "flex"),
-    ("bison", "bison"),
-    ("bc", "bc"),
-    ("m4", "m4"),
-];
+const PROGRAMS: [(&str, &str); 5] =
+    [("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("m4", "m4")];
 /// The header that objtool includes, and its package.
 const HEADER: (&str, &str) = ("gelf.h", "libelf-dev");
 /// Packages that a private tree must not have, by the beginnings of their names: the
 /// system's own C library and compiler are used, and two do not mix.
-const SYSTEM_PACKAGES: [&str; 7] = [
-    "libc6",
-    "libc-",
-    "gcc",
-    "libgcc",
-    "libstdc++",
-    "libcrypt",
-    "linux-libc",
-];
+const SYSTEM_PACKAGES: [&str; 7] =
+    ["libc6", "libc-", "gcc", "libgcc", "libstdc++", "libcrypt", "linux-libc"];
 
 /// The kernel image, built when it is not in the cache.
 pub(super) fn kernel(cache: &Cache) -> Result<PathBuf, VmError> {
@@ -64,14 +52,9 @@ fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
     let mut log_file = File::create(log).at("create", log)?;
     let mut make = |arguments: &[&str], step: &Step| -> Result<(), VmError> {
         let mut command = Command::new("nice");
-        command
-            .args(["-n", "10", "make"])
-            .args(arguments)
-            .current_dir(&source);
+        command.args(["-n", "10", "make"]).args(arguments).current_dir(&source);
         command.env("KCONFIG_ALLCONFIG", &fragment);
-        command
-            .env("KBUILD_BUILD_USER", "vfio-dma")
-            .env("KBUILD_BUILD_HOST", "localhost");
+        command.env("KBUILD_BUILD_USER", "vfio-dma").env("KBUILD_BUILD_HOST", "localhost");
         tools.apply(&mut command);
         let mut lines = 0.0;
         let mut written = Ok(());
@@ -86,19 +69,15 @@ fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
             written = written.and_then(|()| writeln!(log_file, "{e}"));
         }
         written.at("write", log)?;
-        result.map(|_| ()).map_err(|e| VmError::KernelBuild {
-            log: log.to_owned(),
-            source: Box::new(e),
-        })
+        result
+            .map(|_| ())
+            .map_err(|e| VmError::KernelBuild { log: log.to_owned(), source: Box::new(e) })
     };
     let step = Step::new(format!("building Linux {version} (a few minutes, once)"));
     make(&["allnoconfig"], &step)?;
     check_options(&source.join(".config"))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    make(
-        &[&format!("-j{jobs}"), "LOCALVERSION=-vfio-dma", "bzImage"],
-        &step,
-    )?;
+    make(&[&format!("-j{jobs}"), "LOCALVERSION=-vfio-dma", "bzImage"], &step)?;
     drop(step);
 
     for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
@@ -121,8 +100,7 @@ fn fetch_source(cache: &Cache, work: &Path) -> Result<(PathBuf, String), VmError
     apt::unpack(&debs, work)?;
     let _step = Step::new(format!("unpacking {package}"));
     let mut tar = Command::new("tar");
-    tar.arg("-xf")
-        .arg(work.join("usr/src").join(format!("{package}.tar.xz")));
+    tar.arg("-xf").arg(work.join("usr/src").join(format!("{package}.tar.xz")));
     tar.arg("-C").arg(work);
     run_with_lines(tar, |_| ())?;
     Ok((work.join(package), version))
@@ -191,28 +169,18 @@ impl Tools {
         drop(step);
         debs.retain(|deb| {
             let name = deb.file_name().unwrap_or_default().to_string_lossy();
-            !SYSTEM_PACKAGES
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
+            !SYSTEM_PACKAGES.iter().any(|prefix| name.starts_with(prefix))
         });
         apt::unpack(&debs, tree)?;
         apt.empty_archives()?;
-        Ok(Self {
-            tree: Some(tree.to_owned()),
-        })
+        Ok(Self { tree: Some(tree.to_owned()) })
     }
 
     /// Lets `command` find them.
     fn apply(&self, command: &mut Command) {
         let Some(tree) = &self.tree else { return };
-        let libraries = [
-            tree.join("usr/lib/x86_64-linux-gnu"),
-            tree.join("lib/x86_64-linux-gnu"),
-        ];
-        let includes = [
-            tree.join("usr/include"),
-            tree.join("usr/include/x86_64-linux-gnu"),
-        ];
+        let libraries = [tree.join("usr/lib/x86_64-linux-gnu"), tree.join("lib/x86_64-linux-gnu")];
+        let includes = [tree.join("usr/include"), tree.join("usr/include/x86_64-linux-gnu")];
         prepend(command, "PATH", &[tree.join("usr/bin")]);
         prepend(command, "LIBRARY_PATH", &libraries);
         prepend(command, "LD_LIBRARY_PATH", &libraries);
@@ -248,20 +216,8 @@ fn prepend(command: &mut Command, variable: &str, dirs: &[PathBuf]) {
 
 fn has_header(name: &str) -> bool {
     let mut command = Command::new("gcc");
-    command.args([
-        "-E",
-        "-include",
-        name,
-        "-x",
-        "c",
-        "/dev/null",
-        "-o",
-        "/dev/null",
-    ]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.args(["-E", "-include", name, "-x", "c", "/dev/null", "-o", "/dev/null"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -288,12 +244,7 @@ mod tests {
     fn lists_of_directories_grow_in_front() {
         let mut command = Command::new("true");
         prepend(&mut command, "PATH", &["/a".into(), "/b".into()]);
-        let value = command
-            .get_envs()
-            .next()
-            .and_then(|(_, v)| v)
-            .unwrap()
-            .to_owned();
+        let value = command.get_envs().next().and_then(|(_, v)| v).unwrap().to_owned();
         assert!(value.to_string_lossy().starts_with("/a:/b:/"), "{value:?}");
     }
 }

@@ -42,13 +42,7 @@ impl Guest {
         let qemu = Qemu::find(&cache)?;
         let busybox = kernel::busybox(&cache)?;
         let image = config.kernel.resolve(&cache)?;
-        let mut guest = Self {
-            cache,
-            qemu,
-            image,
-            busybox,
-            config,
-        };
+        let mut guest = Self { cache, qemu, image, busybox, config };
         guest.config.accel = guest.config.accel.settle(&guest)?;
         log::debug!("kernel {}, {:?}", guest.image.release, guest.config.accel);
         Ok(guest)
@@ -56,33 +50,16 @@ impl Guest {
 
     /// The same parts with another configuration.
     pub(super) fn with(&self, config: VmConfig) -> Self {
-        Self {
-            config,
-            ..self.clone()
-        }
+        Self { config, ..self.clone() }
     }
 
     /// Boots, runs `command` with its output collected, and powers off.
     pub fn run<S: AsRef<OsStr>>(&self, command: &[S]) -> Result<Output, VmError> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            stdout: &mut stdout,
-            stderr: &mut stderr,
-            input: Input::None,
-            cancel: None,
-        };
-        let Finished {
-            status,
-            console,
-            boot,
-        } = self.run_streaming(command, &mut streams)?;
-        Ok(Output {
-            status,
-            stdout,
-            stderr,
-            console,
-            boot,
-        })
+        let mut streams =
+            Streams { stdout: &mut stdout, stderr: &mut stderr, input: Input::None, cancel: None };
+        let Finished { status, console, boot } = self.run_streaming(command, &mut streams)?;
+        Ok(Output { status, stdout, stderr, console, boot })
     }
 
     /// Boots, runs `command` with its output passed on as it comes, and powers off.
@@ -108,8 +85,7 @@ impl Guest {
         qemu.args(self.config.machine_arguments()?);
         qemu.args(port_arguments);
         qemu.arg("-kernel").arg(&self.image.path);
-        qemu.arg("-initrd")
-            .arg(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        qemu.arg("-initrd").arg(format!("/proc/self/fd/{}", root.as_raw_fd()));
         qemu.arg("-append").arg(self.config.kernel_line());
         qemu.args(&self.config.qemu_args);
         inherited.push(root);
@@ -117,10 +93,7 @@ impl Guest {
         // The far ends of the ports must be QEMU's alone: its end is then their end.
         drop(inherited);
 
-        let limits = Limits {
-            boot: self.config.boot_timeout,
-            command: self.config.timeout,
-        };
+        let limits = Limits { boot: self.config.boot_timeout, command: self.config.timeout };
         let mut step = Some(step);
         serve(machine, ports, limits, streams, || drop(step.take()))
     }
@@ -134,29 +107,20 @@ impl Guest {
         const WRITING: &str = "write the guest's root file system";
         let mut root = Archive::new(out);
         root.console().during(WRITING)?;
-        for dir in [
-            "/dev", "/proc", "/sys", "/tmp", "/root", "/run", "/mnt", "/etc", "/usr",
-        ] {
+        for dir in ["/dev", "/proc", "/sys", "/tmp", "/root", "/run", "/mnt", "/etc", "/usr"] {
             root.directory(dir).during(WRITING)?;
         }
         root.file("/init", 0o755, INIT.as_bytes()).during(WRITING)?;
-        root.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")
-            .during(WRITING)?;
-        root.file("/etc/group", 0o644, b"root:x:0:\n")
-            .during(WRITING)?;
-        for (link, target) in [
-            ("/sbin", "bin"),
-            ("/usr/bin", "../bin"),
-            ("/usr/sbin", "../bin"),
-        ] {
+        root.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n").during(WRITING)?;
+        root.file("/etc/group", 0o644, b"root:x:0:\n").during(WRITING)?;
+        for (link, target) in [("/sbin", "bin"), ("/usr/bin", "../bin"), ("/usr/sbin", "../bin")] {
             root.link(link, target).during(WRITING)?;
         }
         let busybox = fs::read(&self.busybox).at("read", &self.busybox)?;
         check_static(&self.busybox, &busybox)?;
         root.file("/bin/busybox", 0o755, &busybox).during(WRITING)?;
         for applet in self.applets()? {
-            root.link(&format!("/bin/{applet}"), "busybox")
-                .during(WRITING)?;
+            root.link(&format!("/bin/{applet}"), "busybox").during(WRITING)?;
         }
         if let Some(program) = &self.config.program {
             let data = fs::read(program).at("read", program)?;
@@ -168,14 +132,9 @@ impl Guest {
             root.file(&file.guest, file.mode, &data).during(WRITING)?;
         }
         let load = self.write_modules(&mut root)?;
-        root.file("/etc/vfio-dma/settings", 0o644, &settings(&load, input)?)
+        root.file("/etc/vfio-dma/settings", 0o644, &settings(&load, input)?).during(WRITING)?;
+        root.file("/etc/vfio-dma/command", 0o644, &script(&self.config.env, command)?)
             .during(WRITING)?;
-        root.file(
-            "/etc/vfio-dma/command",
-            0o644,
-            &script(&self.config.env, command)?,
-        )
-        .during(WRITING)?;
         root.finish().during(WRITING)?;
         Ok(())
     }
@@ -195,8 +154,7 @@ impl Guest {
         };
         let base = format!("/lib/modules/{}", self.image.release);
         let mut place = |name: &str, data: &[u8]| {
-            root.file(&format!("{base}/{name}"), 0o644, data)
-                .during("place a module")
+            root.file(&format!("{base}/{name}"), 0o644, data).during("place a module")
         };
         for module in &found {
             place(&module.path.to_string_lossy(), &module.data)?;
@@ -205,24 +163,13 @@ impl Guest {
         place("modules.alias", modules::alias_file(&found).as_bytes())?;
         // Those that the kernel has built in are not among the files.
         let has = |name: &str| found.iter().any(|m| m.name == name.replace('-', "_"));
-        Ok(load
-            .into_iter()
-            .filter(|name| has(name))
-            .map(str::to_owned)
-            .collect())
+        Ok(load.into_iter().filter(|name| has(name)).map(str::to_owned).collect())
     }
 
     fn applets(&self) -> Result<Vec<String>, VmError> {
-        let output = Command::new(&self.busybox)
-            .arg("--list")
-            .output()
-            .at("run", &self.busybox)?;
+        let output = Command::new(&self.busybox).arg("--list").output().at("run", &self.busybox)?;
         let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text
-            .lines()
-            .filter(|name| *name != "busybox")
-            .map(str::to_owned)
-            .collect())
+        Ok(text.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
     }
 }
 
@@ -298,11 +245,7 @@ mod tests {
         command.extend(&awkward);
         let env = [("WORD".to_owned(), OsString::from("a 'b'"))];
         let text = script(&env, &command).unwrap();
-        let output = Command::new("sh")
-            .arg("-c")
-            .arg(OsStr::from_bytes(&text))
-            .output()
-            .unwrap();
+        let output = Command::new("sh").arg("-c").arg(OsStr::from_bytes(&text)).output().unwrap();
         let mut expected = Vec::new();
         for word in awkward {
             expected.extend([b"[", word.as_bytes(), b"]"].concat());
@@ -321,9 +264,6 @@ mod tests {
     fn settings_are_shell() {
         let text = settings(&["vfio-pci".into(), "dca".into()], &Input::None).unwrap();
         assert_eq!(text, b"MODULES='vfio-pci dca'\nINPUT=none\n");
-        assert_eq!(
-            settings(&[], &Input::None).unwrap(),
-            b"MODULES=''\nINPUT=none\n"
-        );
+        assert_eq!(settings(&[], &Input::None).unwrap(), b"MODULES=''\nINPUT=none\n");
     }
 }

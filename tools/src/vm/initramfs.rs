@@ -26,11 +26,7 @@ pub(super) struct Archive<W: Write> {
 impl<W: Write> Archive<W> {
     /// Begins an archive on `out`.
     pub(super) fn new(out: W) -> Self {
-        Self {
-            out,
-            inode: 0,
-            present: BTreeSet::new(),
-        }
+        Self { out, inode: 0, present: BTreeSet::new() }
     }
 
     /// A directory, with those above it.
@@ -44,24 +40,12 @@ impl<W: Write> Archive<W> {
 
     /// A regular file.
     pub(super) fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
-        self.entry(
-            relative(path)?,
-            ModeFileType::Regular,
-            mode & 0o7777,
-            (0, 0),
-            data,
-        )
+        self.entry(relative(path)?, ModeFileType::Regular, mode & 0o7777, (0, 0), data)
     }
 
     /// A symbolic link.
     pub(super) fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.entry(
-            relative(path)?,
-            ModeFileType::Symlink,
-            0o777,
-            (0, 0),
-            target.as_bytes(),
-        )
+        self.entry(relative(path)?, ModeFileType::Symlink, 0o777, (0, 0), target.as_bytes())
     }
 
     /// The device node that the kernel opens for the first process.
@@ -123,12 +107,7 @@ fn invalid(why: String) -> io::Error {
 
 /// Refuses a program that needs a dynamic loader: the guest has no libraries.
 pub(super) fn check_static(path: &Path, data: &[u8]) -> Result<(), VmError> {
-    let refuse = |why: String| {
-        Err(VmError::NotStatic {
-            path: path.to_owned(),
-            why,
-        })
-    };
+    let refuse = |why: String| Err(VmError::NotStatic { path: path.to_owned(), why });
     let file = match ElfBytes::<AnyEndian>::minimal_parse(data) {
         Ok(file) => file,
         Err(e) => return refuse(format!("not an ELF file: {e}")),
@@ -141,10 +120,7 @@ pub(super) fn check_static(path: &Path, data: &[u8]) -> Result<(), VmError> {
         Some(segment) => {
             let loader = file.segment_data(&segment).unwrap_or_default();
             let loader = String::from_utf8_lossy(loader);
-            refuse(format!(
-                "it asks for the loader {}",
-                loader.trim_end_matches('\0')
-            ))
+            refuse(format!("it asks for the loader {}", loader.trim_end_matches('\0')))
         }
     }
 }

@@ -59,10 +59,7 @@ impl Kernel {
         match self {
             Self::Image(path) => Image::open(path),
             // It has no modules, whatever this system has for a kernel of its release.
-            Self::Full => Ok(Image {
-                modules: None,
-                ..Image::open(&full::kernel(cache)?)?
-            }),
+            Self::Full => Ok(Image { modules: None, ..Image::open(&full::kernel(cache)?)? }),
             Self::Stock => match std::env::var_os("VFIO_DMA_KERNEL") {
                 Some(path) => Image::open(Path::new(&path)),
                 None => {
@@ -79,16 +76,9 @@ impl Image {
     fn open(path: &Path) -> Result<Self, VmError> {
         let path = path.canonicalize().at("find", path)?;
         let release = release(&path)?;
-        let modules = module_dirs(&path, &release)
-            .into_iter()
-            .find(|dir| dir.is_dir());
+        let modules = module_dirs(&path, &release).into_iter().find(|dir| dir.is_dir());
         let identity = identity(&path)?;
-        Ok(Self {
-            path,
-            release,
-            modules,
-            identity,
-        })
+        Ok(Self { path, release, modules, identity })
     }
 }
 
@@ -111,13 +101,8 @@ fn module_dirs(image: &Path, release: &str) -> Vec<PathBuf> {
 fn release(image: &Path) -> Result<String, VmError> {
     let mut head = Vec::new();
     let file = File::open(image).at("open", image)?;
-    file.take(0x200 + 0x1_0000 + 256)
-        .read_to_end(&mut head)
-        .at("read", image)?;
-    parse_release(&head).map_err(|why| VmError::NotAKernel {
-        path: image.to_owned(),
-        why,
-    })
+    file.take(0x200 + 0x1_0000 + 256).read_to_end(&mut head).at("read", image)?;
+    parse_release(&head).map_err(|why| VmError::NotAKernel { path: image.to_owned(), why })
 }
 
 fn parse_release(head: &[u8]) -> Result<String, &'static str> {
@@ -129,10 +114,7 @@ fn parse_release(head: &[u8]) -> Result<String, &'static str> {
     };
     let at = usize::from(u16::from_le_bytes([low, high])) + 0x200;
     let text = head.get(at..).unwrap_or_default();
-    let end = text
-        .iter()
-        .position(|&b| b == b' ' || b == 0)
-        .unwrap_or(text.len());
+    let end = text.iter().position(|&b| b == b' ' || b == 0).unwrap_or(text.len());
     match std::str::from_utf8(&text[..end]) {
         // The release becomes part of a path.
         Ok(release) if !release.is_empty() && !release.contains('/') && release != ".." => {

@@ -72,10 +72,7 @@ impl Machine {
     pub(super) fn start(mut command: Command, inherited: &[OwnedFd]) -> Result<Self, VmError> {
         let name = command.get_program().to_string_lossy().into_owned();
         log::debug!("{command:?}");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // Its own group: a Ctrl-C at the terminal reaches this process, which then ends QEMU.
         command.process_group(0);
         let parent = Pid::this();

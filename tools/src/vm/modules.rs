@@ -30,19 +30,13 @@ impl Modules {
     /// No modules at all: the guest has no VFIO unless its kernel has it built in.
     #[must_use]
     pub const fn none() -> Self {
-        Self {
-            load: Vec::new(),
-            include: Vec::new(),
-        }
+        Self { load: Vec::new(), include: Vec::new() }
     }
 
     /// vfio-pci and the type 1 IOMMU backend.
     #[must_use]
     pub fn vfio() -> Self {
-        Self {
-            load: vec!["vfio_iommu_type1".into(), "vfio-pci".into()],
-            include: Vec::new(),
-        }
+        Self { load: vec!["vfio_iommu_type1".into(), "vfio-pci".into()], include: Vec::new() }
     }
 }
 
@@ -88,16 +82,8 @@ impl Tree {
         }
         // Kernels without built-in modules may come without the list.
         let builtin = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
-        let builtin = builtin
-            .lines()
-            .filter_map(|l| module_name(Path::new(l)))
-            .collect();
-        Ok(Self {
-            root: root.to_owned(),
-            release: release.to_owned(),
-            files,
-            builtin,
-        })
+        let builtin = builtin.lines().filter_map(|l| module_name(Path::new(l))).collect();
+        Ok(Self { root: root.to_owned(), release: release.to_owned(), files, builtin })
     }
 
     /// `names` and all that they need, each after what it needs.
@@ -128,10 +114,7 @@ impl Tree {
             release: self.release.clone(),
         })?;
         let data = unpack(file)?;
-        let bad = |why: String| VmError::BadModule {
-            path: file.clone(),
-            why,
-        };
+        let bad = |why: String| VmError::BadModule { path: file.clone(), why };
         let info = Info::read(&data).map_err(bad)?;
         for need in &info.needs {
             self.add(need, found, seen)?;
@@ -140,13 +123,7 @@ impl Tree {
             .strip_prefix(&self.root)
             .unwrap_or(file)
             .with_file_name(format!("{}.ko", file_stem(file).unwrap_or(&key)));
-        found.push(Module {
-            name: key,
-            path,
-            data,
-            needs: info.needs,
-            aliases: info.aliases,
-        });
+        found.push(Module { name: key, path, data, needs: info.needs, aliases: info.aliases });
         Ok(())
     }
 }
@@ -184,11 +161,9 @@ pub(super) fn dep_file(modules: &[Module]) -> String {
 
 /// `modules.alias` for `modules`.
 pub(super) fn alias_file(modules: &[Module]) -> String {
-    let lines = modules.iter().flat_map(|m| {
-        m.aliases
-            .iter()
-            .map(move |alias| format!("alias {alias} {}\n", m.name))
-    });
+    let lines = modules
+        .iter()
+        .flat_map(|m| m.aliases.iter().map(move |alias| format!("alias {alias} {}\n", m.name)));
     lines.collect()
 }
 
@@ -198,10 +173,7 @@ fn normal(name: &str) -> String {
 }
 
 fn file_stem(path: &Path) -> Option<&str> {
-    path.file_name()?
-        .to_str()?
-        .split_once(".ko")
-        .map(|(stem, _)| stem)
+    path.file_name()?.to_str()?.split_once(".ko").map(|(stem, _)| stem)
 }
 
 fn module_name(path: &Path) -> Option<String> {
@@ -224,10 +196,7 @@ fn unpack(path: &Path) -> Result<Vec<u8>, VmError> {
         }
         other => Err(VmError::BadModule {
             path: path.to_owned(),
-            why: format!(
-                "compression {:?} is not known, only xz is",
-                other.unwrap_or("")
-            ),
+            why: format!("compression {:?} is not known, only xz is", other.unwrap_or("")),
         }),
     }
 }
@@ -256,8 +225,7 @@ impl Info {
             let entry = String::from_utf8_lossy(entry);
             match entry.split_once('=') {
                 Some(("depends", list)) => {
-                    info.needs
-                        .extend(list.split(',').filter(|n| !n.is_empty()).map(normal));
+                    info.needs.extend(list.split(',').filter(|n| !n.is_empty()).map(normal));
                 }
                 Some(("alias", alias)) => info.aliases.push(alias.to_owned()),
                 _ => {}
@@ -299,20 +267,14 @@ mod tests {
         ];
         let text = dep_file(&all);
         let pci = text.lines().last().unwrap();
-        assert_eq!(
-            pci,
-            "kernel/pci.ko: kernel/core.ko kernel/vfio.ko kernel/irqbypass.ko"
-        );
+        assert_eq!(pci, "kernel/pci.ko: kernel/core.ko kernel/vfio.ko kernel/irqbypass.ko");
         assert!(text.starts_with("kernel/vfio.ko:\n"));
         assert!(alias_file(&all).starts_with("alias pci:vfio* vfio\n"));
     }
 
     #[test]
     fn module_names_ignore_compression_and_dashes() {
-        assert_eq!(
-            module_name(Path::new("a/vfio-pci.ko.xz")).as_deref(),
-            Some("vfio_pci")
-        );
+        assert_eq!(module_name(Path::new("a/vfio-pci.ko.xz")).as_deref(), Some("vfio_pci"));
         assert_eq!(module_name(Path::new("dca.ko")).as_deref(), Some("dca"));
         assert_eq!(module_name(Path::new("modules.kolibri")), None);
         assert_eq!(module_name(Path::new("modules.dep")), None);
@@ -323,18 +285,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("kernel")).unwrap();
         fs::write(dir.path().join("kernel/broken.ko"), "not an object").unwrap();
-        fs::write(
-            dir.path().join("modules.builtin"),
-            "kernel/drivers/virtio/virtio-pci.ko\n",
-        )
-        .unwrap();
+        fs::write(dir.path().join("modules.builtin"), "kernel/drivers/virtio/virtio-pci.ko\n")
+            .unwrap();
         let tree = Tree::open(dir.path(), "6.1").unwrap();
         assert!(tree.closure(["virtio_pci"]).unwrap().is_empty());
         let error = tree.closure(["vfio-pci"]).unwrap_err();
         assert_eq!(error.to_string(), "kernel 6.1 has no module vfio-pci");
-        assert!(matches!(
-            tree.closure(["broken"]),
-            Err(VmError::BadModule { .. })
-        ));
+        assert!(matches!(tree.closure(["broken"]), Err(VmError::BadModule { .. })));
     }
 }

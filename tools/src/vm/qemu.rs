@@ -48,12 +48,7 @@ impl Qemu {
 
     fn installed(program: PathBuf) -> Result<Self, VmError> {
         let identity = identity(&program)?;
-        Ok(Self {
-            program,
-            arguments: Vec::new(),
-            module_dir: None,
-            identity,
-        })
+        Ok(Self { program, arguments: Vec::new(), module_dir: None, identity })
     }
 
     /// A QEMU in an unpacked tree of packages, started through the tree's own loader.
@@ -109,11 +104,7 @@ impl Qemu {
     }
 
     fn knows_vfio_user(&self) -> Result<bool, VmError> {
-        let output = self
-            .command()
-            .args(["-device", "help"])
-            .output()
-            .at("run", &self.program)?;
+        let output = self.command().args(["-device", "help"]).output().at("run", &self.program)?;
         let text = String::from_utf8_lossy(&output.stdout);
         Ok(output.status.success() && text.contains("\"vfio-user-pci\""))
     }

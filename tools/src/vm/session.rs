@@ -85,18 +85,9 @@ pub struct Finished {
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    Booting {
-        since: Instant,
-    },
-    Running {
-        since: Instant,
-        boot: Duration,
-    },
-    Ended {
-        since: Instant,
-        boot: Duration,
-        status: u8,
-    },
+    Booting { since: Instant },
+    Running { since: Instant, boot: Duration },
+    Ended { since: Instant, boot: Duration, status: u8 },
 }
 
 /// Serves the guest's ports until its command has ended and it is off; `ready` is called
@@ -113,9 +104,7 @@ pub(super) fn serve(
         ports,
         open: [true; 4],
         limits,
-        phase: Phase::Booting {
-            since: Instant::now(),
-        },
+        phase: Phase::Booting { since: Instant::now() },
         console: Log::default(),
         qemu: Log::default(),
         status: Vec::new(),
@@ -125,11 +114,9 @@ pub(super) fn serve(
     session.run(streams)?;
     let how = machine.end();
     match session.phase {
-        Phase::Ended { boot, status, .. } => Ok(Finished {
-            status,
-            console: session.console.text,
-            boot,
-        }),
+        Phase::Ended { boot, status, .. } => {
+            Ok(Finished { status, console: session.console.text, boot })
+        }
         _ => Err(VmError::GuestDied {
             status: how,
             qemu: session.qemu.shown(),
@@ -230,26 +217,16 @@ impl<R: FnMut()> Session<R> {
         let left = |limit: Duration, since: Instant| limit.checked_sub(since.elapsed());
         match (self.phase, self.limits) {
             (Phase::Booting { since }, Limits { boot: limit, .. }) => match left(limit, since) {
-                None => Err(VmError::BootTimeout {
-                    limit,
-                    console: self.console.shown(),
-                }),
+                None => Err(VmError::BootTimeout { limit, console: self.console.shown() }),
                 left => Ok(left),
             },
             (Phase::Running { .. }, Limits { command: None, .. }) => Ok(Some(TICK)),
-            (
-                Phase::Running { since, .. },
-                Limits {
-                    command: Some(limit),
-                    ..
-                },
-            ) => match left(limit, since) {
-                None => Err(VmError::CommandTimeout {
-                    limit,
-                    console: self.console.shown(),
-                }),
-                left => Ok(left),
-            },
+            (Phase::Running { since, .. }, Limits { command: Some(limit), .. }) => {
+                match left(limit, since) {
+                    None => Err(VmError::CommandTimeout { limit, console: self.console.shown() }),
+                    left => Ok(left),
+                }
+            }
             // All output came before the status: only the power switch is left.
             (Phase::Ended { since, .. }, _) => Ok(left(POWER_OFF_LIMIT, since)),
         }
@@ -266,9 +243,7 @@ impl<R: FnMut()> Session<R> {
             self.phase = next;
         }
         if self.status.len() > STATUS_LINE_LIMIT {
-            return Err(VmError::GuestSetup {
-                why: "its status line has no end".into(),
-            });
+            return Err(VmError::GuestSetup { why: "its status line has no end".into() });
         }
         Ok(())
     }
@@ -282,26 +257,16 @@ fn pass_on(to: &mut dyn Write, data: &[u8]) -> io::Result<()> {
 /// The phase after a line on the status port.
 fn advance(phase: Phase, line: &str) -> Result<Phase, VmError> {
     let now = Instant::now();
-    let (word, rest) = line
-        .trim_end()
-        .split_once(' ')
-        .unwrap_or((line.trim_end(), ""));
+    let (word, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
     match (phase, word, rest.parse::<u8>()) {
-        (_, "fail", _) => Err(VmError::GuestSetup {
-            why: rest.trim_end().to_owned(),
-        }),
-        (Phase::Booting { since }, "ready", _) => Ok(Phase::Running {
-            since: now,
-            boot: now - since,
-        }),
-        (Phase::Running { boot, .. }, "exit", Ok(status)) => Ok(Phase::Ended {
-            since: now,
-            boot,
-            status,
-        }),
-        _ => Err(VmError::GuestSetup {
-            why: format!("unexpected status line {line:?}"),
-        }),
+        (_, "fail", _) => Err(VmError::GuestSetup { why: rest.trim_end().to_owned() }),
+        (Phase::Booting { since }, "ready", _) => {
+            Ok(Phase::Running { since: now, boot: now - since })
+        }
+        (Phase::Running { boot, .. }, "exit", Ok(status)) => {
+            Ok(Phase::Ended { since: now, boot, status })
+        }
+        _ => Err(VmError::GuestSetup { why: format!("unexpected status line {line:?}") }),
     }
 }
 
@@ -345,9 +310,7 @@ fn read_some(
     let mut buffer = [0; 64 << 10];
     match from.read(&mut buffer) {
         Ok(0) => Ok(false),
-        Ok(n) => take(&buffer[..n])
-            .during("pass on the guest's output")
-            .map(|()| true),
+        Ok(n) => take(&buffer[..n]).during("pass on the guest's output").map(|()| true),
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(true),
         // QEMU went away with data unread in its end, or a terminal hung up.
         Err(e) if e.kind() == ErrorKind::ConnectionReset => Ok(false),
@@ -424,28 +387,20 @@ mod tests {
         let machine = Machine::start(command, &theirs).unwrap();
         drop(theirs);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let mut streams = Streams {
-            stdout: &mut stdout,
-            stderr: &mut stderr,
-            input: Input::None,
-            cancel,
-        };
+        let mut streams =
+            Streams { stdout: &mut stdout, stderr: &mut stderr, input: Input::None, cancel };
         let result = serve(machine, ports, limits, &mut streams, || ());
         (result, stdout, stderr)
     }
 
-    const LIMITS: Limits = Limits {
-        boot: Duration::from_secs(20),
-        command: Some(Duration::from_secs(20)),
-    };
+    const LIMITS: Limits =
+        Limits { boot: Duration::from_secs(20), command: Some(Duration::from_secs(20)) };
     const SHORT: Duration = Duration::from_millis(300);
 
     #[test]
     fn ports_are_kept_apart() {
         let script = |fds: &[RawFd]| {
-            let &[console, output, errors, status] = fds else {
-                panic!("{fds:?}")
-            };
+            let &[console, output, errors, status] = fds else { panic!("{fds:?}") };
             format!(
                 "echo log >&{console}; echo ready >&{status}; echo one >&{output}; \
                  echo two >&{errors}; echo exit 7 >&{status}"
@@ -453,30 +408,18 @@ mod tests {
         };
         let (result, stdout, stderr) = serve_with(script, LIMITS, None);
         let finished = result.unwrap();
-        assert_eq!(
-            (finished.status, finished.console.as_slice()),
-            (7, &b"log\n"[..])
-        );
-        assert_eq!(
-            (stdout.as_slice(), stderr.as_slice()),
-            (&b"one\n"[..], &b"two\n"[..])
-        );
+        assert_eq!((finished.status, finished.console.as_slice()), (7, &b"log\n"[..]));
+        assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"one\n"[..], &b"two\n"[..]));
     }
 
     #[test]
     fn deadlines_hold_and_show_the_console() {
-        let limits = Limits {
-            boot: SHORT,
-            ..LIMITS
-        };
+        let limits = Limits { boot: SHORT, ..LIMITS };
         let (result, ..) = serve_with(|f| format!("echo stuck >&{}; sleep 20", f[0]), limits, None);
         let error = result.unwrap_err();
         assert!(matches!(&error, VmError::BootTimeout { console, .. } if console == "stuck"));
 
-        let limits = Limits {
-            command: Some(SHORT),
-            ..LIMITS
-        };
+        let limits = Limits { command: Some(SHORT), ..LIMITS };
         let (result, ..) = serve_with(|f| format!("echo ready >&{}; sleep 20", f[3]), limits, None);
         assert!(matches!(result, Err(VmError::CommandTimeout { limit, .. }) if limit == SHORT));
     }
@@ -485,19 +428,13 @@ mod tests {
     fn early_death_tells_what_qemu_said() {
         let (result, ..) = serve_with(|_| "echo bad option >&2; exit 3".into(), LIMITS, None);
         let error = result.unwrap_err().to_string();
-        assert!(
-            error.contains("exit status: 3") && error.contains("bad option"),
-            "{error}"
-        );
+        assert!(error.contains("exit status: 3") && error.contains("bad option"), "{error}");
     }
 
     #[test]
     fn setup_failure_and_cancellation_end_the_run() {
-        let (result, ..) = serve_with(
-            |f| format!("echo fail no module >&{}; sleep 20", f[3]),
-            LIMITS,
-            None,
-        );
+        let (result, ..) =
+            serve_with(|f| format!("echo fail no module >&{}; sleep 20", f[3]), LIMITS, None);
         assert!(matches!(result, Err(VmError::GuestSetup { why }) if why == "no module"));
         let cancel = AtomicBool::new(true);
         let (result, ..) = serve_with(|_| "sleep 20".into(), LIMITS, Some(&cancel));
