@@ -74,10 +74,16 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process.
+/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
+/// second time ends it.
 fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || set.store(true, Ordering::SeqCst))?;
+    ctrlc::set_handler(move || {
+        // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+    })?;
     Ok(flag)
 }

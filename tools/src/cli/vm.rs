@@ -17,8 +17,9 @@ const PASSED_ON: [&str; 4] = ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TERM"];
 
 /// Boot a guest with PCI devices and run a command in it
 ///
-/// QEMU, a kernel and busybox are fetched once and kept in ~/.cache/vfio-dma; this program
-/// is /bin/vfio-dma in the guest. The exit status is the command's.
+/// QEMU, a kernel and busybox are fetched once and kept in ~/.cache/vfio-dma; remove it to
+/// fetch them anew. This program is /bin/vfio-dma in the guest. The exit status is the
+/// command's.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A device: a name of QEMU's `-device` with properties, such as `edu,dma_mask=0xffffffff`;
