@@ -54,3 +54,13 @@ pub(crate) fn list_names_the_devices() {
     assert!(text.contains("0000:00:08.0"), "{text}");
     assert!(fs::metadata("/sys/bus/pci/devices/0000:00:08.0").is_ok());
 }
+
+pub(crate) fn a_refused_bind_gives_the_driver_back() {
+    // Without an IOMMU vfio-pci does not take the serial card, after its own driver let go.
+    let device = address(1).to_string();
+    assert_eq!(driver(1).as_deref(), Some("serial"));
+    let before = machine_state();
+    let said = vfio_dma(&["bind", &device]);
+    crate::support::check_refusal(&said, &[&device, "no IOMMU group", "intel_iommu=on"]);
+    assert_eq!(machine_state(), before);
+}

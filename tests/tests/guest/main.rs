@@ -5,6 +5,7 @@
 mod binding;
 mod edu;
 mod errors;
+mod examples;
 mod interrupts;
 mod memory;
 mod sharing;
@@ -32,6 +33,7 @@ fn machine(iommu: Iommu) -> VmConfig {
         devices: devices.map(Device::from).into(),
         // On a bus of its own, so that the kernel can reset it alone.
         qemu_args: ["-device", "edu,bus=bridge"].map(Into::into).into(),
+        files: examples::files(),
         ..VmConfig::default()
     }
 }
@@ -47,7 +49,11 @@ fn shared_group() -> VmConfig {
 }
 
 fn no_iommu() -> VmConfig {
-    VmConfig { iommu: Iommu::None, devices: vec![Device::from("edu")], ..VmConfig::default() }
+    VmConfig {
+        iommu: Iommu::None,
+        devices: ["edu", "pci-serial"].map(Device::from).into(),
+        ..VmConfig::default()
+    }
 }
 
 fn no_vfio() -> VmConfig {
@@ -64,7 +70,9 @@ fn main() -> ExitCode {
         edu::reaches_40_bits_as_far_as_the_iommu_goes,
         edu::refuses_an_address_over_its_mask,
         edu::can_be_dropped_in_the_middle_of_a_transfer,
+        edu::a_panic_in_the_middle_of_a_transfer_stops_the_device,
         edu::refuses_what_does_not_fit,
+        examples::edu_copy_and_registers_run,
         interrupts::intx_can_be_masked,
         interrupts::msix_vectors_arrive_one_by_one,
         interrupts::kinds_exclude_each_other,
@@ -104,7 +112,7 @@ fn main() -> ExitCode {
         Scenario {
             name: "no_iommu",
             machine: || no_iommu().into(),
-            cases: cases![errors::no_iommu],
+            cases: cases![errors::no_iommu, binding::a_refused_bind_gives_the_driver_back],
         },
         Scenario {
             name: "no_vfio",
