@@ -11,4 +11,5 @@
 //! - [`devices`]: drivers for particular devices.
 
 pub mod backend;
+pub mod devices;
 pub mod pci;

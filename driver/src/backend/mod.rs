@@ -126,9 +126,7 @@ pub enum BackendError {
         region: Region,
     },
     /// The access does not lie inside the region.
-    #[error(
-        "{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes"
-    )]
+    #[error("{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes")]
     OutOfBounds {
         /// The region accessed.
         region: Region,
@@ -176,7 +174,10 @@ pub enum BackendError {
 }
 
 fn remedy_suffix(remedy: &Option<String>) -> String {
-    remedy.as_ref().map(|r| format!("\n  remedy: {r}")).unwrap_or_default()
+    remedy
+        .as_ref()
+        .map(|r| format!("\n  remedy: {r}"))
+        .unwrap_or_default()
 }
 
 /// The result of a backend's operation.
@@ -389,6 +390,9 @@ mod tests {
             remedy: Some("raise the memory lock limit (ulimit -l)".into()),
         };
         let text = error.to_string();
-        assert!(text.contains("0x1000") && text.contains("ulimit -l"), "{text}");
+        assert!(
+            text.contains("0x1000") && text.contains("ulimit -l"),
+            "{text}"
+        );
     }
 }
