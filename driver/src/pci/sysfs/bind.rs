@@ -13,7 +13,8 @@ pub struct Binding {
     pub address: Address,
     /// What it had before; none when it was bound to vfio-pci already.
     pub former: Option<Former>,
-    /// Its IOMMU group; none without an IOMMU, and then opening the function will fail.
+    /// Its IOMMU group; none without an IOMMU, where the kernel let vfio-pci bind all the
+    /// same: opening the function will fail.
     pub group: Option<IommuGroup>,
 }
 
@@ -55,6 +56,9 @@ impl Sysfs {
     /// to vfio-pci already is left as it is.
     ///
     /// # Errors
+    ///
+    /// Without an IOMMU, vfio-pci refuses the function unless VFIO's no-IOMMU mode is on; the
+    /// cause is [`PciError::NoGroup`] then.
     ///
     /// When a step fails half-way, everything is put back as it was, and
     /// [`PciError::Bind`] tells the reason and whether that worked.
@@ -100,6 +104,12 @@ impl Sysfs {
             }
             Err(cause) => {
                 let aftermath = self.roll_back(address, &former, &cause);
+                let cause = match cause {
+                    PciError::WrongDriver { .. } if device.group.is_none() => {
+                        PciError::NoGroup { address }
+                    }
+                    cause => cause,
+                };
                 Err(PciError::Bind {
                     address,
                     cause: Box::new(cause),
@@ -566,11 +576,19 @@ mod tests {
     }
 
     #[test]
-    fn without_an_iommu_binding_works_and_says_so() {
+    fn without_an_iommu_the_result_or_the_refusal_says_so() {
         let fake = Fake::new();
         fake.register("vfio-pci", &[]);
-        let address = fake.device(BDF, 0x1234, 0x11e8, None, None);
+        let address = fake.device(BDF, 0x1234, 0x11e8, Some("edu"), None);
         assert_eq!(fake.sysfs().bind(address).unwrap().group, None);
+        fake.sysfs().unbind(address).unwrap();
+        fake.refuse("vfio-pci");
+        let text = fake.sysfs().bind(address).unwrap_err().to_string();
+        assert!(
+            text.contains("no IOMMU group") && text.contains("intel_iommu=on"),
+            "{text}"
+        );
+        assert!(text.contains("as before, with the driver edu"), "{text}");
     }
 
     #[test]

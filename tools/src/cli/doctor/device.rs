@@ -54,7 +54,7 @@ fn support(info: &PciDeviceInfo) -> Check {
 
 /// A device that lost power or hangs reads all ones.
 fn header(host: &Host, info: &PciDeviceInfo) -> Check {
-    let name = "config space";
+    let name = "config-space";
     let read = host
         .sysfs
         .config_header(info.address)
@@ -80,7 +80,7 @@ fn driver(info: &PciDeviceInfo) -> Check {
 }
 
 fn viability(host: &Host, address: Address) -> Check {
-    let name = "group members";
+    let name = "group-members";
     let in_the_way = match host.sysfs.viability(address) {
         Ok(viability) => viability.in_the_way,
         Err(error) => return from_error(name, &error),
@@ -101,7 +101,7 @@ fn viability(host: &Host, address: Address) -> Check {
 }
 
 fn node(host: &Host, info: &PciDeviceInfo, node: &std::path::Path) -> Check {
-    let name = "group node";
+    let name = "group-node";
     let shown = node.display();
     match writable(&host.node(node)) {
         Ok(()) => Check::ok(name, format!("{shown} can be opened")),
@@ -135,7 +135,7 @@ mod tests {
         machine.remove("sys/bus/pci/devices/0000:00:05.0/driver");
         machine.remove("dev/vfio/3");
         let bind = Some("vfio-dma bind 0000:00:05.0");
-        for name in ["driver", "group node"] {
+        for name in ["driver", "group-node"] {
             let check = check(&host, name);
             assert_eq!(
                 (check.status, check.remedy.as_deref()),
@@ -149,7 +149,7 @@ mod tests {
     fn a_member_with_a_host_driver_is_told_with_the_command() {
         let (machine, host) = sound();
         machine.device("0000:00:05.1", 0x1af4, 0x1041, Some("virtio-pci"), Some(3));
-        let check = check(&host, "group members");
+        let check = check(&host, "group-members");
         assert!(
             check.finding.contains("0000:00:05.1 (virtio-pci)"),
             "{check:?}"
@@ -172,14 +172,14 @@ mod tests {
         let config = "sys/bus/pci/devices/0000:00:05.0/config";
         machine.file(config, [0xff; 64]);
         assert!(
-            check(&host, "config space")
+            check(&host, "config-space")
                 .finding
                 .contains("does not answer")
         );
         machine.file(config, [0x34; 64]);
-        assert!(check(&host, "config space").finding.contains("3434:3434"));
+        assert!(check(&host, "config-space").finding.contains("3434:3434"));
         machine.file(config, [0x34; 63]);
-        assert_eq!(check(&host, "config space").status, Status::Failed);
+        assert_eq!(check(&host, "config-space").status, Status::Failed);
     }
 
     #[test]

@@ -24,8 +24,8 @@ pub(super) fn checks(host: &Host) -> Vec<Check> {
         container(host).needed(!iommufd),
         iommu_node(host),
         memory_lock(host),
-        huge_pages(host, "huge pages 2M", "hugepages-2048kB", 64),
-        huge_pages(host, "huge pages 1G", "hugepages-1048576kB", 1),
+        huge_pages(host, "huge-pages-2m", "hugepages-2048kB", 64),
+        huge_pages(host, "huge-pages-1g", "hugepages-1048576kB", 1),
         transparent_huge_pages(host),
         noiommu_mode(host, noiommu),
     ]
@@ -97,15 +97,9 @@ fn module(host: &Host, name: &'static str, signs: &[&str], module: &str, config:
     if signs.iter().any(|sign| host.sys(sign).exists()) {
         return Check::ok(name, "loaded");
     }
-    let file = format!("/{module}.ko");
     let listed = |list| {
-        host.text(&host.modules.join(list)).is_some_and(|text| {
-            text.lines().any(|line| {
-                line.split(':')
-                    .next()
-                    .is_some_and(|path| path.contains(&file))
-            })
-        })
+        host.text(&host.modules.join(list))
+            .is_some_and(|text| text.lines().any(|line| is_module(line, module)))
     };
     if listed("modules.builtin") {
         return Check::ok(name, "built into the kernel");
@@ -121,6 +115,15 @@ fn module(host: &Host, name: &'static str, signs: &[&str], module: &str, config:
         "install the package with the kernel's modules (Debian: linux-image, Ubuntu: \
              linux-modules, Fedora: kernel-modules), or a kernel with {config}=m"
     ))
+}
+
+/// Whether a line of `modules.dep` or `modules.builtin` is about the module: a path, perhaps
+/// of a compressed file, and after a colon what it depends on.
+fn is_module(line: &str, module: &str) -> bool {
+    let path = line.split(':').next().unwrap_or_default();
+    let file = path.rsplit('/').next().unwrap_or_default();
+    file.strip_prefix(module)
+        .is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
 }
 
 fn container(host: &Host) -> Check {
@@ -148,7 +151,7 @@ fn iommu_node(host: &Host) -> Check {
 }
 
 fn memory_lock(host: &Host) -> Check {
-    let name = "memory lock limit";
+    let name = "memory-lock";
     let unlimit = "ulimit -l unlimited (as root), or memlock in /etc/security/limits.conf, or \
                    LimitMEMLOCK= of a systemd unit";
     if has_capability(host, CAP_IPC_LOCK) {
@@ -195,7 +198,7 @@ fn huge_pages(host: &Host, name: &'static str, dir: &str, suggestion: u32) -> Ch
 }
 
 fn transparent_huge_pages(host: &Host) -> Check {
-    let name = "transparent huge";
+    let name = "transparent-huge-pages";
     let path = host.sys("kernel/mm/transparent_hugepage/enabled");
     // The setting in force stands in brackets: `always [madvise] never`.
     let setting = host.text(&path).and_then(|text| {
@@ -217,7 +220,7 @@ fn noiommu_enabled(host: &Host) -> bool {
 }
 
 fn noiommu_mode(host: &Host, enabled: bool) -> Check {
-    let name = "no-IOMMU mode";
+    let name = "noiommu-mode";
     let parameter = host.sys("module/vfio/parameters/enable_unsafe_noiommu_mode");
     if enabled {
         Check::note(
@@ -272,7 +275,7 @@ mod tests {
             "Y\n",
         );
         assert_eq!(check(&host, "iommu").status, Status::Note);
-        assert_eq!(check(&host, "no-IOMMU mode").status, Status::Note);
+        assert_eq!(check(&host, "noiommu-mode").status, Status::Note);
     }
 
     #[test]
@@ -298,6 +301,8 @@ mod tests {
             "modules/modules.dep",
             "kernel/b/vfio_iommu_type1.ko.zst: kernel/vfio.ko\n",
         );
+        assert_eq!(type1().remedy.as_deref(), Some("modprobe vfio_iommu_type1"));
+        machine.file("modules/modules.dep", "vfio_iommu_type1.ko:\n");
         assert_eq!(type1().remedy.as_deref(), Some("modprobe vfio_iommu_type1"));
         machine.file("modules/modules.builtin", "kernel/b/vfio_iommu_type1.ko\n");
         assert_eq!(type1().status, Status::Ok);
@@ -326,29 +331,25 @@ mod tests {
     fn memory_limits_and_pages_are_told_with_what_raises_them() {
         let (machine, host) = sound();
         let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).unwrap();
-        let lock = check(&host, "memory lock limit");
+        let lock = check(&host, "memory-lock");
         if limit == RLIM_INFINITY {
             assert_eq!(lock.finding, "unlimited");
         } else {
             assert!(lock.finding.contains(&limit.to_string()), "{lock:?}");
         }
         machine.file("proc/self/status", "CapEff:\t0000000000004000\n");
-        assert!(
-            check(&host, "memory lock limit")
-                .finding
-                .contains("CAP_IPC_LOCK")
-        );
-        assert_eq!(check(&host, "huge pages 2M").finding, "60 of 64 are free");
-        let gigabyte = check(&host, "huge pages 1G");
+        assert!(check(&host, "memory-lock").finding.contains("CAP_IPC_LOCK"));
+        assert_eq!(check(&host, "huge-pages-2m").finding, "60 of 64 are free");
+        let gigabyte = check(&host, "huge-pages-1g");
         assert_eq!(gigabyte.status, Status::Note);
         assert!(gigabyte.remedy.unwrap().starts_with("echo 1 > "));
-        assert_eq!(check(&host, "transparent huge").finding, "madvise");
+        assert_eq!(check(&host, "transparent-huge-pages").finding, "madvise");
         machine.file(
             "sys/kernel/mm/transparent_hugepage/enabled",
             "always madvise [never]\n",
         );
         assert!(
-            check(&host, "transparent huge")
+            check(&host, "transparent-huge-pages")
                 .remedy
                 .unwrap()
                 .starts_with("echo madvise > ")

@@ -181,9 +181,9 @@ fn compose(report: &Report, json: bool) -> Result<String, Failure> {
             Status::Note => "note",
             Status::Failed => "FAILED",
         };
-        writeln!(text, "{status:6}  {:17}  {}", check.name, check.finding)?;
+        writeln!(text, "{status:6}  {:22}  {}", check.name, check.finding)?;
         if let Some(remedy) = &check.remedy {
-            writeln!(text, "{:27}-> {remedy}", "")?;
+            writeln!(text, "{:32}-> {remedy}", "")?;
         }
     }
     let failed = report
