@@ -1,8 +1,6 @@
 //! Handing a function to vfio-pci, and back.
 
-use std::path::PathBuf;
-
-use super::{Former, IommuGroup, PciDeviceInfo, Sysfs, VFIO_PCI, link_name, read_text};
+use super::{Former, IommuGroup, PciDeviceInfo, Sysfs, VFIO_PCI};
 use crate::pci::Address;
 use crate::pci::error::{Aftermath, PciError, Result};
 
@@ -232,82 +230,6 @@ impl Sysfs {
             self.set_override(address, former.driver_override.as_deref())?;
         }
         self.expect_driver(address, former.driver.as_deref())
-    }
-
-    /// Binds a certain driver, of those that match the function.
-    fn attach(&self, address: Address, driver: &str) -> Result<()> {
-        let bind = self.driver_dir(driver).join("bind");
-        match self.write(&bind, &address.to_string()) {
-            Err(PciError::Write { source, .. }) => {
-                // Its module may have been unloaded: a probe has the kernel look for another.
-                log::debug!("{}: {source}", bind.display());
-                self.probe(address)
-            }
-            result => result,
-        }
-    }
-
-    /// Takes the driver away that the function has now, if any.
-    fn detach(&self, address: Address) -> Result<()> {
-        match self.driver(address)? {
-            None => Ok(()),
-            Some(driver) => self.write(
-                &self.driver_dir(&driver).join("unbind"),
-                &address.to_string(),
-            ),
-        }
-    }
-
-    /// Has the kernel look for a driver. The write succeeds also when none accepts.
-    fn probe(&self, address: Address) -> Result<()> {
-        self.write(
-            &self.root.join("bus/pci/drivers_probe"),
-            &address.to_string(),
-        )
-    }
-
-    fn expect_driver(&self, address: Address, wanted: Option<&str>) -> Result<()> {
-        let found = self.driver(address)?;
-        if found.as_deref() == wanted {
-            return Ok(());
-        }
-        let wanted = wanted.unwrap_or("no driver").to_owned();
-        Err(PciError::WrongDriver {
-            address,
-            wanted,
-            found,
-        })
-    }
-
-    fn driver(&self, address: Address) -> Result<Option<String>> {
-        link_name(&self.device_dir(address)?.join("driver"))
-    }
-
-    fn driver_override(&self, address: Address) -> Result<Option<String>> {
-        let text = read_text(&self.override_path(address)?)?;
-        Ok(Some(text).filter(|text| !text.is_empty() && text != "(null)"))
-    }
-
-    /// An empty line clears the override.
-    fn set_override(&self, address: Address, driver: Option<&str>) -> Result<()> {
-        self.write(&self.override_path(address)?, driver.unwrap_or_default())
-    }
-
-    fn override_path(&self, address: Address) -> Result<PathBuf> {
-        Ok(self.device_dir(address)?.join("driver_override"))
-    }
-
-    /// Fails early, with the file's name, for a user who may not write it.
-    fn check_permission(&self, address: Address) -> Result<()> {
-        let path = self.override_path(address)?;
-        match std::fs::OpenOptions::new().write(true).open(&path) {
-            Ok(_) => Ok(()),
-            Err(source) => Err(PciError::Write {
-                path,
-                value: VFIO_PCI.into(),
-                source,
-            }),
-        }
     }
 }
 

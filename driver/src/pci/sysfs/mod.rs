@@ -4,6 +4,7 @@
 //! `sysfs-kernel-iommu_groups`.
 
 mod bind;
+mod driver;
 mod enumerate;
 mod group;
 mod holder;
