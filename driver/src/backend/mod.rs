@@ -174,10 +174,7 @@ pub enum BackendError {
 }
 
 fn remedy_suffix(remedy: &Option<String>) -> String {
-    remedy
-        .as_ref()
-        .map(|r| format!("\n  remedy: {r}"))
-        .unwrap_or_default()
+    remedy.as_ref().map(|r| format!("\n  remedy: {r}")).unwrap_or_default()
 }
 
 /// The result of a backend's operation.
@@ -376,10 +373,7 @@ mod tests {
         }
         assert_eq!(Region::from_index(8), None);
         assert_eq!(Region::Config.index(), 7);
-        assert_eq!(
-            [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index),
-            [0, 1, 2]
-        );
+        assert_eq!([IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index), [0, 1, 2]);
     }
 
     #[test]
@@ -390,9 +384,6 @@ mod tests {
             remedy: Some("raise the memory lock limit (ulimit -l)".into()),
         };
         let text = error.to_string();
-        assert!(
-            text.contains("0x1000") && text.contains("ulimit -l"),
-            "{text}"
-        );
+        assert!(text.contains("0x1000") && text.contains("ulimit -l"), "{text}");
     }
 }

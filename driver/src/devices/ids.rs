@@ -81,10 +81,7 @@ pub const KNOWN_DEVICES: &[KnownDevice] = &[
 /// not drive.
 #[must_use]
 pub fn recognise(vendor: u16, device: u16) -> Option<KnownDevice> {
-    KNOWN_DEVICES
-        .iter()
-        .copied()
-        .find(|known| (known.vendor, known.device) == (vendor, device))
+    KNOWN_DEVICES.iter().copied().find(|known| (known.vendor, known.device) == (vendor, device))
 }
 
 #[cfg(test)]

@@ -45,18 +45,10 @@ impl Address {
     ///
     /// Fails when `device` is above 31 or `function` above 7.
     pub fn new(domain: u32, bus: u8, device: u8, function: u8) -> Result<Address, AddressError> {
-        let address = Address {
-            domain,
-            bus,
-            device,
-            function,
-        };
+        let address = Address { domain, bus, device, function };
         match address.problem() {
             None => Ok(address),
-            Some(problem) => Err(AddressError {
-                text: address.to_string(),
-                problem,
-            }),
+            Some(problem) => Err(AddressError { text: address.to_string(), problem }),
         }
     }
 
@@ -97,12 +89,7 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Address {
-            domain,
-            bus,
-            device,
-            function,
-        } = self;
+        let Address { domain, bus, device, function } = self;
         f.pad(&format!("{domain:04x}:{bus:02x}:{device:02x}.{function:x}"))
     }
 }
@@ -111,17 +98,12 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Address, AddressError> {
-        parse(text).map_err(|problem| AddressError {
-            text: text.to_owned(),
-            problem,
-        })
+        parse(text).map_err(|problem| AddressError { text: text.to_owned(), problem })
     }
 }
 
 fn parse(text: &str) -> Result<Address, &'static str> {
-    let (path, function) = text
-        .rsplit_once('.')
-        .ok_or("the function (.0) is missing")?;
+    let (path, function) = text.rsplit_once('.').ok_or("the function (.0) is missing")?;
     let mut fields = path.split(':');
     let (domain, bus, device) = match (fields.next(), fields.next(), fields.next(), fields.next()) {
         (Some(bus), Some(device), None, None) => ("0", bus, device),
@@ -133,12 +115,8 @@ fn parse(text: &str) -> Result<Address, &'static str> {
     let device = hex(device, 2).ok_or("the device is not 1 or 2 hexadecimal digits")?;
     let function = hex(function, 1).ok_or("the function is not one digit")?;
     // Two digits fit 8 bits, so the casts lose nothing.
-    let address = Address {
-        domain,
-        bus: bus as u8,
-        device: device as u8,
-        function: function as u8,
-    };
+    let address =
+        Address { domain, bus: bus as u8, device: device as u8, function: function as u8 };
     address.problem().map_or(Ok(address), Err)
 }
 
@@ -174,10 +152,7 @@ mod tests {
         assert_eq!(full, "0:5.0".parse().unwrap());
         assert_eq!(full.to_string(), "0000:00:05.0");
         let vmd: Address = "10000:E1:1f.7".parse().unwrap();
-        assert_eq!(
-            (vmd.domain(), vmd.bus(), vmd.device(), vmd.function()),
-            (0x10000, 0xe1, 31, 7)
-        );
+        assert_eq!((vmd.domain(), vmd.bus(), vmd.device(), vmd.function()), (0x10000, 0xe1, 31, 7));
         assert_eq!(vmd.to_string(), "10000:e1:1f.7");
     }
 
@@ -215,22 +190,12 @@ mod tests {
 
     #[test]
     fn addresses_sort_as_they_print() {
-        let mut sorted = [
-            "0001:00:00.0",
-            "0000:01:00.0",
-            "0000:00:1f.7",
-            "0000:00:1f.0",
-        ]
-        .map(|text| text.parse::<Address>().unwrap());
+        let mut sorted = ["0001:00:00.0", "0000:01:00.0", "0000:00:1f.7", "0000:00:1f.0"]
+            .map(|text| text.parse::<Address>().unwrap());
         sorted.sort();
         assert_eq!(
             sorted.map(|address| address.to_string()),
-            [
-                "0000:00:1f.0",
-                "0000:00:1f.7",
-                "0000:01:00.0",
-                "0001:00:00.0"
-            ]
+            ["0000:00:1f.0", "0000:00:1f.7", "0000:01:00.0", "0001:00:00.0"]
         );
     }
 

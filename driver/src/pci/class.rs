@@ -21,11 +21,7 @@ impl ClassCode {
     #[must_use]
     pub fn from_code(code: u32) -> ClassCode {
         let [interface, sub, base, _] = code.to_le_bytes();
-        ClassCode {
-            base,
-            sub,
-            interface,
-        }
+        ClassCode { base, sub, interface }
     }
 
     /// The 24-bit number.

@@ -191,15 +191,12 @@ fn range_of(
     len: usize,
 ) -> std::result::Result<&[Cell<u8>], BackendError> {
     let start = usize::from(offset);
-    start
-        .checked_add(len)
-        .and_then(|end| space.get(start..end))
-        .ok_or(BackendError::OutOfBounds {
-            region: Region::Config,
-            offset: u64::from(offset),
-            len,
-            size: space.len() as u64,
-        })
+    start.checked_add(len).and_then(|end| space.get(start..end)).ok_or(BackendError::OutOfBounds {
+        region: Region::Config,
+        offset: u64::from(offset),
+        len,
+        size: space.len() as u64,
+    })
 }
 
 /// The configuration space of one function.
@@ -437,11 +434,7 @@ mod tests {
         }
 
         fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
-            assert_eq!(
-                (offset, data.len()),
-                (reg::COMMAND, 2),
-                "only the command register"
-            );
+            assert_eq!((offset, data.len()), (reg::COMMAND, 2), "only the command register");
             let value = u16::from_le_bytes([data[0], data[1]]) & self.command_mask;
             self.bytes.write(offset, &value.to_le_bytes())
         }
@@ -492,16 +485,9 @@ mod tests {
     fn a_bit_that_does_not_stick_is_an_error() {
         let mut bytes = header();
         let bytes = Cell::from_mut(&mut bytes[..]).as_slice_of_cells();
-        let config = ConfigSpace::new(Masked {
-            bytes,
-            command_mask: !0x4,
-        });
+        let config = ConfigSpace::new(Masked { bytes, command_mask: !0x4 });
         match config.set_bus_master(true) {
-            Err(PciError::NotKept {
-                wrote: 0x0107,
-                read: 0x0103,
-                ..
-            }) => {}
+            Err(PciError::NotKept { wrote: 0x0107, read: 0x0103, .. }) => {}
             other => panic!("{other:?}"),
         }
         config.set_bus_master(false).unwrap();
@@ -512,10 +498,7 @@ mod tests {
         let mut bytes = [0xff; 64];
         let config = ConfigSpace::new(Cell::from_mut(&mut bytes[..]).as_slice_of_cells());
         assert!(matches!(config.check_present(), Err(PciError::Gone { .. })));
-        assert!(matches!(
-            config.set_bus_master(true),
-            Err(PciError::Gone { .. })
-        ));
+        assert!(matches!(config.set_bus_master(true), Err(PciError::Gone { .. })));
     }
 
     #[test]
@@ -526,11 +509,7 @@ mod tests {
         for offset in [61, 64, u16::MAX] {
             assert!(matches!(
                 config.read_u32(offset),
-                Err(PciError::Backend(BackendError::OutOfBounds {
-                    len: 4,
-                    size: 64,
-                    ..
-                }))
+                Err(PciError::Backend(BackendError::OutOfBounds { len: 4, size: 64, .. }))
             ));
             assert!(config.write_u32(offset, 0).is_err());
         }

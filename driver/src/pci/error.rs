@@ -183,11 +183,7 @@ impl fmt::Display for Aftermath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Aftermath::Restored(driver) => {
-                write!(
-                    f,
-                    "the device is as before, with {}",
-                    driver_text(driver.as_deref())
-                )
+                write!(f, "the device is as before, with {}", driver_text(driver.as_deref()))
             }
             Aftermath::NotRestored(error) => write!(f, "putting it back failed too: {error}"),
             Aftermath::Pending(address) => write!(
@@ -211,13 +207,7 @@ pub struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "process {} ({}), through {}",
-            self.pid,
-            self.command,
-            self.node.display()
-        )
+        write!(f, "process {} ({}), through {}", self.pid, self.command, self.node.display())
     }
 }
 
@@ -237,18 +227,11 @@ impl fmt::Display for HostDriver {
 }
 
 fn join<T: fmt::Display>(items: &[T]) -> String {
-    items
-        .iter()
-        .map(T::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn driver_text(driver: Option<&str>) -> String {
-    driver.map_or_else(
-        || "no driver".to_owned(),
-        |name| format!("the driver {name}"),
-    )
+    driver.map_or_else(|| "no driver".to_owned(), |name| format!("the driver {name}"))
 }
 
 fn write_remedy(source: &io::Error) -> &'static str {
@@ -273,16 +256,9 @@ mod tests {
             PciError::NoDevice { address }.to_string(),
             "no PCI device 0000:00:1f.7; `vfio-dma list` shows what is there"
         );
-        let members = vec![HostDriver {
-            device: "0000:00:1f.3".into(),
-            driver: "snd_hda_intel".into(),
-        }];
-        let text = PciError::GroupNotViable {
-            address,
-            group: 7,
-            members,
-        }
-        .to_string();
+        let members =
+            vec![HostDriver { device: "0000:00:1f.3".into(), driver: "snd_hda_intel".into() }];
+        let text = PciError::GroupNotViable { address, group: 7, members }.to_string();
         assert!(text.contains("0000:00:1f.3 (snd_hda_intel)"), "{text}");
         let denied = PciError::Write {
             path: "/sys/x/driver_override".into(),
@@ -290,9 +266,6 @@ mod tests {
             source: io::Error::from_raw_os_error(libc::EACCES),
         };
         let text = denied.to_string();
-        assert!(
-            text.contains("/sys/x/driver_override") && text.contains("as root"),
-            "{text}"
-        );
+        assert!(text.contains("/sys/x/driver_override") && text.contains("as root"), "{text}");
     }
 }

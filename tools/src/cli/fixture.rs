@@ -12,16 +12,8 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new() -> Machine {
-        let machine = Machine {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        for path in [
-            "sys/bus/pci/devices",
-            "sys/bus/pci/drivers",
-            "dev",
-            "proc",
-            "modules",
-        ] {
+        let machine = Machine { dir: tempfile::tempdir().unwrap() };
+        for path in ["sys/bus/pci/devices", "sys/bus/pci/drivers", "dev", "proc", "modules"] {
             fs::create_dir_all(machine.path(path)).unwrap();
         }
         machine

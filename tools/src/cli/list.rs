@@ -104,15 +104,8 @@ fn compose(sysfs: &Sysfs, args: &Args) -> Result<String, Failure> {
 }
 
 fn table(devices: &[Entry]) -> String {
-    let head = [
-        "ADDRESS",
-        "ID",
-        "CLASS",
-        "DRIVER",
-        "DRIVEN HERE BY",
-        "GROUP",
-        "OTHERS IN THE GROUP",
-    ];
+    let head =
+        ["ADDRESS", "ID", "CLASS", "DRIVER", "DRIVEN HERE BY", "GROUP", "OTHERS IN THE GROUP"];
     let mut rows = vec![head.map(str::to_owned)];
     let dash = || "-".to_owned();
     for entry in devices {
@@ -120,12 +113,8 @@ fn table(devices: &[Entry]) -> String {
         let (group, others) = match &entry.iommu_group {
             None => (dash(), String::new()),
             Some(group) => {
-                let others: Vec<_> = group
-                    .members
-                    .iter()
-                    .filter(|member| **member != address)
-                    .cloned()
-                    .collect();
+                let others: Vec<_> =
+                    group.members.iter().filter(|member| **member != address).cloned().collect();
                 let mode = if group.noiommu { " (no IOMMU)" } else { "" };
                 (format!("{}{mode}", group.number), others.join(" "))
             }
@@ -135,9 +124,7 @@ fn table(devices: &[Entry]) -> String {
             format!("{}:{}", &entry.vendor[2..], &entry.device[2..]),
             entry.class_name.to_owned(),
             entry.driver.clone().unwrap_or_else(dash),
-            entry
-                .supported_by
-                .map_or_else(dash, |driver| driver.to_string()),
+            entry.supported_by.map_or_else(dash, |driver| driver.to_string()),
             group,
             others,
         ]);
@@ -161,10 +148,7 @@ mod tests {
     #[test]
     fn the_table_has_ids_drivers_groups_and_what_can_be_driven() {
         let text = compose(&machine().sysfs(), &Args { json: false }).unwrap();
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| line.split_whitespace().collect())
-            .collect();
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         let [head, edu, testdev, virtio]: [Vec<&str>; 4] = lines.try_into().unwrap();
         assert_eq!(head[..4], ["ADDRESS", "ID", "CLASS", "DRIVER"]);
         assert_eq!(
@@ -175,10 +159,7 @@ mod tests {
             testdev.join(" "),
             "0000:00:06.0 1b36:0005 unclassified device - pci-testdev 3 0000:00:05.0"
         );
-        assert_eq!(
-            virtio.join(" "),
-            "0000:00:07.0 1af4:1041 unclassified device virtio-pci - -"
-        );
+        assert_eq!(virtio.join(" "), "0000:00:07.0 1af4:1041 unclassified device virtio-pci - -");
     }
 
     #[test]

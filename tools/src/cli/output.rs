@@ -35,11 +35,8 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     }
     let mut text = String::new();
     for row in rows {
-        let line: String = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}  "))
-            .collect();
+        let line: String =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -61,10 +58,7 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         drop(reader);
         print_to(&mut writer, "text").unwrap();
-        let mut full = std::fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/full")
-            .unwrap();
+        let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let error = print_to(&mut full, "text").unwrap_err();
         assert!(error.to_string().contains("standard output"), "{error}");
     }

@@ -50,11 +50,7 @@ mod tests {
     fn the_line_tells_the_driver_and_who_chose_it() {
         let address = "0000:00:05.0".parse().unwrap();
         let unbound = |driver: Option<&str>, choice| {
-            describe(&Unbound {
-                address,
-                driver: driver.map(str::to_owned),
-                choice,
-            })
+            describe(&Unbound { address, driver: driver.map(str::to_owned), choice })
         };
         assert_eq!(
             unbound(Some("edu"), Choice::Record),

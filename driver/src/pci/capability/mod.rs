@@ -81,19 +81,13 @@ impl fmt::Display for Defect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Defect::BadPointer { at, to } => {
-                write!(
-                    f,
-                    "the capability pointer at {at:#x} leads to {to:#x}, out of range"
-                )
+                write!(f, "the capability pointer at {at:#x} leads to {to:#x}, out of range")
             }
             Defect::Loop { at, to } => {
                 write!(f, "the capability pointer at {at:#x} leads back to {to:#x}")
             }
             Defect::Truncated { at } => {
-                write!(
-                    f,
-                    "the capability at {at:#x} does not fit into configuration space"
-                )
+                write!(f, "the capability at {at:#x} does not fit into configuration space")
             }
             Defect::Reserved { at } => {
                 write!(f, "the capability at {at:#x} holds a reserved value")
@@ -134,34 +128,28 @@ impl Capabilities {
     /// The MSI capability.
     #[must_use]
     pub fn msi(&self) -> Option<&Msi> {
-        self.standard
-            .iter()
-            .find_map(|capability| match &capability.body {
-                Body::Msi(msi) => Some(msi),
-                _ => None,
-            })
+        self.standard.iter().find_map(|capability| match &capability.body {
+            Body::Msi(msi) => Some(msi),
+            _ => None,
+        })
     }
 
     /// The MSI-X capability.
     #[must_use]
     pub fn msi_x(&self) -> Option<&MsiX> {
-        self.standard
-            .iter()
-            .find_map(|capability| match &capability.body {
-                Body::MsiX(msi_x) => Some(msi_x),
-                _ => None,
-            })
+        self.standard.iter().find_map(|capability| match &capability.body {
+            Body::MsiX(msi_x) => Some(msi_x),
+            _ => None,
+        })
     }
 
     /// The PCI Express capability, with its offset.
     #[must_use]
     pub fn pci_express(&self) -> Option<(u16, &PciExpress)> {
-        self.standard
-            .iter()
-            .find_map(|capability| match &capability.body {
-                Body::PciExpress(express) => Some((capability.offset, express)),
-                _ => None,
-            })
+        self.standard.iter().find_map(|capability| match &capability.body {
+            Body::PciExpress(express) => Some((capability.offset, express)),
+            _ => None,
+        })
     }
 
     fn walk_standard<A: ConfigAccess>(&mut self, config: &ConfigSpace<A>) -> Result<()> {
@@ -193,11 +181,7 @@ impl Capabilities {
                     Body::Other
                 }),
             };
-            self.standard.push(Capability {
-                offset: to,
-                id,
-                body,
-            });
+            self.standard.push(Capability { offset: to, id, body });
             at = to + 1;
         }
     }
@@ -257,9 +241,7 @@ impl Default for Seen {
 impl Seen {
     /// Whether this is the first visit; an offset outside of configuration space never is.
     fn first_visit(&mut self, offset: u16) -> bool {
-        self.0
-            .get_mut(usize::from(offset / 4))
-            .is_some_and(|seen| !std::mem::replace(seen, true))
+        self.0.get_mut(usize::from(offset / 4)).is_some_and(|seen| !std::mem::replace(seen, true))
     }
 }
 
@@ -294,54 +276,25 @@ mod tests {
             (0x34, &[0x43]),
             (0x40, &[0x01, 0x50, 0x03, 0x00, 0x0b, 0x00]),
             (0x50, &[0x05, 0x60, 0x8a, 0x01]),
-            (
-                0x60,
-                &[
-                    0x11, 0x90, 0x07, 0x80, 0x02, 0x20, 0x00, 0x00, 0x03, 0x30, 0x00, 0x00,
-                ],
-            ),
-            (
-                0x90,
-                &[
-                    0x10, 0xe0, 0x92, 0x00, 0x01, 0x80, 0x00, 0x10, 0x20, 0x28, 0x20, 0x00,
-                ],
-            ),
+            (0x60, &[0x11, 0x90, 0x07, 0x80, 0x02, 0x20, 0x00, 0x00, 0x03, 0x30, 0x00, 0x00]),
+            (0x90, &[0x10, 0xe0, 0x92, 0x00, 0x01, 0x80, 0x00, 0x10, 0x20, 0x28, 0x20, 0x00]),
             (0xe0, &[0x09, 0x00, 0x10, 0x00]),
             (0x100, &0x1482_0001_u32.to_le_bytes()),
             (0x148, &0x0001_000b_u32.to_le_bytes()),
         ]));
         assert_eq!(capabilities.defects, []);
-        let offsets: Vec<_> = capabilities
-            .standard
-            .iter()
-            .map(|c| (c.offset, c.id))
-            .collect();
-        assert_eq!(
-            offsets,
-            [(0x40, 1), (0x50, 5), (0x60, 0x11), (0x90, 0x10), (0xe0, 9)]
-        );
+        let offsets: Vec<_> = capabilities.standard.iter().map(|c| (c.offset, c.id)).collect();
+        assert_eq!(offsets, [(0x40, 1), (0x50, 5), (0x60, 0x11), (0x90, 0x10), (0xe0, 9)]);
         assert_eq!(
             capabilities.find(id::POWER_MANAGEMENT).unwrap().body,
-            Body::PowerManagement(PowerManagement {
-                version: 3,
-                state: 3,
-                no_soft_reset: true
-            })
+            Body::PowerManagement(PowerManagement { version: 3, state: 3, no_soft_reset: true })
         );
         assert_eq!(
             capabilities.msi(),
-            Some(&Msi {
-                vectors: 32,
-                enabled: false,
-                address_64: true,
-                maskable: true
-            })
+            Some(&Msi { vectors: 32, enabled: false, address_64: true, maskable: true })
         );
         let msi_x = capabilities.msi_x().unwrap();
-        assert_eq!(
-            (msi_x.vectors, msi_x.enabled, msi_x.function_masked),
-            (8, true, false)
-        );
+        assert_eq!((msi_x.vectors, msi_x.enabled, msi_x.function_masked), (8, true, false));
         assert_eq!((msi_x.table_bar, msi_x.table()), (2, 0x2000..0x2080));
         assert_eq!((msi_x.pba_bar, msi_x.pba()), (3, 0x3000..0x3008));
         assert_eq!(
@@ -361,16 +314,8 @@ mod tests {
         assert_eq!(
             capabilities.extended,
             [
-                ExtendedCapability {
-                    offset: 0x100,
-                    id: 0x0001,
-                    version: 2
-                },
-                ExtendedCapability {
-                    offset: 0x148,
-                    id: 0x000b,
-                    version: 1
-                },
+                ExtendedCapability { offset: 0x100, id: 0x0001, version: 2 },
+                ExtendedCapability { offset: 0x148, id: 0x000b, version: 1 },
             ]
         );
         assert_eq!(capabilities.find_extended(0x0b).unwrap().offset, 0x148);
@@ -401,19 +346,10 @@ mod tests {
             (0x100, &0x2001_0001_u32.to_le_bytes()),
             (0x200, &0x2001_0002_u32.to_le_bytes()),
         ]));
-        assert_eq!(
-            (capabilities.standard.len(), capabilities.extended.len()),
-            (2, 2)
-        );
+        assert_eq!((capabilities.standard.len(), capabilities.extended.len()), (2, 2));
         assert_eq!(
             capabilities.defects,
-            [
-                Defect::Loop { at: 0x51, to: 0x40 },
-                Defect::Loop {
-                    at: 0x200,
-                    to: 0x200
-                }
-            ]
+            [Defect::Loop { at: 0x51, to: 0x40 }, Defect::Loop { at: 0x200, to: 0x200 }]
         );
     }
 
@@ -430,10 +366,7 @@ mod tests {
             [
                 Defect::Truncated { at: 0xfc },
                 Defect::BadPointer { at: 0xfd, to: 0x08 },
-                Defect::BadPointer {
-                    at: 0x100,
-                    to: 0x40
-                },
+                Defect::BadPointer { at: 0x100, to: 0x40 },
             ]
         );
     }
@@ -456,10 +389,7 @@ mod tests {
     fn a_device_that_is_gone_is_an_error_not_a_list() {
         let mut bytes = vec![0xff; 4096];
         let config = ConfigSpace::new(Cell::from_mut(&mut bytes[..]).as_slice_of_cells());
-        assert!(matches!(
-            Capabilities::read(&config),
-            Err(PciError::Gone { .. })
-        ));
+        assert!(matches!(Capabilities::read(&config), Err(PciError::Gone { .. })));
     }
 
     /// Values that make long chains, loops and decodable entries frequent.

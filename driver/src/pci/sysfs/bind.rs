@@ -63,25 +63,15 @@ impl Sysfs {
     pub fn bind(&self, address: Address) -> Result<Binding> {
         let device = self.device(address)?;
         if device.driver.as_deref() == Some(VFIO_PCI) {
-            return Ok(Binding {
-                address,
-                former: None,
-                group: device.group,
-            });
+            return Ok(Binding { address, former: None, group: device.group });
         }
         if device.class.is_pci_bridge() {
-            return Err(PciError::NotAnEndpoint {
-                address,
-                class: device.class,
-            });
+            return Err(PciError::NotAnEndpoint { address, class: device.class });
         }
         self.check_permission(address)?;
         self.ensure_vfio_pci()?;
         let driver_override = self.driver_override(address)?;
-        let former = Former {
-            driver: device.driver,
-            driver_override,
-        };
+        let former = Former { driver: device.driver, driver_override };
         if let Err(error) = self.remember(address, &former) {
             log::warn!("{address}: its driver is not recorded for a later unbind: {error}");
         }
@@ -94,11 +84,7 @@ impl Sysfs {
             Ok(()) => {
                 // Without an IOMMU, VFIO's no-IOMMU mode makes a group up now.
                 let group = self.device(address)?.group;
-                Ok(Binding {
-                    address,
-                    former: Some(former),
-                    group,
-                })
+                Ok(Binding { address, former: Some(former), group })
             }
             Err(cause) => {
                 let aftermath = self.roll_back(address, &former, &cause);
@@ -108,11 +94,7 @@ impl Sysfs {
                     }
                     cause => cause,
                 };
-                Err(PciError::Bind {
-                    address,
-                    cause: Box::new(cause),
-                    aftermath,
-                })
+                Err(PciError::Bind { address, cause: Box::new(cause), aftermath })
             }
         }
     }
@@ -131,11 +113,7 @@ impl Sysfs {
         if !bound && self.driver_override(address)?.as_deref() != Some(VFIO_PCI) {
             self.forget(address);
             let driver = device.driver;
-            return Ok(Unbound {
-                address,
-                driver,
-                choice: Choice::Untouched,
-            });
+            return Ok(Unbound { address, driver, choice: Choice::Untouched });
         }
         let former = self.recall(address);
         self.give_back(&device, former.as_ref())
@@ -177,16 +155,8 @@ impl Sysfs {
             }
         };
         self.forget(address);
-        let choice = if former.is_some() {
-            Choice::Record
-        } else {
-            Choice::Kernel
-        };
-        Ok(Unbound {
-            address,
-            driver,
-            choice,
-        })
+        let choice = if former.is_some() { Choice::Record } else { Choice::Kernel };
+        Ok(Unbound { address, driver, choice })
     }
 
     /// Exchanges the driver of a function whose override names vfio-pci.
@@ -216,10 +186,7 @@ impl Sysfs {
     fn put_back(&self, address: Address, former: &Former) -> Result<()> {
         if self.driver(address)? != former.driver {
             // While the driver is attached, an override may name no other one.
-            let during = former
-                .driver_override
-                .as_ref()
-                .and(former.driver.as_deref());
+            let during = former.driver_override.as_ref().and(former.driver.as_deref());
             self.set_override(address, during)?;
             self.detach(address)?;
             if let Some(driver) = &former.driver {
@@ -255,19 +222,12 @@ mod tests {
         let (fake, address) = edu(Some("edu"));
         let sysfs = fake.sysfs();
         let binding = sysfs.bind(address).unwrap();
-        assert_eq!(
-            binding.former.as_ref().unwrap().driver.as_deref(),
-            Some("edu")
-        );
+        assert_eq!(binding.former.as_ref().unwrap().driver.as_deref(), Some("edu"));
         assert_eq!(binding.group.unwrap().number, 3);
         assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("vfio-pci"));
         assert_eq!(
             fake.writes(),
-            [
-                "driver_override=vfio-pci",
-                "edu/unbind=0000:00:05.0",
-                "drivers_probe=0000:00:05.0"
-            ]
+            ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "drivers_probe=0000:00:05.0"]
         );
         // As from another process: nothing but the record connects the two.
         let unbound = fake.sysfs().unbind(address).unwrap();
@@ -275,11 +235,7 @@ mod tests {
         assert_eq!(unbound.choice, Choice::Record);
         assert_eq!(
             fake.writes(),
-            [
-                "driver_override=",
-                "vfio-pci/unbind=0000:00:05.0",
-                "edu/bind=0000:00:05.0"
-            ]
+            ["driver_override=", "vfio-pci/unbind=0000:00:05.0", "edu/bind=0000:00:05.0"]
         );
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
         assert_eq!(sysfs.recall(address), None);
@@ -293,10 +249,7 @@ mod tests {
         sysfs.forget(address);
         // The kernel would choose this one.
         fake.register("another", &[(0x1234, 0x11e8)]);
-        assert_eq!(
-            sysfs.restore(&binding).unwrap().driver.as_deref(),
-            Some("edu")
-        );
+        assert_eq!(sysfs.restore(&binding).unwrap().driver.as_deref(), Some("edu"));
     }
 
     #[test]
@@ -315,10 +268,7 @@ mod tests {
         sysfs.bind(address).unwrap();
         sysfs.forget(address);
         let unbound = sysfs.unbind(address).unwrap();
-        assert_eq!(
-            (unbound.driver.as_deref(), unbound.choice),
-            (Some("edu"), Choice::Kernel)
-        );
+        assert_eq!((unbound.driver.as_deref(), unbound.choice), (Some("edu"), Choice::Kernel));
     }
 
     #[test]
@@ -332,20 +282,14 @@ mod tests {
         assert_eq!(sysfs.restore(&again).unwrap().choice, Choice::Untouched);
         assert_eq!(fake.writes(), [""; 0]);
         // The record of the first bind still holds.
-        assert_eq!(
-            sysfs.unbind(address).unwrap().driver.as_deref(),
-            Some("edu")
-        );
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("edu"));
     }
 
     #[test]
     fn unbinding_what_is_not_bound_changes_nothing() {
         let (fake, address) = edu(Some("edu"));
         let unbound = fake.sysfs().unbind(address).unwrap();
-        assert_eq!(
-            (unbound.driver.as_deref(), unbound.choice),
-            (Some("edu"), Choice::Untouched)
-        );
+        assert_eq!((unbound.driver.as_deref(), unbound.choice), (Some("edu"), Choice::Untouched));
         assert_eq!(fake.writes(), [""; 0]);
     }
 
@@ -355,27 +299,15 @@ mod tests {
         fake.set_override(BDF, "pci-stub");
         let sysfs = fake.sysfs();
         sysfs.bind(address).unwrap();
-        assert_eq!(
-            sysfs.unbind(address).unwrap().driver.as_deref(),
-            Some("pci-stub")
-        );
-        assert_eq!(
-            sysfs.driver_override(address).unwrap().as_deref(),
-            Some("pci-stub")
-        );
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("pci-stub"));
+        assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("pci-stub"));
         // An override that names another driver than the one bound.
         let (fake, address) = edu(Some("edu"));
         fake.set_override(BDF, "vfio-pci");
         let sysfs = fake.sysfs();
         sysfs.bind(address).unwrap();
-        assert_eq!(
-            sysfs.unbind(address).unwrap().driver.as_deref(),
-            Some("edu")
-        );
-        assert_eq!(
-            sysfs.driver_override(address).unwrap().as_deref(),
-            Some("vfio-pci")
-        );
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("edu"));
+        assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("vfio-pci"));
     }
 
     #[test]
@@ -413,11 +345,7 @@ mod tests {
         ));
         assert_eq!(
             fake.writes(),
-            [
-                "driver_override=vfio-pci",
-                "edu/unbind=0000:00:05.0",
-                "driver_override="
-            ]
+            ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "driver_override="]
         );
     }
 
@@ -442,42 +370,21 @@ mod tests {
         assert!(text.contains("0000:00:05.0/driver_override"), "{text}");
         assert!(text.contains("run as root"), "{text}");
         assert!(fake.sysfs().recall(address).is_none());
-        assert_eq!(
-            fake.sysfs().driver(address).unwrap().as_deref(),
-            Some("edu")
-        );
+        assert_eq!(fake.sysfs().driver(address).unwrap().as_deref(), Some("edu"));
     }
 
     #[test]
     fn a_kernel_that_does_not_come_back_is_not_asked_again() {
         let (fake, address) = edu(Some("edu"));
         fake.stall("edu/unbind");
-        let sysfs = Sysfs {
-            timeout: Duration::from_millis(200),
-            ..fake.sysfs()
-        };
+        let sysfs = Sysfs { timeout: Duration::from_millis(200), ..fake.sysfs() };
         let error = sysfs.bind(address).unwrap_err();
-        assert!(matches!(
-            error,
-            PciError::Bind {
-                aftermath: Aftermath::Pending(_),
-                ..
-            }
-        ));
-        assert!(
-            error.to_string().contains("vfio-dma unbind 0000:00:05.0"),
-            "{error}"
-        );
-        assert_eq!(
-            fake.writes(),
-            ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0"]
-        );
+        assert!(matches!(error, PciError::Bind { aftermath: Aftermath::Pending(_), .. }));
+        assert!(error.to_string().contains("vfio-dma unbind 0000:00:05.0"), "{error}");
+        assert_eq!(fake.writes(), ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0"]);
         // Later, the record brings everything back.
         fake.resume();
-        assert_eq!(
-            fake.sysfs().unbind(address).unwrap().driver.as_deref(),
-            Some("edu")
-        );
+        assert_eq!(fake.sysfs().unbind(address).unwrap().driver.as_deref(), Some("edu"));
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
     }
 
@@ -506,10 +413,7 @@ mod tests {
         fake.sysfs().unbind(address).unwrap();
         fake.refuse("vfio-pci");
         let text = fake.sysfs().bind(address).unwrap_err().to_string();
-        assert!(
-            text.contains("no IOMMU group") && text.contains("intel_iommu=on"),
-            "{text}"
-        );
+        assert!(text.contains("no IOMMU group") && text.contains("intel_iommu=on"), "{text}");
         assert!(text.contains("as before, with the driver edu"), "{text}");
     }
 

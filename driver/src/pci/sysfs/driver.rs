@@ -25,19 +25,15 @@ impl Sysfs {
     pub(super) fn detach(&self, address: Address) -> Result<()> {
         match self.driver(address)? {
             None => Ok(()),
-            Some(driver) => self.write(
-                &self.driver_dir(&driver).join("unbind"),
-                &address.to_string(),
-            ),
+            Some(driver) => {
+                self.write(&self.driver_dir(&driver).join("unbind"), &address.to_string())
+            }
         }
     }
 
     /// Has the kernel look for a driver. The write succeeds also when none accepts.
     pub(super) fn probe(&self, address: Address) -> Result<()> {
-        self.write(
-            &self.root.join("bus/pci/drivers_probe"),
-            &address.to_string(),
-        )
+        self.write(&self.root.join("bus/pci/drivers_probe"), &address.to_string())
     }
 
     pub(super) fn expect_driver(&self, address: Address, wanted: Option<&str>) -> Result<()> {
@@ -46,11 +42,7 @@ impl Sysfs {
             return Ok(());
         }
         let wanted = wanted.unwrap_or("no driver").to_owned();
-        Err(PciError::WrongDriver {
-            address,
-            wanted,
-            found,
-        })
+        Err(PciError::WrongDriver { address, wanted, found })
     }
 
     pub(super) fn driver(&self, address: Address) -> Result<Option<String>> {
@@ -76,11 +68,7 @@ impl Sysfs {
         let path = self.override_path(address)?;
         match fs::OpenOptions::new().write(true).open(&path) {
             Ok(_) => Ok(()),
-            Err(source) => Err(PciError::Write {
-                path,
-                value: VFIO_PCI.into(),
-                source,
-            }),
+            Err(source) => Err(PciError::Write { path, value: VFIO_PCI.into(), source }),
         }
     }
 }

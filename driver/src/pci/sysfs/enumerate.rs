@@ -129,9 +129,7 @@ impl Sysfs {
             driver: link_name(&dir.join("driver"))?,
             group,
             // -1 stands for none; the file is absent from a kernel without NUMA.
-            numa_node: read_text(&dir.join("numa_node"))
-                .ok()
-                .and_then(|text| text.parse().ok()),
+            numa_node: read_text(&dir.join("numa_node")).ok().and_then(|text| text.parse().ok()),
             bars: bars(&dir.join("resource"))?,
         })
     }
@@ -155,13 +153,11 @@ fn id(path: &Path) -> Result<u16> {
 /// An attribute that holds a hexadecimal number with the prefix `0x`.
 fn hex<T: TryFrom<u64>>(path: &Path, expected: &'static str) -> Result<T> {
     let text = read_text(path)?;
-    parse_hex(&text)
-        .and_then(|value| T::try_from(value).ok())
-        .ok_or_else(|| PciError::Malformed {
-            path: path.to_owned(),
-            text: text.clone(),
-            expected,
-        })
+    parse_hex(&text).and_then(|value| T::try_from(value).ok()).ok_or_else(|| PciError::Malformed {
+        path: path.to_owned(),
+        text: text.clone(),
+        expected,
+    })
 }
 
 fn parse_hex(text: &str) -> Option<u64> {
@@ -197,13 +193,7 @@ fn bar(index: u8, line: &str) -> Option<Option<Bar>> {
     };
     let size = end.checked_sub(start)?.checked_add(1)?;
     let prefetchable = flags & IORESOURCE_PREFETCH != 0;
-    Some(Some(Bar {
-        index,
-        start,
-        size,
-        kind,
-        prefetchable,
-    }))
+    Some(Some(Bar { index, start, size, kind, prefetchable }))
 }
 
 #[cfg(test)]
@@ -248,13 +238,8 @@ mod tests {
              0x00000000feb00000 0x00000000feb0ffff 0x0000000000046200\n",
         )
         .unwrap();
-        let bar = |index, start, size, kind, prefetchable| Bar {
-            index,
-            start,
-            size,
-            kind,
-            prefetchable,
-        };
+        let bar =
+            |index, start, size, kind, prefetchable| Bar { index, start, size, kind, prefetchable };
         assert_eq!(
             fake.sysfs().device(address).unwrap().bars,
             [
@@ -283,10 +268,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             let error = fake.sysfs().device(address).unwrap_err();
             assert!(matches!(error, PciError::Malformed { .. }), "{error}");
-            assert!(
-                error.to_string().contains(&path.display().to_string()),
-                "{error}"
-            );
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
             fs::write(&path, good).unwrap();
         }
         fake.sysfs().device(address).unwrap();
@@ -295,10 +277,7 @@ mod tests {
     #[test]
     fn an_unknown_address_is_an_error_that_says_where_to_look() {
         let fake = Fake::new();
-        let error = fake
-            .sysfs()
-            .device("0000:00:1f.7".parse().unwrap())
-            .unwrap_err();
+        let error = fake.sysfs().device("0000:00:1f.7".parse().unwrap()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "no PCI device 0000:00:1f.7; `vfio-dma list` shows what is there"

@@ -46,18 +46,10 @@ struct State {
 impl Fake {
     pub(super) fn new() -> Fake {
         let dir = tempfile::tempdir().unwrap();
-        for path in [
-            "bus/pci/devices",
-            "bus/pci/drivers",
-            "kernel/iommu_groups",
-            "proc",
-        ] {
+        for path in ["bus/pci/devices", "bus/pci/drivers", "kernel/iommu_groups", "proc"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
-        Fake {
-            dir,
-            kernel: Arc::default(),
-        }
+        Fake { dir, kernel: Arc::default() }
     }
 
     pub(super) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
@@ -102,10 +94,7 @@ impl Fake {
             ("revision", "0x10\n".into()),
             ("numa_node", "-1\n".into()),
             ("driver_override", "(null)\n".into()),
-            (
-                "resource",
-                "0x0000000000000000 0x0000000000000000 0x0000000000000000\n".repeat(7),
-            ),
+            ("resource", "0x0000000000000000 0x0000000000000000 0x0000000000000000\n".repeat(7)),
         ] {
             fs::write(dir.join(name), text).unwrap();
         }
@@ -116,11 +105,7 @@ impl Fake {
         if let Some(driver) = driver {
             let ids = [(vendor, device)];
             self.register(driver, if driver == "vfio-pci" { &[] } else { &ids });
-            symlink(
-                self.path("bus/pci/drivers").join(driver),
-                dir.join("driver"),
-            )
-            .unwrap();
+            symlink(self.path("bus/pci/drivers").join(driver), dir.join("driver")).unwrap();
         }
         if let Some(group) = group {
             let group = self.path("kernel/iommu_groups").join(group.to_string());
@@ -132,31 +117,18 @@ impl Fake {
     }
 
     pub(super) fn set_override(&self, address: &str, driver: &str) {
-        let path = self
-            .path("bus/pci/devices")
-            .join(address)
-            .join("driver_override");
+        let path = self.path("bus/pci/devices").join(address).join("driver_override");
         fs::write(path, format!("{driver}\n")).unwrap();
     }
 
     /// Makes the driver's probe fail.
     pub(super) fn refuse(&self, driver: &str) {
-        self.kernel
-            .state
-            .lock()
-            .unwrap()
-            .refusing
-            .insert(driver.into());
+        self.kernel.state.lock().unwrap().refusing.insert(driver.into());
     }
 
     /// Makes writes to the attribute fail.
     pub(super) fn fail(&self, attribute: &str, errno: i32) {
-        self.kernel
-            .state
-            .lock()
-            .unwrap()
-            .failing
-            .insert(attribute.into(), errno);
+        self.kernel.state.lock().unwrap().failing.insert(attribute.into(), errno);
     }
 
     /// Makes writes to the attribute wait for [`Fake::resume`].
@@ -169,12 +141,7 @@ impl Fake {
         let mut state = self.kernel.state.lock().unwrap();
         state.stalled = None;
         self.kernel.changed.notify_all();
-        drop(
-            self.kernel
-                .changed
-                .wait_while(state, |state| state.waiting)
-                .unwrap(),
-        );
+        drop(self.kernel.changed.wait_while(state, |state| state.waiting).unwrap());
     }
 
     /// What was written since the last call, as `attribute=value`.
@@ -189,11 +156,7 @@ impl Fake {
         // Written by another process: a descriptor of this one could be inherited by the
         // child of another test's thread, and a file open for writing cannot be run.
         let written = Command::new("sh")
-            .args([
-                "-c",
-                "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod +x \"$2\"",
-                "sh",
-            ])
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod +x \"$2\"", "sh"])
             .arg(commands)
             .arg(&path)
             .status();
@@ -218,10 +181,7 @@ impl Kernel {
         }
         if state.stalled.as_ref() == Some(&attribute) {
             state.waiting = true;
-            state = self
-                .changed
-                .wait_while(state, |state| state.stalled.is_some())
-                .unwrap();
+            state = self.changed.wait_while(state, |state| state.stalled.is_some()).unwrap();
         }
         let result = state.apply(root, path, value);
         state.waiting = false;
@@ -272,19 +232,12 @@ impl State {
     }
 
     fn matches(&self, driver: &str, device: &Path) -> bool {
-        let attribute = |name| {
-            fs::read_to_string(device.join(name))
-                .unwrap()
-                .trim()
-                .to_owned()
-        };
+        let attribute = |name| fs::read_to_string(device.join(name)).unwrap().trim().to_owned();
         match attribute("driver_override").as_str() {
             "(null)" => {
                 let id = |name| u16::from_str_radix(attribute(name).trim_start_matches("0x"), 16);
                 let id = (id("vendor").unwrap(), id("device").unwrap());
-                self.drivers
-                    .get(driver)
-                    .is_some_and(|ids| ids.contains(&id))
+                self.drivers.get(driver).is_some_and(|ids| ids.contains(&id))
             }
             only => driver == only,
         }

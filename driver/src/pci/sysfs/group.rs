@@ -79,9 +79,7 @@ impl Sysfs {
     /// Fails when the function does not exist or has no group.
     pub fn viability(&self, address: Address) -> Result<Viability> {
         let dir = self.device_dir(address)?;
-        let group = self
-            .group_number(&dir)?
-            .ok_or(PciError::NoGroup { address })?;
+        let group = self.group_number(&dir)?.ok_or(PciError::NoGroup { address })?;
         let devices = self.group_dir(group).join("devices");
         let mut in_the_way = Vec::new();
         for device in names(&devices)? {
@@ -95,11 +93,7 @@ impl Sysfs {
                 in_the_way.push(HostDriver { device, driver });
             }
         }
-        Ok(Viability {
-            address,
-            group,
-            in_the_way,
-        })
+        Ok(Viability { address, group, in_the_way })
     }
 
     /// The group of the device with this directory.
@@ -122,17 +116,11 @@ impl Sysfs {
         // Most groups have no name, and only vfio names one so.
         let name = read_text(&self.group_dir(number).join("name")).unwrap_or_default();
         let members = self.group_members(number)?;
-        Ok(IommuGroup {
-            number,
-            noiommu: name == "vfio-noiommu",
-            members,
-        })
+        Ok(IommuGroup { number, noiommu: name == "vfio-noiommu", members })
     }
 
     fn group_dir(&self, number: u32) -> PathBuf {
-        self.root
-            .join("kernel/iommu_groups")
-            .join(number.to_string())
+        self.root.join("kernel/iommu_groups").join(number.to_string())
     }
 }
 
@@ -160,58 +148,29 @@ mod tests {
         let edu = fake.device("0000:00:05.0", 0x1234, 0x11e8, Some("edu"), Some(7));
         fake.device("0000:00:05.1", 0x1af4, 0x1041, None, Some(7));
         fake.device("0000:00:05.2", 0x1af4, 0x1041, Some("vfio-pci"), Some(7));
-        fake.device(
-            "0000:00:05.3",
-            0x1af4,
-            0x1041,
-            Some("mlx5_vfio_pci"),
-            Some(7),
-        );
+        fake.device("0000:00:05.3", 0x1af4, 0x1041, Some("mlx5_vfio_pci"), Some(7));
         fake.device("0000:00:05.4", 0x1af4, 0x1041, Some("pci-stub"), Some(7));
         fake.device("0000:00:1c.0", 0x8086, 0xa110, Some("pcieport"), Some(7));
-        fs::write(
-            fake.path("bus/pci/devices/0000:00:1c.0/class"),
-            "0x060400\n",
-        )
-        .unwrap();
+        fs::write(fake.path("bus/pci/devices/0000:00:1c.0/class"), "0x060400\n").unwrap();
         fake.device("0000:00:06.0", 0x1af4, 0x1041, Some("virtio-pci"), Some(8));
         assert_eq!(fake.sysfs().viability(edu).unwrap().in_the_way, []);
         fake.sysfs().viability(edu).unwrap().check().unwrap();
 
-        fake.device(
-            "0000:00:05.6",
-            0x8086,
-            0xa170,
-            Some("snd_hda_intel"),
-            Some(7),
-        );
+        fake.device("0000:00:05.6", 0x8086, 0xa170, Some("snd_hda_intel"), Some(7));
         // The port driver's name alone is not enough.
         fake.device("0000:00:05.7", 0x8086, 0xa171, Some("pcieport"), Some(7));
         let viability = fake.sysfs().viability(edu).unwrap();
-        let drivers: Vec<_> = viability
-            .in_the_way
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(
-            drivers,
-            ["0000:00:05.6 (snd_hda_intel)", "0000:00:05.7 (pcieport)"]
-        );
+        let drivers: Vec<_> = viability.in_the_way.iter().map(ToString::to_string).collect();
+        assert_eq!(drivers, ["0000:00:05.6 (snd_hda_intel)", "0000:00:05.7 (pcieport)"]);
         let text = viability.check().unwrap_err().to_string();
-        assert!(
-            text.contains("IOMMU group 7") && text.contains("snd_hda_intel"),
-            "{text}"
-        );
+        assert!(text.contains("IOMMU group 7") && text.contains("snd_hda_intel"), "{text}");
     }
 
     #[test]
     fn a_function_without_a_group_is_told_apart() {
         let fake = Fake::new();
         let edu = fake.device("0000:00:05.0", 0x1234, 0x11e8, None, None);
-        assert!(matches!(
-            fake.sysfs().viability(edu),
-            Err(PciError::NoGroup { .. })
-        ));
+        assert!(matches!(fake.sysfs().viability(edu), Err(PciError::NoGroup { .. })));
     }
 
     #[test]

@@ -20,15 +20,9 @@ impl Sysfs {
             let Ok(files) = fs::read_dir(dir.join("fd")) else {
                 continue;
             };
-            let open = files
-                .flatten()
-                .filter_map(|file| fs::read_link(file.path()).ok());
+            let open = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
             if let Some(node) = open.into_iter().find(|target| nodes.contains(target)) {
-                holders.push(Holder {
-                    pid: id,
-                    command: command(&dir),
-                    node,
-                });
+                holders.push(Holder { pid: id, command: command(&dir), node });
             }
         }
         holders
@@ -36,20 +30,10 @@ impl Sysfs {
 
     /// The device nodes through which the function can be opened.
     fn nodes(&self, device: &PciDeviceInfo) -> Vec<PathBuf> {
-        let dir = self
-            .root
-            .join("bus/pci/devices")
-            .join(device.address.to_string());
+        let dir = self.root.join("bus/pci/devices").join(device.address.to_string());
         let cdevs = names(&dir.join("vfio-dev")).unwrap_or_default();
-        let cdevs = cdevs
-            .iter()
-            .map(|name| Path::new("/dev/vfio/devices").join(name));
-        device
-            .group
-            .iter()
-            .map(|group| group.node())
-            .chain(cdevs)
-            .collect()
+        let cdevs = cdevs.iter().map(|name| Path::new("/dev/vfio/devices").join(name));
+        device.group.iter().map(|group| group.node()).chain(cdevs).collect()
     }
 }
 

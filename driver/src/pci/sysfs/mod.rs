@@ -56,9 +56,7 @@ pub struct Sysfs {
 
 impl fmt::Debug for Sysfs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sysfs")
-            .field("root", &self.root)
-            .finish_non_exhaustive()
+        f.debug_struct("Sysfs").field("root", &self.root).finish_non_exhaustive()
     }
 }
 
@@ -127,21 +125,15 @@ impl Sysfs {
     /// Writes an attribute whose handler calls into drivers, and waits for a bounded time.
     fn write(&self, path: &Path, value: &str) -> Result<()> {
         log::debug!("writing {value:?} to {}", path.display());
-        let failed = |source| PciError::Write {
-            path: path.to_owned(),
-            value: value.to_owned(),
-            source,
-        };
+        let failed =
+            |source| PciError::Write { path: path.to_owned(), value: value.to_owned(), source };
         let (sender, receiver) = mpsc::channel();
         let (write, target, text) = (self.write.clone(), path.to_owned(), value.to_owned());
         let writer = move || {
             // No receiver is left when the time was over.
             let _ = sender.send(write(&target, &text));
         };
-        thread::Builder::new()
-            .name("sysfs-write".into())
-            .spawn(writer)
-            .map_err(failed)?;
+        thread::Builder::new().name("sysfs-write".into()).spawn(writer).map_err(failed)?;
         match receiver.recv_timeout(self.timeout) {
             Ok(result) => result.map_err(failed),
             Err(_) => Err(PciError::Stuck {
@@ -169,9 +161,7 @@ mod config_header {
 
         fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), BackendError> {
             let start = usize::from(offset);
-            let bytes = start
-                .checked_add(data.len())
-                .and_then(|end| self.0.get(start..end));
+            let bytes = start.checked_add(data.len()).and_then(|end| self.0.get(start..end));
             data.copy_from_slice(bytes.ok_or(BackendError::OutOfBounds {
                 region: Region::Config,
                 offset: u64::from(offset),
@@ -201,33 +191,22 @@ fn write_attribute(path: &Path, value: &str) -> io::Result<()> {
 fn read_text(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.trim_end_matches(['\n', '\0']).to_owned()),
-        Err(source) => Err(PciError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(PciError::Read { path: path.to_owned(), source }),
     }
 }
 
 /// The last component of what a symbolic link points to; `None` when there is no link.
 fn link_name(path: &Path) -> Result<Option<String>> {
     match fs::read_link(path) {
-        Ok(target) => Ok(target
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())),
+        Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(PciError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(PciError::Read { path: path.to_owned(), source }),
     }
 }
 
 /// The names in a directory, sorted.
 fn names(path: &Path) -> Result<Vec<String>> {
-    let failed = |source| PciError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| PciError::Read { path: path.to_owned(), source };
     let mut names = fs::read_dir(path)
         .map_err(failed)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
@@ -248,10 +227,7 @@ mod tests {
         let pipe = fake.path("never-read");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         // Nobody opens the other end, so that the real write blocks.
-        let sysfs = Sysfs {
-            timeout: Duration::from_millis(50),
-            ..Sysfs::at(fake.path(""))
-        };
+        let sysfs = Sysfs { timeout: Duration::from_millis(50), ..Sysfs::at(fake.path("")) };
         match sysfs.write(&pipe, "x") {
             Err(PciError::Stuck { value, .. }) => assert_eq!(value, "x"),
             other => panic!("{other:?}"),
@@ -263,10 +239,7 @@ mod tests {
         let fake = Fake::new();
         let sysfs = Sysfs::at(fake.path(""));
         let path = fake.path("attribute");
-        assert!(matches!(
-            sysfs.write(&path, "1"),
-            Err(PciError::Write { .. })
-        ));
+        assert!(matches!(sysfs.write(&path, "1"), Err(PciError::Write { .. })));
         assert!(!path.exists());
         fs::write(&path, "").unwrap();
         sysfs.write(&path, "0000:00:05.0").unwrap();

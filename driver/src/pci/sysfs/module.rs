@@ -18,10 +18,9 @@ impl Sysfs {
         }
         let reason = match self.modprobe(VFIO_PCI) {
             Ok(()) if registered() => return Ok(()),
-            Ok(()) => format!(
-                "modprobe succeeded, {} is absent",
-                self.driver_dir(VFIO_PCI).display()
-            ),
+            Ok(()) => {
+                format!("modprobe succeeded, {} is absent", self.driver_dir(VFIO_PCI).display())
+            }
             Err(reason) => reason,
         };
         let remedy = if nix::unistd::geteuid().is_root() {
@@ -31,11 +30,7 @@ impl Sysfs {
         } else {
             "run as root (sudo)"
         };
-        Err(PciError::Module {
-            module: VFIO_PCI,
-            reason,
-            remedy: remedy.into(),
-        })
+        Err(PciError::Module { module: VFIO_PCI, reason, remedy: remedy.into() })
     }
 
     /// Runs the first modprobe that exists; the error says why the module is not loaded.
@@ -79,11 +74,7 @@ fn run(program: &Path, module: &str, timeout: Duration) -> io::Result<Option<Str
     if let Some(stderr) = child.stderr.take() {
         stderr.take(4096).read_to_string(&mut complaint)?;
     }
-    Ok(Some(format!(
-        "{} {module}: {status}: {}",
-        program.display(),
-        complaint.trim()
-    )))
+    Ok(Some(format!("{} {module}: {status}: {}", program.display(), complaint.trim())))
 }
 
 #[cfg(test)]
@@ -97,25 +88,14 @@ mod tests {
     fn modprobe_is_run_when_the_driver_is_absent() {
         let fake = Fake::new();
         let dir = fake.path("bus/pci/drivers/vfio-pci");
-        let tool = fake.script(&format!(
-            "[ \"$1\" = vfio-pci ] && mkdir -p {}",
-            dir.display()
-        ));
+        let tool = fake.script(&format!("[ \"$1\" = vfio-pci ] && mkdir -p {}", dir.display()));
         let missing = PathBuf::from("/nonexistent/modprobe");
-        let sysfs = Sysfs {
-            modprobe: vec![missing, tool],
-            ..fake.sysfs()
-        };
+        let sysfs = Sysfs { modprobe: vec![missing, tool], ..fake.sysfs() };
         assert!(!dir.exists());
         sysfs.ensure_vfio_pci().unwrap();
         assert!(dir.exists());
         // Once it is registered, no program is needed.
-        Sysfs {
-            modprobe: vec![],
-            ..sysfs
-        }
-        .ensure_vfio_pci()
-        .unwrap();
+        Sysfs { modprobe: vec![], ..sysfs }.ensure_vfio_pci().unwrap();
     }
 
     #[test]
@@ -129,31 +109,14 @@ mod tests {
             (failing, long, "FATAL: Module vfio-pci not found"),
             (idle, long, "is absent"),
             (slow, short, "did not end within"),
-            (
-                PathBuf::from("/nonexistent"),
-                long,
-                "no modprobe on this machine",
-            ),
+            (PathBuf::from("/nonexistent"), long, "no modprobe on this machine"),
         ] {
-            let sysfs = Sysfs {
-                modprobe: vec![tool],
-                timeout,
-                ..fake.sysfs()
-            };
+            let sysfs = Sysfs { modprobe: vec![tool], timeout, ..fake.sysfs() };
             let error = sysfs.ensure_vfio_pci().unwrap_err();
-            assert!(matches!(
-                error,
-                PciError::Module {
-                    module: "vfio-pci",
-                    ..
-                }
-            ));
+            assert!(matches!(error, PciError::Module { module: "vfio-pci", .. }));
             let text = error.to_string();
             assert!(text.contains(expected), "{text}");
-            assert!(
-                text.contains("CONFIG_VFIO_PCI") || text.contains("as root"),
-                "{text}"
-            );
+            assert!(text.contains("CONFIG_VFIO_PCI") || text.contains("as root"), "{text}");
         }
     }
 }

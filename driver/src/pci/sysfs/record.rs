@@ -21,12 +21,9 @@ pub struct Former {
 impl Former {
     /// Whether the names can be parts of a path: a record comes from a file.
     fn is_sound(&self) -> bool {
-        [&self.driver, &self.driver_override]
-            .into_iter()
-            .flatten()
-            .all(|name| {
-                !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\n', '\0'])
-            })
+        [&self.driver, &self.driver_override].into_iter().flatten().all(|name| {
+            !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\n', '\0'])
+        })
     }
 }
 
@@ -48,10 +45,7 @@ impl Sysfs {
         match load(&path) {
             Ok(former) if former.is_sound() => Some(former),
             Ok(former) => {
-                log::warn!(
-                    "{}: ignored, not names of drivers: {former:?}",
-                    path.display()
-                );
+                log::warn!("{}: ignored, not names of drivers: {former:?}", path.display());
                 None
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -92,10 +86,7 @@ mod tests {
         let sysfs = fake.sysfs();
         let address = "0000:00:05.0".parse().unwrap();
         assert_eq!(sysfs.recall(address), None);
-        let former = Former {
-            driver: Some("edu".into()),
-            driver_override: None,
-        };
+        let former = Former { driver: Some("edu".into()), driver_override: None };
         sysfs.remember(address, &former).unwrap();
         assert_eq!(sysfs.recall(address), Some(former));
         assert_eq!(sysfs.recall("0000:00:05.1".parse().unwrap()), None);
@@ -110,10 +101,7 @@ mod tests {
         let sysfs = fake.sysfs();
         let address = "0000:00:05.0".parse().unwrap();
         for name in ["../../../etc", "..", "", "a\nb"] {
-            let former = Former {
-                driver: Some(name.into()),
-                driver_override: None,
-            };
+            let former = Former { driver: Some(name.into()), driver_override: None };
             sysfs.remember(address, &former).unwrap();
             assert_eq!(sysfs.recall(address), None, "{name:?}");
         }

@@ -45,10 +45,7 @@ fn support(info: &PciDeviceInfo) -> Check {
     let ids = format!("{:04x}:{:04x}", info.vendor, info.device);
     match recognise(info.vendor, info.device) {
         Some(known) => Check::ok("support", format!("{ids}: {}", known.description)),
-        None => Check::note(
-            "support",
-            format!("{ids} is not a device that vfio-dma drives"),
-        ),
+        None => Check::note("support", format!("{ids} is not a device that vfio-dma drives")),
     }
 }
 
@@ -89,15 +86,10 @@ fn viability(host: &Host, address: Address) -> Check {
         return Check::ok(name, "no host driver is in the way");
     }
     let members: Vec<_> = in_the_way.iter().map(HostDriver::to_string).collect();
-    let commands: Vec<_> = in_the_way
-        .iter()
-        .map(|member| format!("vfio-dma bind {}", member.device))
-        .collect();
-    Check::failed(
-        name,
-        format!("host drivers still use {}", members.join(", ")),
-    )
-    .mend(commands.join("; "))
+    let commands: Vec<_> =
+        in_the_way.iter().map(|member| format!("vfio-dma bind {}", member.device)).collect();
+    Check::failed(name, format!("host drivers still use {}", members.join(", ")))
+        .mend(commands.join("; "))
 }
 
 fn node(host: &Host, info: &PciDeviceInfo, node: &std::path::Path) -> Check {
@@ -137,10 +129,7 @@ mod tests {
         let bind = Some("vfio-dma bind 0000:00:05.0");
         for name in ["driver", "group-node"] {
             let check = check(&host, name);
-            assert_eq!(
-                (check.status, check.remedy.as_deref()),
-                (Status::Failed, bind)
-            );
+            assert_eq!((check.status, check.remedy.as_deref()), (Status::Failed, bind));
         }
         assert!(!examine(&host, Some(BDF.parse().unwrap())).ready);
     }
@@ -150,10 +139,7 @@ mod tests {
         let (machine, host) = sound();
         machine.device("0000:00:05.1", 0x1af4, 0x1041, Some("virtio-pci"), Some(3));
         let check = check(&host, "group-members");
-        assert!(
-            check.finding.contains("0000:00:05.1 (virtio-pci)"),
-            "{check:?}"
-        );
+        assert!(check.finding.contains("0000:00:05.1 (virtio-pci)"), "{check:?}");
         assert_eq!(check.remedy.as_deref(), Some("vfio-dma bind 0000:00:05.1"));
     }
 
@@ -171,11 +157,7 @@ mod tests {
         let (machine, host) = sound();
         let config = "sys/bus/pci/devices/0000:00:05.0/config";
         machine.file(config, [0xff; 64]);
-        assert!(
-            check(&host, "config-space")
-                .finding
-                .contains("does not answer")
-        );
+        assert!(check(&host, "config-space").finding.contains("does not answer"));
         machine.file(config, [0x34; 64]);
         assert!(check(&host, "config-space").finding.contains("3434:3434"));
         machine.file(config, [0x34; 63]);

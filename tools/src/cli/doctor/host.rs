@@ -41,11 +41,7 @@ fn iommu(host: &Host) -> Check {
     });
     let real = real.count();
     if real > 0 {
-        let by = if units.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", units.join(", "))
-        };
+        let by = if units.is_empty() { String::new() } else { format!(" ({})", units.join(", ")) };
         return Check::ok("iommu", format!("groups: {real}{by}"));
     }
     let finding = match units.as_slice() {
@@ -72,24 +68,12 @@ fn vfio(host: &Host) -> Check {
 }
 
 fn vfio_pci(host: &Host) -> Check {
-    module(
-        host,
-        "vfio-pci",
-        &["bus/pci/drivers/vfio-pci"],
-        "vfio-pci",
-        "CONFIG_VFIO_PCI",
-    )
+    module(host, "vfio-pci", &["bus/pci/drivers/vfio-pci"], "vfio-pci", "CONFIG_VFIO_PCI")
 }
 
 fn type1(host: &Host) -> Check {
     let signs = ["module/vfio_iommu_type1"];
-    module(
-        host,
-        "vfio_iommu_type1",
-        &signs,
-        "vfio_iommu_type1",
-        "CONFIG_VFIO_IOMMU_TYPE1",
-    )
+    module(host, "vfio_iommu_type1", &signs, "vfio_iommu_type1", "CONFIG_VFIO_IOMMU_TYPE1")
 }
 
 /// A part of the kernel that one of `signs` in sysfs shows to be there.
@@ -107,14 +91,12 @@ fn module(host: &Host, name: &'static str, signs: &[&str], module: &str, config:
     if listed("modules.dep") {
         return Check::failed(name, "not loaded").mend(format!("modprobe {module}"));
     }
-    Check::failed(
-        name,
-        "not loaded, and not among the modules of the running kernel",
-    )
-    .mend(format!(
-        "install the package with the kernel's modules (Debian: linux-image, Ubuntu: \
+    Check::failed(name, "not loaded, and not among the modules of the running kernel").mend(
+        format!(
+            "install the package with the kernel's modules (Debian: linux-image, Ubuntu: \
              linux-modules, Fedora: kernel-modules), or a kernel with {config}=m"
-    ))
+        ),
+    )
 }
 
 /// Whether a line of `modules.dep` or `modules.builtin` is about the module: a path, perhaps
@@ -122,8 +104,7 @@ fn module(host: &Host, name: &'static str, signs: &[&str], module: &str, config:
 fn is_module(line: &str, module: &str) -> bool {
     let path = line.split(':').next().unwrap_or_default();
     let file = path.rsplit('/').next().unwrap_or_default();
-    file.strip_prefix(module)
-        .is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
+    file.strip_prefix(module).is_some_and(|rest| rest == ".ko" || rest.starts_with(".ko."))
 }
 
 fn container(host: &Host) -> Check {
@@ -141,10 +122,9 @@ fn iommu_node(host: &Host) -> Check {
     let name = "/dev/iommu";
     match writable(&host.dev.join("iommu")) {
         Ok(()) => Check::ok(name, "can be opened"),
-        Err(Errno::ENOENT) => Check::note(
-            name,
-            "absent (no CONFIG_IOMMUFD): groups and containers are used instead",
-        ),
+        Err(Errno::ENOENT) => {
+            Check::note(name, "absent (no CONFIG_IOMMUFD): groups and containers are used instead")
+        }
         Err(errno) => Check::note(name, errno.desc())
             .mend("run as root; groups and containers can be used instead"),
     }
@@ -168,9 +148,7 @@ fn memory_lock(host: &Host) -> Check {
 }
 
 fn has_capability(host: &Host, capability: u32) -> bool {
-    let status = host
-        .text(&host.proc.join("self/status"))
-        .unwrap_or_default();
+    let status = host.text(&host.proc.join("self/status")).unwrap_or_default();
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -180,10 +158,7 @@ fn has_capability(host: &Host, capability: u32) -> bool {
 
 fn huge_pages(host: &Host, name: &'static str, dir: &str, suggestion: u32) -> Check {
     let dir = host.sys("kernel/mm/hugepages").join(dir);
-    let count = |file| {
-        host.text(&dir.join(file))
-            .and_then(|text| text.parse::<u64>().ok())
-    };
+    let count = |file| host.text(&dir.join(file)).and_then(|text| text.parse::<u64>().ok());
     let (Some(total), Some(free)) = (count("nr_hugepages"), count("free_hugepages")) else {
         return Check::note(name, "not offered by this kernel");
     };
@@ -223,10 +198,7 @@ fn noiommu_mode(host: &Host, enabled: bool) -> Check {
     let name = "noiommu-mode";
     let parameter = host.sys("module/vfio/parameters/enable_unsafe_noiommu_mode");
     if enabled {
-        Check::note(
-            name,
-            "on: a device without an IOMMU can be opened and can reach all memory",
-        )
+        Check::note(name, "on: a device without an IOMMU can be opened and can reach all memory")
     } else if parameter.exists() {
         Check::ok(name, "off")
     } else {
@@ -270,10 +242,7 @@ mod tests {
         let (machine, host) = sound();
         machine.file("sys/kernel/iommu_groups/3/name", "vfio-noiommu\n");
         assert_eq!(check(&host, "iommu").status, Status::Failed);
-        machine.file(
-            "sys/module/vfio/parameters/enable_unsafe_noiommu_mode",
-            "Y\n",
-        );
+        machine.file("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n");
         assert_eq!(check(&host, "iommu").status, Status::Note);
         assert_eq!(check(&host, "noiommu-mode").status, Status::Note);
     }
@@ -285,22 +254,11 @@ mod tests {
         assert_eq!(type1().finding, "loaded");
         fs::remove_dir_all(machine.path("sys/module/vfio_iommu_type1")).unwrap();
         assert_eq!(type1().status, Status::Failed);
-        assert!(
-            type1()
-                .remedy
-                .unwrap()
-                .contains("CONFIG_VFIO_IOMMU_TYPE1=m")
-        );
+        assert!(type1().remedy.unwrap().contains("CONFIG_VFIO_IOMMU_TYPE1=m"));
         // Being another module's dependency is not being a module.
-        machine.file(
-            "modules/modules.dep",
-            "kernel/a.ko: kernel/b/vfio_iommu_type1.ko\n",
-        );
+        machine.file("modules/modules.dep", "kernel/a.ko: kernel/b/vfio_iommu_type1.ko\n");
         assert!(type1().remedy.unwrap().contains("install"));
-        machine.file(
-            "modules/modules.dep",
-            "kernel/b/vfio_iommu_type1.ko.zst: kernel/vfio.ko\n",
-        );
+        machine.file("modules/modules.dep", "kernel/b/vfio_iommu_type1.ko.zst: kernel/vfio.ko\n");
         assert_eq!(type1().remedy.as_deref(), Some("modprobe vfio_iommu_type1"));
         machine.file("modules/modules.dep", "vfio_iommu_type1.ko:\n");
         assert_eq!(type1().remedy.as_deref(), Some("modprobe vfio_iommu_type1"));
@@ -314,16 +272,10 @@ mod tests {
         machine.remove("dev/vfio/vfio");
         fs::remove_dir_all(machine.path("sys/module/vfio_iommu_type1")).unwrap();
         let names = ["vfio_iommu_type1", "/dev/vfio/vfio"];
-        assert_eq!(
-            names.map(|name| check(&host, name).status),
-            [Status::Failed; 2]
-        );
+        assert_eq!(names.map(|name| check(&host, name).status), [Status::Failed; 2]);
         assert_eq!(check(&host, "/dev/iommu").status, Status::Note);
         machine.file("dev/iommu", "");
-        assert_eq!(
-            names.map(|name| check(&host, name).status),
-            [Status::Note; 2]
-        );
+        assert_eq!(names.map(|name| check(&host, name).status), [Status::Note; 2]);
         assert_eq!(check(&host, "/dev/iommu").status, Status::Ok);
     }
 
@@ -344,15 +296,9 @@ mod tests {
         assert_eq!(gigabyte.status, Status::Note);
         assert!(gigabyte.remedy.unwrap().starts_with("echo 1 > "));
         assert_eq!(check(&host, "transparent-huge-pages").finding, "madvise");
-        machine.file(
-            "sys/kernel/mm/transparent_hugepage/enabled",
-            "always madvise [never]\n",
-        );
+        machine.file("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
         assert!(
-            check(&host, "transparent-huge-pages")
-                .remedy
-                .unwrap()
-                .starts_with("echo madvise > ")
+            check(&host, "transparent-huge-pages").remedy.unwrap().starts_with("echo madvise > ")
         );
     }
 }

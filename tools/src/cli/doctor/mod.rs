@@ -61,42 +61,25 @@ pub enum Status {
 
 impl Check {
     fn ok(name: &'static str, finding: impl Into<String>) -> Check {
-        Check {
-            name,
-            status: Status::Ok,
-            finding: finding.into(),
-            remedy: None,
-        }
+        Check { name, status: Status::Ok, finding: finding.into(), remedy: None }
     }
 
     fn note(name: &'static str, finding: impl Into<String>) -> Check {
-        Check {
-            status: Status::Note,
-            ..Check::ok(name, finding)
-        }
+        Check { status: Status::Note, ..Check::ok(name, finding) }
     }
 
     fn failed(name: &'static str, finding: impl Into<String>) -> Check {
-        Check {
-            status: Status::Failed,
-            ..Check::ok(name, finding)
-        }
+        Check { status: Status::Failed, ..Check::ok(name, finding) }
     }
 
     fn mend(self, remedy: impl Into<String>) -> Check {
-        Check {
-            remedy: Some(remedy.into()),
-            ..self
-        }
+        Check { remedy: Some(remedy.into()), ..self }
     }
 
     /// Something that is needed only when nothing else takes its place.
     fn needed(self, needed: bool) -> Check {
         match self.status {
-            Status::Failed if !needed => Check {
-                status: Status::Note,
-                ..self
-            },
+            Status::Failed if !needed => Check { status: Status::Note, ..self },
             _ => self,
         }
     }
@@ -128,9 +111,7 @@ impl Host {
 
     /// A file's text without surrounding blanks; `None` when it cannot be read.
     fn text(&self, path: &Path) -> Option<String> {
-        fs::read_to_string(path)
-            .ok()
-            .map(|text| text.trim().to_owned())
+        fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
     }
 
     /// The path of a device node whose place on a machine is `/dev/...`.
@@ -154,11 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let address = args.address.as_deref().map(str::parse).transpose()?;
     let report = examine(&Host::this_machine(), address);
     output::print(&compose(&report, args.json)?)?;
-    Ok(if report.ready {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn examine(host: &Host, address: Option<Address>) -> Report {
@@ -186,11 +163,7 @@ fn compose(report: &Report, json: bool) -> Result<String, Failure> {
             writeln!(text, "{:32}-> {remedy}", "")?;
         }
     }
-    let failed = report
-        .checks
-        .iter()
-        .filter(|check| check.status == Status::Failed)
-        .count();
+    let failed = report.checks.iter().filter(|check| check.status == Status::Failed).count();
     match failed {
         0 => writeln!(text, "everything needed is there")?,
         1 => writeln!(text, "one precondition does not hold")?,
@@ -209,31 +182,13 @@ mod tests {
         let machine = Machine::new();
         machine.device("0000:00:05.0", 0x1234, 0x11e8, Some("vfio-pci"), Some(3));
         machine.file("sys/class/iommu/dmar0/x", "");
-        machine.file(
-            "sys/module/vfio/parameters/enable_unsafe_noiommu_mode",
-            "N\n",
-        );
+        machine.file("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n");
         machine.file("sys/module/vfio_iommu_type1/x", "");
-        machine.file(
-            "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
-            "64\n",
-        );
-        machine.file(
-            "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
-            "60\n",
-        );
-        machine.file(
-            "sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
-            "0\n",
-        );
-        machine.file(
-            "sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages",
-            "0\n",
-        );
-        machine.file(
-            "sys/kernel/mm/transparent_hugepage/enabled",
-            "always [madvise] never\n",
-        );
+        machine.file("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "64\n");
+        machine.file("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "60\n");
+        machine.file("sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "0\n");
+        machine.file("sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages", "0\n");
+        machine.file("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
         machine.file("dev/vfio/vfio", "");
         machine.file("dev/vfio/3", "");
         machine.file("proc/cpuinfo", "vendor_id\t: GenuineIntel\n");
@@ -249,14 +204,8 @@ mod tests {
 
     pub(super) fn check(host: &Host, name: &str) -> Check {
         let report = examine(host, Some("0000:00:05.0".parse().unwrap()));
-        let found: Vec<_> = report
-            .checks
-            .into_iter()
-            .filter(|check| check.name == name)
-            .collect();
-        let [check] = found
-            .try_into()
-            .unwrap_or_else(|found| panic!("{name}: {found:?}"));
+        let found: Vec<_> = report.checks.into_iter().filter(|check| check.name == name).collect();
+        let [check] = found.try_into().unwrap_or_else(|found| panic!("{name}: {found:?}"));
         check
     }
 
@@ -273,10 +222,7 @@ mod tests {
     fn a_failed_check_shows_with_its_remedy_and_in_json() {
         let (machine, host) = sound();
         std::fs::remove_dir(machine.path("sys/bus/pci/drivers/vfio-pci")).unwrap();
-        machine.file(
-            "modules/modules.dep",
-            "kernel/drivers/vfio/pci/vfio-pci.ko.xz: a\n",
-        );
+        machine.file("modules/modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: a\n");
         let report = examine(&host, None);
         assert!(!report.ready);
         let text = compose(&report, false).unwrap();
