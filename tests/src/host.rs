@@ -117,6 +117,7 @@ fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, Strin
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(format!("the guest reported nothing; it said:\n{stdout}{stderr}"));
     }
+    (machine.verify)().map_err(|why| format!("on the host: {why}"))?;
     Ok(cases)
 }
 

@@ -8,7 +8,6 @@
 mod guest;
 mod host;
 
-use std::any::Any;
 use std::process::ExitCode;
 
 use vfio_dma_tools::vm::VmConfig;
@@ -39,17 +38,18 @@ macro_rules! cases {
     };
 }
 
-/// A guest, and what has to live as long as it.
+/// A guest, and what the host does for it.
 pub struct Machine {
     /// The guest.
     pub vm: VmConfig,
-    /// Servers of its devices, and the like: dropped after the guest has ended.
-    pub keep: Box<dyn Any>,
+    /// Called when the guest has ended. It owns the servers of the guest's devices, and
+    /// says what is wrong with what they saw, which fails every case of the scenario.
+    pub verify: Box<dyn FnOnce() -> Result<(), String>>,
 }
 
 impl From<VmConfig> for Machine {
     fn from(vm: VmConfig) -> Machine {
-        Machine { vm, keep: Box::new(()) }
+        Machine { vm, verify: Box::new(|| Ok(())) }
     }
 }
 

@@ -7,6 +7,7 @@ mod edu;
 mod errors;
 mod examples;
 mod interrupts;
+mod ioatdma;
 mod memory;
 mod sharing;
 mod support;
@@ -118,6 +119,45 @@ fn main() -> ExitCode {
             name: "no_vfio",
             machine: || no_vfio().into(),
             cases: cases![errors::no_vfio_module],
+        },
+        Scenario {
+            name: "ioatdma_stock",
+            machine: ioatdma::stock,
+            cases: cases![
+                ioatdma::probes_and_tests_itself_with_msix,
+                ioatdma::probes_and_tests_itself_with_msi,
+                ioatdma::probes_and_tests_itself_with_intx,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_intel",
+            machine: ioatdma::intel,
+            cases: cases![
+                ioatdma::dmatest_one_channel_by_interrupt,
+                ioatdma::dmatest_one_channel_polled,
+                ioatdma::dmatest_four_channels_by_interrupt,
+                ioatdma::dmatest_four_channels_polled,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_amd",
+            machine: ioatdma::amd,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_virtio",
+            machine: ioatdma::virtio,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_no_iommu",
+            machine: ioatdma::no_iommu,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_faults",
+            machine: ioatdma::faulty,
+            cases: cases![ioatdma::recovers_from_faults],
         },
     ])
 }

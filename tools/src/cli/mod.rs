@@ -10,6 +10,7 @@ pub mod doctor;
 mod fixture;
 pub mod link;
 pub mod list;
+pub mod model;
 mod output;
 pub mod run;
 pub mod size;
@@ -44,6 +45,7 @@ enum Command {
     Doctor(doctor::Args),
     Run(run::Args),
     Vm(vm::Args),
+    Model(model::Args),
     Link(link::Args),
 }
 
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Vm(args)) => vm::run(args),
+        Some(Command::Model(args)) => model::run(args),
         Some(Command::Link(args)) => link::run(args),
     };
     result.unwrap_or_else(|failure| {
