@@ -3,4 +3,6 @@
 pub mod function;
 pub mod link;
 pub mod memory;
+pub mod pci;
+pub mod regs;
 pub mod vfio_user;
