@@ -1,6 +1,8 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
+pub mod embedded;
 pub mod function;
+pub mod ioat;
 pub mod link;
 pub mod memory;
 pub mod pci;
