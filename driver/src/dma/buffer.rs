@@ -345,6 +345,12 @@ impl Buffer {
         Ok(())
     }
 
+    /// Where the processor sees it.
+    #[cfg(test)]
+    pub(super) fn address(&self) -> usize {
+        self.slice(0, 1).expect("a buffer has a byte").ptr_guard().as_ptr().addr()
+    }
+
     /// Copies bytes out of the buffer.
     ///
     /// # Errors

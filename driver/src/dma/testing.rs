@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::{Range, RangeInclusive};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use super::placement::Site;
-use super::{AddressSpace, Buffer, DmaError, Request, Segment, place};
+use super::{AddressSpace, Buffer, DmaError, Pattern, Request, Segment, place};
 use crate::backend::{
     Backend, BackendError, DmaAccess, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region,
     RegionInfo, Result, Translation,
@@ -41,8 +39,6 @@ pub(super) struct Table {
     /// How many mappings it takes.
     limit: Option<u32>,
     state: Mutex<State>,
-    /// The same as `Arc<dyn Iommu>` for the device.
-    space_of: Mutex<Option<Arc<AddressSpace>>>,
 }
 
 impl Table {
@@ -146,9 +142,8 @@ impl Iommu for Table {
             return Err(error(libc::ENOSPC));
         }
         let last = request.iova + (request.len as u64 - 1);
-        let inside = |range: &RangeInclusive<u64>| {
-            range.contains(&request.iova) && range.contains(&last)
-        };
+        let inside =
+            |range: &RangeInclusive<u64>| range.contains(&request.iova) && range.contains(&last);
         if !self.info.ranges.iter().any(inside) {
             return Err(error(libc::EINVAL));
         }
@@ -156,9 +151,9 @@ impl Iommu for Table {
         if before.is_some_and(|(iova, entry)| iova + entry.len as u64 > request.iova) {
             return Err(error(libc::EEXIST));
         }
-        let file = request.file.map(|(file, offset)| {
-            (nix::sys::stat::fstat(file).expect("open").st_ino, offset)
-        });
+        let file = request
+            .file
+            .map(|(file, offset)| (nix::sys::stat::fstat(file).expect("open").st_ino, offset));
         let (host, len, access) = (request.host.addr().get(), request.len, request.access);
         state.entries.insert(request.iova, Entry { host, len, access, file });
         Ok(())
@@ -176,5 +171,134 @@ impl Iommu for Table {
         }
         state.entries.remove(&iova);
         Ok(())
+    }
+}
+
+/// A device that does nothing by itself.
+#[derive(Debug)]
+struct Idle(Arc<dyn Iommu>);
+
+impl Backend for Idle {
+    fn location(&self) -> String {
+        "idle".into()
+    }
+    fn region_info(&self, _: Region) -> Result<RegionInfo> {
+        Ok(RegionInfo::default())
+    }
+    fn region_read(&self, region: Region, _: u64, _: &mut [u8]) -> Result<()> {
+        Err(BackendError::NoRegion { region })
+    }
+    fn region_write(&self, region: Region, _: u64, _: &[u8]) -> Result<()> {
+        Err(BackendError::NoRegion { region })
+    }
+    fn map_region(&self, region: Region, _: Range<u64>) -> Result<Box<dyn MappedRegion>> {
+        Err(BackendError::NoRegion { region })
+    }
+    fn irq_count(&self, _: IrqKind) -> Result<u32> {
+        Ok(0)
+    }
+    fn irq_enable(&self, kind: IrqKind, _: &[BorrowedFd<'_>]) -> Result<()> {
+        Err(BackendError::NoVectors { kind, requested: 1, available: 0 })
+    }
+    fn irq_disable(&self, _: IrqKind) -> Result<()> {
+        Ok(())
+    }
+    fn intx_set_masked(&self, _: bool) -> Result<()> {
+        Ok(())
+    }
+    fn reset(&self) -> Result<()> {
+        Ok(())
+    }
+    fn iommu(&self) -> &Arc<dyn Iommu> {
+        &self.0
+    }
+}
+
+/// A device behind a table.
+#[derive(Debug)]
+pub(super) struct Lab {
+    pub(super) table: Arc<Table>,
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) device: Arc<dyn Backend>,
+}
+
+impl Lab {
+    /// 39 bits without the MSI window, and no limits.
+    pub(super) fn wide() -> Lab {
+        Lab::with(vec![0x1000..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1], |_| {}, None)
+    }
+
+    /// An address space without translation.
+    pub(super) fn physical() -> Lab {
+        Lab::with(Vec::new(), |info| info.translation = Translation::Physical, None)
+    }
+
+    /// As much free space as `runs`, each of so many pages, with a page between them.
+    pub(super) fn fragmented(runs: &[u64]) -> Lab {
+        let mut next = 0x10_0000;
+        let range = |&pages: &u64| {
+            let start = next;
+            next = start + (pages + 1) * 4096;
+            start..=start + pages * 4096 - 1
+        };
+        Lab::with(runs.iter().map(range).collect(), |_| {}, None)
+    }
+
+    pub(super) fn with(
+        ranges: Vec<RangeInclusive<u64>>,
+        change: impl FnOnce(&mut IommuInfo),
+        limit: Option<u32>,
+    ) -> Lab {
+        let mut info = IommuInfo {
+            translation: Translation::Iommu,
+            ranges,
+            page_sizes: 0x4020_1000,
+            available_mappings: None,
+            needs_fd: false,
+        };
+        change(&mut info);
+        let table = Arc::new(Table { info, limit, state: Mutex::default() });
+        let iommu: Arc<dyn Iommu> = Arc::clone(&table) as _;
+        let space = AddressSpace::new(&iommu).expect("a table answers");
+        Lab { table, space, device: Arc::new(Idle(iommu)) }
+    }
+
+    pub(super) fn place(&self, request: &Request) -> std::result::Result<Buffer, DmaError> {
+        place(&self.space, &self.device, request)
+    }
+
+    /// Fills the buffer by the processor and compares what the device reads; then the
+    /// other way round.
+    pub(super) fn verify(&self, buffer: &mut Buffer) {
+        let len = buffer.len();
+        let pattern = |seed: u64| {
+            let mut bytes = vec![0; len];
+            Pattern::new(seed).bytes(0, &mut bytes);
+            bytes
+        };
+        assert_eq!(buffer.segments().iter().map(|segment| segment.len).sum::<usize>(), len);
+        for pair in buffer.segments().windows(2) {
+            assert_ne!(pair[0].iova.0 + pair[0].len as u64, pair[1].iova.0, "neighbours merge");
+        }
+        Pattern::new(1).fill(buffer, 0, len, 0).expect("in range");
+        assert!(self.table.read(buffer.segments()) == pattern(1), "what the device reads");
+        self.table.write(buffer.segments(), &pattern(2));
+        Pattern::new(2).check(buffer, 0, len, 0).expect("in range").expect("what it wrote");
+        // Ranges agree with the whole, also across segments.
+        for (offset, part) in [(0, len), (len / 3, len / 2), (len - 1, 1), (len, 0), (1, len - 1)] {
+            let segments: Vec<Segment> =
+                buffer.segments_of(offset, part).expect("inside").collect();
+            let bytes = self.table.read(&segments);
+            assert!(bytes == pattern(2)[offset..offset + part], "{part} bytes at {offset}");
+        }
+    }
+
+    /// Nothing is mapped and every address is free.
+    pub(super) fn is_empty(&self) -> bool {
+        let usage = self.space.usage();
+        usage.mappings == 0
+            && usage.bytes == 0
+            && self.table.mappings() == 0
+            && self.space.iovas().allocated() == 0
     }
 }
