@@ -7,6 +7,7 @@ mod edu;
 mod errors;
 mod interrupts;
 mod memory;
+mod placement;
 mod sharing;
 mod support;
 mod testdev;
@@ -100,6 +101,22 @@ fn main() -> ExitCode {
             name: "group",
             config: shared_group,
             cases: cases![errors::member_on_a_host_driver],
+        },
+        Scenario {
+            name: "placement",
+            config: || vtd(39),
+            cases: cases![
+                placement::auto_contiguous_and_scatter_gather_move_the_same_bytes,
+                placement::the_command_line_forces_a_placement,
+                placement::a_fragmented_iova_space_falls_through,
+                placement::a_device_mask_falls_through,
+                placement::a_memory_lock_limit_falls_through_to_the_pool,
+                placement::the_limit_of_mappings_is_a_reason,
+                placement::huge_pages_make_one_map_call,
+                placement::a_file_is_moved_in_place,
+                placement::a_buffer_is_promoted_between_transfers,
+                placement::physical_memory_is_found_in_every_way,
+            ],
         },
         Scenario { name: "no_iommu", config: no_iommu, cases: cases![errors::no_iommu] },
         Scenario { name: "no_vfio", config: no_vfio, cases: cases![errors::no_vfio_module] },

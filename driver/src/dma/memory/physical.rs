@@ -12,6 +12,18 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Makes every page present, the last one first.
+    pub(in crate::dma) fn touch_downwards(&self) {
+        for offset in (0..self.len()).step_by(frames::FRAME).rev() {
+            // SAFETY: inside of the memory.
+            let page = unsafe { self.base().byte_add(offset) };
+            // SAFETY: the memory is writable, zeroed and not used yet.
+            unsafe { page.write_volatile(0) };
+        }
+    }
+}
+
 /// One run of addresses that is filled from the left, block by block.
 #[derive(Debug)]
 pub(in crate::dma) struct Blocks {

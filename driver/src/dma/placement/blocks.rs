@@ -56,7 +56,7 @@ fn physical(site: &Site<'_>, frames: Frames<'_>) -> Verdict {
             0..0x20_0000 => PageSize::Base,
             _ => PageSize::Transparent,
         };
-        let round = match locked(missing, page_size) {
+        let round = match locked(missing, page_size, tries) {
             Ok(memory) => memory,
             Err(_) if tries > 1 => {
                 return Err(not_contiguous(site, &blocks, longest, &held, tries - 1));

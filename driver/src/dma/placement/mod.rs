@@ -210,7 +210,7 @@ impl Site<'_> {
             }
             Strategy::SmallerBlocks => blocks::place(self, &mut super::Memory::frames),
             Strategy::Deferred => deferred::wait(self, seen, before),
-            Strategy::ScatterGather => scatter::place(self),
+            Strategy::ScatterGather => scatter::place(self, &mut super::Memory::frames),
             // These two need memory that exists.
             Strategy::InPlace | Strategy::Remap => {
                 Err(self.skipped(Cause::Other("there is no memory yet".into())))

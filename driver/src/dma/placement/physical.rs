@@ -15,8 +15,15 @@ use crate::dma::{Buffer, DmaError, FrameError, Memory, PageSize};
 pub(super) type Frames<'a> = &'a mut dyn FnMut(&Memory) -> Result<Vec<u64>, FrameError>;
 
 /// Memory whose pages are present and stay so.
-pub(super) fn locked(len: usize, page_size: PageSize) -> Result<Memory, DmaError> {
+///
+/// The kernel hands neighbours out upwards or downwards, depending on what was freed
+/// before: odd tries touch the pages from the first to the last, even ones from the last to
+/// the first.
+pub(super) fn locked(len: usize, page_size: PageSize, tries: u32) -> Result<Memory, DmaError> {
     let memory = Memory::allocate(len, page_size, false)?;
+    if tries.is_multiple_of(2) {
+        memory.touch_downwards();
+    }
     memory.lock()?;
     Ok(memory)
 }
@@ -34,7 +41,7 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
     let mut unreached = None;
     let mut tries = 0;
     for _ in 0..request.tries.max(1) {
-        let memory = match locked(len, page_size) {
+        let memory = match locked(len, page_size, tries + 1) {
             Ok(memory) => memory,
             Err(error) if held.is_empty() => return Err(site.failed(&error, 1)),
             // As much is held as can be had.

@@ -1,16 +1,18 @@
 //! Pages as they come.
 
+use super::physical::{Frames, locked};
 use super::{Placement, Site, Verdict};
 use crate::backend::Translation;
 use crate::dma::buffer::{clip, physical_runs};
+use crate::dma::memory::frames::FRAME;
 use crate::dma::{Buffer, DmaError, Memory, PageSize, Segment};
 
-pub(super) fn place(site: &Site<'_>) -> Verdict {
+pub(super) fn place(site: &Site<'_>, frames: Frames<'_>) -> Verdict {
     let placed = match site.space.translation() {
-        Translation::Iommu => through_iommu(site),
-        Translation::Physical => physical(site),
+        Translation::Iommu => through_iommu(site).map(|buffer| (buffer, 1)),
+        Translation::Physical => physical(site, frames),
     };
-    placed.map(|buffer| Site::won(buffer, 1)).map_err(|error| site.failed(&error, 1))
+    placed.map(|(buffer, tries)| Site::won(buffer, tries)).map_err(|error| site.failed(&error, 1))
 }
 
 fn through_iommu(site: &Site<'_>) -> Result<Buffer, DmaError> {
@@ -55,12 +57,26 @@ impl Site<'_> {
     }
 }
 
-fn physical(site: &Site<'_>) -> Result<Buffer, DmaError> {
-    let memory = Memory::allocate(site.whole_pages()?, PageSize::Base, false)?;
-    memory.lock()?;
-    let runs = physical_runs(&memory.frames()?);
-    under_mask(site, &runs, 0)?;
-    Ok(Buffer::physical(site, memory, 0, &runs))
+fn physical(site: &Site<'_>, frames: Frames<'_>) -> Result<(Buffer, u32), DmaError> {
+    let len = site.whole_pages()?;
+    let mut try_once = |tries| -> Result<_, DmaError> {
+        let memory = locked(len, PageSize::Base, tries)?;
+        let runs = physical_runs(&frames(&memory)?);
+        under_mask(site, &runs, 0)?;
+        Ok((memory, runs))
+    };
+    let (mut memory, mut runs) = try_once(1)?;
+    let mut tries = 1;
+    // Hardly any neighbours: they may come in the other direction.
+    if runs.len() > 1 && runs.len() > len / FRAME / 2 && site.request.tries > 1 {
+        tries = 2;
+        if let Ok((other, fewer)) = try_once(2)
+            && fewer.len() < runs.len()
+        {
+            (memory, runs) = (other, fewer);
+        }
+    }
+    Ok((Buffer::physical(site, memory, 0, &runs), tries))
 }
 
 /// Whether the device reaches the physical runs of memory, and the first byte is aligned.

@@ -49,7 +49,7 @@ fn contiguous_wins_where_nothing_is_in_the_way() {
 fn transparent_huge_pages_make_one_map_call() {
     let lab = Lab::wide();
     let request =
-        Request::new(64 << 20, BOTH).order([Strategy::IommuContiguous(PageSize::Transparent)]);
+        Request::new(8 << 20, BOTH).order([Strategy::IommuContiguous(PageSize::Transparent)]);
     let mut buffer = lab.place(&request).unwrap();
     lab.verify(&mut buffer);
     assert_eq!(buffer.segments()[0].iova.0 % (2 << 20), 0, "aligned, so that huge pages map");

@@ -220,6 +220,13 @@ fn real_blocks_keep_their_physical_addresses_when_they_move() {
     verify(&mut buffer);
 }
 
+/// Pages whose frame does not follow that of the page before, and the first.
+fn breaks(buffer: &Buffer) -> usize {
+    let base = std::ptr::NonNull::new(buffer.address() as *mut u8).unwrap();
+    let found = frames::frames(base, buffer.len()).unwrap();
+    1 + found.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count()
+}
+
 #[test]
 fn neighbours_make_one_segment_for_each_run() {
     if !sees_frames() {
@@ -229,11 +236,32 @@ fn neighbours_make_one_segment_for_each_run() {
     let request = Request::new(64 << 20, BOTH).placement(Placement::ScatterGather);
     let mut buffer = lab.place(&request).unwrap();
     verify(&mut buffer);
-    let base = std::ptr::NonNull::new(buffer.address() as *mut u8).unwrap();
-    let found = frames::frames(base, 64 << 20).unwrap();
-    let breaks = found.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count();
-    assert_eq!(buffer.segments().len(), breaks + 1);
-    println!("64 MiB of base pages: {} segments", breaks + 1);
+    assert_eq!(buffer.segments().len(), breaks(&buffer));
+    println!("64 MiB of base pages: {}", buffer.report());
+    // Pages of 4 KiB that are known to be neighbours: those of transparent huge pages.
+    let memory = Memory::allocate(64 << 20, PageSize::Transparent, false).unwrap();
+    // SAFETY: `memory` outlives the buffer and nothing refers into it.
+    let buffer = unsafe { place_in_range(&lab.space, &lab.device, memory.base(), &request) };
+    let mut buffer = buffer.unwrap();
+    verify(&mut buffer);
+    assert_eq!(buffer.segments().len(), breaks(&buffer));
+    println!("64 MiB of transparent huge pages: {}", buffer.report());
+}
+
+#[test]
+fn scatter_gather_looks_for_neighbours_in_the_other_direction() {
+    let lab = Lab::physical();
+    let request = Request::new(4 * FRAME, BOTH);
+    let site = Site { space: &lab.space, device: &lab.device, request: &request };
+    let placed = |script: [&[u64]; 2]| {
+        let mut script = script.into_iter();
+        let verdict = scatter::place(&site, &mut |_: &Memory| Ok(script.next().unwrap().to_vec()));
+        let won = verdict.unwrap();
+        (won.tries, won.buffer.segments().len())
+    };
+    assert_eq!(placed([&[4, 3, 2, 1], &[5, 6, 7, 8]]), (2, 1));
+    assert_eq!(placed([&[4, 3, 2, 1], &[9, 7, 5, 3]]), (2, 4), "no better");
+    assert_eq!(placed([&[1, 2, 8, 9], &[]]), (1, 2), "good enough");
 }
 
 #[test]
