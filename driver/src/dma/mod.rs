@@ -44,11 +44,16 @@ mod memory;
 mod pattern;
 mod placement;
 mod space;
+#[cfg(test)]
+mod testing;
 
 pub use buffer::{Buffer, Direction, Segment};
 pub use error::DmaError;
 pub use iova::{Iova, IovaAllocator, IovaError};
-pub use memory::{Memory, MemoryError, PageSize};
+pub use memory::{FrameError, Memory, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
-pub use placement::{Attempt, Constraints, Outcome, Report, Request, Strategy, place};
+pub use placement::{
+    Attempt, Cause, Constraints, Outcome, Placement, Pool, PoolUsage, Reason, Report, Request,
+    Reservation, Strategy, place, place_in_file, place_in_range,
+};
 pub use space::{AddressSpace, Usage};

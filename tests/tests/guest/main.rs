@@ -9,6 +9,7 @@ mod examples;
 mod interrupts;
 mod ioatdma;
 mod memory;
+mod placement;
 mod sharing;
 mod support;
 mod testdev;
@@ -109,6 +110,22 @@ fn main() -> ExitCode {
             name: "group",
             machine: || shared_group().into(),
             cases: cases![errors::member_on_a_host_driver],
+        },
+        Scenario {
+            name: "placement",
+            machine: || vtd(39).into(),
+            cases: cases![
+                placement::auto_contiguous_and_scatter_gather_move_the_same_bytes,
+                placement::the_command_line_forces_a_placement,
+                placement::a_fragmented_iova_space_falls_through,
+                placement::a_device_mask_falls_through,
+                placement::a_memory_lock_limit_falls_through_to_the_pool,
+                placement::the_limit_of_mappings_is_a_reason,
+                placement::huge_pages_make_one_map_call,
+                placement::a_file_is_moved_in_place,
+                placement::a_buffer_is_promoted_between_transfers,
+                placement::physical_memory_is_found_in_every_way,
+            ],
         },
         Scenario {
             name: "no_iommu",
