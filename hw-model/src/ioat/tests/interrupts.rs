@@ -33,7 +33,7 @@ fn a_vector_interrupts_once_until_it_is_rearmed() {
     );
     assert_eq!(rig.read(0x80, 2), 0x1d, "disabled until rearmed");
     rig.ring(3);
-    wait("it is done", || rig.completion() == RING + 128 | IDLE);
+    wait("it is done", || rig.completion() == (RING + 128) | IDLE);
     quiet(event);
     rearm(&rig);
     wait("what was held is delivered", || event.read() == Ok(1));
@@ -157,7 +157,7 @@ fn the_delay_joins_interrupts() {
     for n in 0..4 {
         rig.ring(n + 1);
         wait("it is done", || {
-            rig.completion() == RING + 64 * u64::from(n) | IDLE
+            rig.completion() == (RING + 64 * u64::from(n)) | IDLE
         });
     }
     assert_eq!(rig.read(0x80, 2) & 1, 0, "nothing was delivered yet");
