@@ -20,14 +20,8 @@ fn lookup(c: &mut Criterion) {
     file.set_len(16 * PAGE).expect("a length");
     let map = DmaMap::new();
     for n in 0..RANGES {
-        map.map_fd(
-            n * 2 * PAGE,
-            PAGE,
-            file.as_fd(),
-            n % 16 * PAGE,
-            Access::ReadWrite,
-        )
-        .expect("mapped");
+        map.map_fd(n * 2 * PAGE, PAGE, file.as_fd(), n % 16 * PAGE, Access::ReadWrite)
+            .expect("mapped");
     }
     assert_eq!((map.ranges() as u64, map.files()), (RANGES, 1));
     let mut group = c.benchmark_group("lookup in 200,000 ranges");
@@ -35,9 +29,7 @@ fn lookup(c: &mut Criterion) {
     group.bench_function("random", |b| {
         b.iter_batched(
             || {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 (state >> 33) % RANGES * 2 * PAGE
             },
             |iova| map.load_u64(black_box(iova)).expect("mapped"),
@@ -84,11 +76,7 @@ fn copy(c: &mut Criterion) {
         b.iter(|| map.copy(1 << 32, 0, black_box(LEN as u64)).expect("mapped"));
     });
     group.bench_function("256 ranges each", |b| {
-        b.iter(|| {
-            pages
-                .copy(1 << 32, 0, black_box(LEN as u64))
-                .expect("mapped")
-        });
+        b.iter(|| pages.copy(1 << 32, 0, black_box(LEN as u64)).expect("mapped"));
     });
     group.finish();
 }

@@ -63,10 +63,7 @@ impl Embedded<Ioat> {
     ///
     /// Fails when the function cannot be made.
     pub fn new(config: IoatConfig) -> std::result::Result<Arc<Self>, IoatError> {
-        Ok(Embedded::with_function(
-            Ioat::new(config)?,
-            IommuOptions::default(),
-        ))
+        Ok(Embedded::with_function(Ioat::new(config)?, IommuOptions::default()))
     }
 }
 
@@ -101,21 +98,14 @@ impl<F: PciFunction + 'static> Embedded<F> {
         }
         match offset.checked_add(len as u64) {
             Some(end) if end <= size => Ok(()),
-            _ => Err(BackendError::OutOfBounds {
-                region,
-                offset,
-                len,
-                size,
-            }),
+            _ => Err(BackendError::OutOfBounds { region, offset, len, size }),
         }
     }
 }
 
 impl<F: PciFunction> fmt::Debug for Embedded<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Embedded")
-            .field("iommu", &self.iommu)
-            .finish_non_exhaustive()
+        f.debug_struct("Embedded").field("iommu", &self.iommu).finish_non_exhaustive()
     }
 }
 
@@ -126,12 +116,7 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
 
     fn region_info(&self, region: Region) -> Result<RegionInfo> {
         let size = self.function.region_size(region);
-        Ok(RegionInfo {
-            size,
-            readable: size != 0,
-            writable: size != 0,
-            mappable: Vec::new(),
-        })
+        Ok(RegionInfo { size, readable: size != 0, writable: size != 0, mappable: Vec::new() })
     }
 
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
@@ -167,20 +152,14 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
         let available = self.function.irq_count(kind);
         if events.len() > available as usize {
             let requested = events.len() as u32;
-            return Err(BackendError::NoVectors {
-                kind,
-                requested,
-                available,
-            });
+            return Err(BackendError::NoVectors { kind, requested, available });
         }
         let duplicates = events.iter().map(|event| {
-            let event = event
-                .try_clone_to_owned()
-                .map_err(|source| BackendError::Os {
-                    action: format!("duplicating an eventfd for {kind}"),
-                    source,
-                    remedy: Some("raise the limit of open files (ulimit -n)".into()),
-                })?;
+            let event = event.try_clone_to_owned().map_err(|source| BackendError::Os {
+                action: format!("duplicating an eventfd for {kind}"),
+                source,
+                remedy: Some("raise the limit of open files (ulimit -n)".into()),
+            })?;
             Ok(Some(Arc::new(event)))
         });
         let events = duplicates.collect::<Result<Vec<_>>>()?;
@@ -202,14 +181,7 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
     fn reset(&self) -> Result<()> {
         // As VFIO does, the header is what it was: command, cache line size, BARs, interrupt
         // line.
-        let kept = [
-            (0x0cu64, 1),
-            (0x10, 4),
-            (0x14, 4),
-            (0x18, 4),
-            (0x1c, 4),
-            (0x20, 4),
-        ];
+        let kept = [(0x0cu64, 1), (0x10, 4), (0x14, 4), (0x18, 4), (0x1c, 4), (0x20, 4)];
         let kept = kept.into_iter().chain([(0x24, 4), (0x3c, 1), (COMMAND, 2)]);
         let saved: Vec<_> = kept
             .map(|(offset, len)| {
@@ -268,22 +240,13 @@ impl<F: PciFunction> Iommu for EmbeddedIommu<F> {
             translation: Translation::Iommu,
             ranges: self.options.ranges.clone(),
             page_sizes: self.options.page_sizes,
-            available_mappings: self
-                .options
-                .mappings
-                .map(|limit| limit.saturating_sub(used)),
+            available_mappings: self.options.mappings.map(|limit| limit.saturating_sub(used)),
             needs_fd: false,
         })
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
-        let MapRequest {
-            iova,
-            host,
-            len,
-            access,
-            ..
-        } = *request;
+        let MapRequest { iova, host, len, access, .. } = *request;
         let len = len as u64;
         let action = || format!("mapping {len} bytes at IOVA {iova:#x}");
         let page = self.page();
@@ -335,10 +298,7 @@ impl<F: PciFunction> Iommu for EmbeddedIommu<F> {
                 remedy: "unmap exactly what was mapped".into(),
             });
         }
-        self.function
-            .memory()
-            .unmap(iova, len)
-            .map_err(|error| os(action(), &error))?;
+        self.function.memory().unmap(iova, len).map_err(|error| os(action(), &error))?;
         mappings.remove(&iova);
         Ok(())
     }

@@ -31,10 +31,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps")
-        .expect("procfs is mounted")
-        .lines()
-        .count()
+    std::fs::read_to_string("/proc/self/maps").expect("procfs is mounted").lines().count()
 }
 
 // One test only: others in this process would disturb the count.
@@ -51,14 +48,8 @@ fn two_hundred_thousand_ranges_cost_little() {
         let maps_before = mappings();
         let before = ALLOCATED.load(Ordering::Relaxed);
         for page in (0..RANGES).map(order) {
-            map.map_fd(
-                page * 2 * PAGE,
-                PAGE,
-                file.as_fd(),
-                page * PAGE,
-                Access::ReadWrite,
-            )
-            .unwrap();
+            map.map_fd(page * 2 * PAGE, PAGE, file.as_fd(), page * PAGE, Access::ReadWrite)
+                .unwrap();
         }
         let per_range = (ALLOCATED.load(Ordering::Relaxed) - before) as f64 / RANGES as f64;
         println!("{per_range:.1} bytes for each range");

@@ -117,10 +117,7 @@ impl State {
     /// A new chain begins at `address`, with a count of zero. Returns whether the channel's
     /// state allows it.
     pub(super) fn arm(&mut self, address: u64) -> bool {
-        let allowed = matches!(
-            self.status,
-            Status::Halted | Status::Suspended | Status::Armed
-        );
+        let allowed = matches!(self.status, Status::Halted | Status::Suspended | Status::Armed);
         if allowed && !self.reset {
             self.status = Status::Armed;
             self.begin(Position::At(address));
@@ -148,11 +145,7 @@ impl State {
         self.done = self.done.wrapping_add(1);
         self.completed = address;
         self.position = Position::After(address);
-        self.status = if self.ahead() == 0 {
-            Status::Idle
-        } else {
-            Status::Active
-        };
+        self.status = if self.ahead() == 0 { Status::Idle } else { Status::Active };
     }
 
     /// SUSPEND takes effect.
@@ -300,10 +293,7 @@ impl Channel {
     /// Waits until the engine has nothing in hand.
     pub(super) fn wait_quiet<'a>(&self, mut state: Guard<'a>) -> Guard<'a> {
         while state.busy {
-            state = self
-                .quiet
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state
     }
@@ -312,10 +302,7 @@ impl Channel {
     pub(super) fn sleep<'a>(&self, mut state: Guard<'a>, due: Option<Instant>) -> Guard<'a> {
         state.sleeping = true;
         state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
-            None => self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner),
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(time) => {
                 let woken = self.work.wait_timeout(state, time);
                 woken.unwrap_or_else(PoisonError::into_inner).0
@@ -349,10 +336,7 @@ mod tests {
     #[test]
     fn states_are_numbered_as_in_chansts() {
         use Status::{Active, Armed, Halted, Idle, Suspended};
-        assert_eq!(
-            [Active, Idle, Suspended, Halted, Armed].map(|s| s as u8),
-            [0, 1, 2, 3, 4]
-        );
+        assert_eq!([Active, Idle, Suspended, Halted, Armed].map(|s| s as u8), [0, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -364,10 +348,7 @@ mod tests {
         state.ring(2);
         assert_eq!((state.status, state.runnable()), (Status::Active, true));
         state.advance(0x1000);
-        assert_eq!(
-            (state.status, state.position),
-            (Status::Active, Position::After(0x1000))
-        );
+        assert_eq!((state.status, state.position), (Status::Active, Position::After(0x1000)));
         state.advance(0x1040);
         assert_eq!((state.status, state.runnable()), (Status::Idle, false));
         state.ring(3);
@@ -407,10 +388,7 @@ mod tests {
         assert_eq!((state.status, state.runnable()), (Status::Suspended, false));
         assert_ne!(state.epoch, epoch);
         state.ring(3);
-        assert_eq!(
-            (state.status, state.position),
-            (Status::Active, Position::After(0x1000))
-        );
+        assert_eq!((state.status, state.position), (Status::Active, Position::After(0x1000)));
         state.suspend_now();
         assert!(state.arm(0x2000));
         assert_eq!((state.completed, state.done), (0, 0));
@@ -444,10 +422,7 @@ mod tests {
             state.reset = true;
             assert!(!state.arm(0x40), "no chain before the reset ended");
             state.reset_now();
-            assert_eq!(
-                (state.status, state.completed, state.count),
-                (Status::Halted, 0, 0)
-            );
+            assert_eq!((state.status, state.completed, state.count), (Status::Halted, 0, 0));
             assert!(!state.reset && state.arm(0x40));
         }
     }

@@ -23,10 +23,8 @@ pub enum Personality {
 
 impl Personality {
     /// All of them, with their names.
-    pub const ALL: [(Personality, &'static str); 2] = [
-        (Personality::Skylake, "ioat-skx"),
-        (Personality::IceLake, "ioat-icx"),
-    ];
+    pub const ALL: [(Personality, &'static str); 2] =
+        [(Personality::Skylake, "ioat-skx"), (Personality::IceLake, "ioat-icx")];
 
     /// PCI device ID; the vendor is 0x8086.
     #[must_use]
@@ -49,10 +47,7 @@ impl Personality {
 
 impl fmt::Display for Personality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Personality::ALL
-            .iter()
-            .find(|(p, _)| p == self)
-            .map_or("", |(_, name)| name);
+        let name = Personality::ALL.iter().find(|(p, _)| p == self).map_or("", |(_, name)| name);
         f.write_str(name)
     }
 }
@@ -72,9 +67,7 @@ impl FromStr for Personality {
 
     fn from_str(name: &str) -> Result<Self, UnknownPersonality> {
         let found = Personality::ALL.iter().find(|&&(_, have)| have == name);
-        found
-            .map(|&(p, _)| p)
-            .ok_or_else(|| UnknownPersonality { name: name.into() })
+        found.map(|&(p, _)| p).ok_or_else(|| UnknownPersonality { name: name.into() })
     }
 }
 
@@ -147,22 +140,12 @@ impl IoatConfig {
     pub(super) fn check(&self) -> Result<(), IoatError> {
         let limits = [
             ("the number of channels", self.channels, 1, MAX_CHANNELS),
-            (
-                "the transfer capacity (log2 of bytes)",
-                self.transfer_capacity,
-                12,
-                31,
-            ),
+            ("the transfer capacity (log2 of bytes)", self.transfer_capacity, 12, 31),
             ("the number of address bits", self.address_bits, 32, 64),
         ];
         for (what, value, least, most) in limits {
             if !(least..=most).contains(&value) {
-                return Err(IoatError::OutOfRange {
-                    what,
-                    value,
-                    least,
-                    most,
-                });
+                return Err(IoatError::OutOfRange { what, value, least, most });
             }
         }
         Ok(())
@@ -171,9 +154,7 @@ impl IoatConfig {
     /// Whether `[address, address + len)` fits into the address bits.
     pub(super) fn reaches(&self, address: u64, len: u64) -> bool {
         let most = u64::MAX >> (64 - u32::from(self.address_bits));
-        address
-            .checked_add(len.saturating_sub(1))
-            .is_some_and(|last| last <= most)
+        address.checked_add(len.saturating_sub(1)).is_some_and(|last| last <= most)
     }
 }
 
@@ -184,35 +165,17 @@ mod tests {
     #[test]
     fn personalities_are_named() {
         for (personality, name) in Personality::ALL {
-            assert_eq!(
-                (personality.to_string().as_str(), name.parse()),
-                (name, Ok(personality))
-            );
+            assert_eq!((personality.to_string().as_str(), name.parse()), (name, Ok(personality)));
         }
         let error = "ioat".parse::<Personality>().unwrap_err().to_string();
-        assert!(
-            error.contains("\"ioat\"") && error.contains("ioat-skx"),
-            "{error}"
-        );
+        assert!(error.contains("\"ioat\"") && error.contains("ioat-skx"), "{error}");
     }
 
     #[test]
     fn numbers_out_of_range_are_refused() {
-        let channels = IoatConfig {
-            channels: 9,
-            ..IoatConfig::default()
-        };
-        assert!(
-            channels
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("is 9; it must be 1 to 8")
-        );
-        let bits = IoatConfig {
-            address_bits: 0,
-            ..IoatConfig::default()
-        };
+        let channels = IoatConfig { channels: 9, ..IoatConfig::default() };
+        assert!(channels.check().unwrap_err().to_string().contains("is 9; it must be 1 to 8"));
+        let bits = IoatConfig { address_bits: 0, ..IoatConfig::default() };
         assert!(bits.check().is_err() && IoatConfig::default().check().is_ok());
     }
 
@@ -221,10 +184,7 @@ mod tests {
         let config = IoatConfig::default();
         assert!(config.reaches((1 << 52) - 64, 64) && !config.reaches((1 << 52) - 63, 64));
         assert!(!config.reaches(u64::MAX, 2));
-        let wide = IoatConfig {
-            address_bits: 64,
-            ..config
-        };
+        let wide = IoatConfig { address_bits: 64, ..config };
         assert!(wide.reaches(u64::MAX, 1) && !wide.reaches(u64::MAX, 2));
     }
 }

@@ -31,16 +31,8 @@ bitflags! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     Null,
-    Copy {
-        source: u64,
-        destination: u64,
-        size: u32,
-    },
-    Fill {
-        pattern: u64,
-        destination: u64,
-        size: u32,
-    },
+    Copy { source: u64, destination: u64, size: u32 },
+    Fill { pattern: u64, destination: u64, size: u32 },
 }
 
 /// A descriptor as it was fetched.
@@ -94,26 +86,13 @@ impl Descriptor {
         if self.size == 0 || self.size > 1 << capacity {
             return Err(ChannelError::DESCRIPTOR_LENGTH);
         }
-        let Descriptor {
-            size,
-            source,
-            destination,
-            ..
-        } = *self;
+        let Descriptor { size, source, destination, .. } = *self;
         Ok(if self.control().contains(Control::NULL) {
             Operation::Null
         } else if operation == FILL {
-            Operation::Fill {
-                pattern: source,
-                destination,
-                size,
-            }
+            Operation::Fill { pattern: source, destination, size }
         } else {
-            Operation::Copy {
-                source,
-                destination,
-                size,
-            }
+            Operation::Copy { source, destination, size }
         })
     }
 }
@@ -140,19 +119,8 @@ mod tests {
     fn fields_lie_at_their_offsets() {
         let (source, destination) = (0x1111_2222_3333_4444, 0x5555_6666_7777_8888);
         let size = 0x1234;
-        assert_eq!(
-            operation(size, 0),
-            Ok(Operation::Copy {
-                source,
-                destination,
-                size
-            })
-        );
-        let fill = Operation::Fill {
-            pattern: source,
-            destination,
-            size,
-        };
+        assert_eq!(operation(size, 0), Ok(Operation::Copy { source, destination, size }));
+        let fill = Operation::Fill { pattern: source, destination, size };
         assert_eq!(operation(size, 0x0100_0000), Ok(fill));
         assert_eq!(operation(size, 0x20), Ok(Operation::Null));
         let descriptor = Descriptor::parse(&bytes(1, 0x0000_07ff));
@@ -181,23 +149,13 @@ mod tests {
     #[test]
     fn what_the_device_does_not_do_is_refused() {
         for op in [0x02, 0x87, 0x88, 0x89, 0x8a, 0xff] {
-            assert_eq!(
-                operation(64, op << 24),
-                Err(ChannelError::DESCRIPTOR_CONTROL),
-                "{op:#x}"
-            );
+            assert_eq!(operation(64, op << 24), Err(ChannelError::DESCRIPTOR_CONTROL), "{op:#x}");
         }
         for control in [1 << 6, 1 << 7, 1 << 11, 1 << 23] {
-            assert_eq!(
-                operation(64, control),
-                Err(ChannelError::DESCRIPTOR_CONTROL)
-            );
+            assert_eq!(operation(64, control), Err(ChannelError::DESCRIPTOR_CONTROL));
         }
         for (size, control) in [(0, 0), (0, 0x20), ((1 << 20) + 1, 0), (u32::MAX, 1 << 24)] {
-            assert_eq!(
-                operation(size, control),
-                Err(ChannelError::DESCRIPTOR_LENGTH)
-            );
+            assert_eq!(operation(size, control), Err(ChannelError::DESCRIPTOR_LENGTH));
         }
         assert!(operation(1 << 20, 0).is_ok());
     }

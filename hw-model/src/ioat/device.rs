@@ -56,10 +56,7 @@ impl Device {
         config.check()?;
         let pci = config_space(&config)?;
         let bar = bar0(&config)?;
-        let missing = LayoutError::Place {
-            name: "a register of the device",
-            offset: 0,
-        };
+        let missing = LayoutError::Place { name: "a register of the device", offset: 0 };
         let ids = FunctionIds::of(&bar, &pci).ok_or_else(|| missing.clone())?;
         let channels = (0..config.channels)
             .map(|n| ChannelIds::of(&bar, n).map(|ids| Channel::new(n, ids)))
@@ -90,11 +87,7 @@ impl Device {
     }
 
     pub(super) fn end(&self, fault: Fault) {
-        let life = if fault == Fault::Exit {
-            Life::Ended
-        } else {
-            Life::Gone
-        };
+        let life = if fault == Fault::Exit { Life::Ended } else { Life::Gone };
         self.life.store(life as u8, Ordering::Release);
     }
 
@@ -130,19 +123,13 @@ impl Device {
                 let id = self.ids.interrupt_control;
                 let status = self.bar.get(self.ids.attention) != 0;
                 let enabled = self.bar.get(id) & INTRCTRL_ENABLE != 0;
-                self.bar
-                    .clear_bits(id, INTRCTRL_STATUS | INTRCTRL_INTERRUPT);
+                self.bar.clear_bits(id, INTRCTRL_STATUS | INTRCTRL_INTERRUPT);
                 let status_bit = if status { INTRCTRL_STATUS } else { 0 };
-                let both = if status && enabled {
-                    INTRCTRL_INTERRUPT
-                } else {
-                    0
-                };
+                let both = if status && enabled { INTRCTRL_INTERRUPT } else { 0 };
                 self.bar.set_bits(id, status_bit | both);
             }
             Reg::MsiX(Part::Pending, _) => {
-                self.bar
-                    .set(self.ids.pending, self.interrupts.pending(IrqKind::MsiX));
+                self.bar.set(self.ids.pending, self.interrupts.pending(IrqKind::MsiX));
             }
             _ => {}
         }
@@ -280,8 +267,7 @@ impl Device {
         let reset = if state.reset { CHANCMD_RESET } else { 0 };
         let suspend = if state.suspend { CHANCMD_SUSPEND } else { 0 };
         self.bar.set(channel.ids.command, reset | suspend);
-        self.bar
-            .set(channel.ids.status, self.status_word(channel, state));
+        self.bar.set(channel.ids.status, self.status_word(channel, state));
     }
 
     /// What CHANSTS reads, and what is written as the completion word.
@@ -334,9 +320,7 @@ impl Device {
         word: u64,
     ) -> Result<(), ChannelError> {
         self.check_completion(address)?;
-        self.memory
-            .store_u64(address, word)
-            .map_err(|fault| super::execute::data_error(&fault))?;
+        self.memory.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
         count(&self.counters.completions);
         if let Some(meter) = &self.config.meter {
             meter.translate(address, 8);
@@ -406,8 +390,7 @@ impl Device {
         }
         state.interrupt = false;
         state.interrupt_due = None;
-        self.bar
-            .set_bits(channel.ids.control, CHANCTRL_INTERRUPT_DISABLED);
+        self.bar.set_bits(channel.ids.control, CHANCTRL_INTERRUPT_DISABLED);
         true
     }
 
@@ -457,8 +440,7 @@ impl Device {
         }
         *line = high;
         self.pci.show_interrupt(high && !msi);
-        self.interrupts
-            .set_level(high && !msi && !self.pci.intx_disabled());
+        self.interrupts.set_level(high && !msi && !self.pci.intx_disabled());
     }
 
     // Reset.

@@ -23,12 +23,7 @@ const SPIN_LEAST: Duration = Duration::from_micros(1);
 
 /// Runs a channel until it is told to stop.
 pub(super) fn run(device: &Device, channel: &Channel) {
-    let mut engine = Engine {
-        device,
-        channel,
-        fetcher: Fetcher::default(),
-        spin: SPIN_LEAST,
-    };
+    let mut engine = Engine { device, channel, fetcher: Fetcher::default(), spin: SPIN_LEAST };
     let mut state = channel.lock();
     while !state.stop {
         if device.settle(channel, &mut state) {
@@ -55,9 +50,7 @@ struct Engine<'a> {
 impl<'a> Engine<'a> {
     /// Executes one descriptor.
     fn step(&mut self, mut state: Guard<'a>) -> Guard<'a> {
-        let Engine {
-            device, channel, ..
-        } = *self;
+        let Engine { device, channel, .. } = *self;
         state.busy = true;
         state.seen.descriptors += 1;
         let number = state.seen.descriptors;
@@ -71,9 +64,7 @@ impl<'a> Engine<'a> {
                 device.end(end);
                 Err(Stop::Aborted)
             }
-            DescriptorFaults {
-                halt: Some(errors), ..
-            } => Err(Stop::Halt(errors)),
+            DescriptorFaults { halt: Some(errors), .. } => Err(Stop::Halt(errors)),
             _ => execute(device, channel, &mut self.fetcher, position, ahead),
         };
 
@@ -104,9 +95,7 @@ impl<'a> Engine<'a> {
         descriptor: &Descriptor,
         faults: &DescriptorFaults,
     ) -> Guard<'a> {
-        let Engine {
-            device, channel, ..
-        } = *self;
+        let Engine { device, channel, .. } = *self;
         let control = descriptor.control();
         let before = state.completed;
         state.advance(address);
@@ -134,11 +123,7 @@ impl<'a> Engine<'a> {
         // After the word: a read of CHANSTS on the bus would push it ahead.
         device.publish(channel, &state);
         count(&device.counters.descriptors);
-        state = self.interrupt(
-            state,
-            control.contains(Control::INTERRUPT),
-            faults.interrupt,
-        );
+        state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {
             state = channel.pause(state, time);
             if !state.reset {
@@ -160,9 +145,7 @@ impl<'a> Engine<'a> {
         mut state: Guard<'a>,
         fault: Option<Fault>,
     ) -> (Guard<'a>, Result<(), ChannelError>) {
-        let Engine {
-            device, channel, ..
-        } = *self;
+        let Engine { device, channel, .. } = *self;
         let target = device.bar.get(channel.ids.completion);
         let word = device.status_word(channel, &state);
         let result = match fault {
@@ -176,11 +159,7 @@ impl<'a> Engine<'a> {
                 device.store_completion(&mut state, astray, word)
             }
             Some(Fault::DoubleCompletion(time)) => {
-                state.resend = Some(Resend {
-                    at: Instant::now() + time,
-                    address: target,
-                    word,
-                });
+                state.resend = Some(Resend { at: Instant::now() + time, address: target, word });
                 device.store_completion(&mut state, target, word)
             }
             Some(Fault::TornCompletion(time)) => {
@@ -197,9 +176,7 @@ impl<'a> Engine<'a> {
     }
 
     fn interrupt(&self, mut state: Guard<'a>, wanted: bool, fault: Option<Fault>) -> Guard<'a> {
-        let Engine {
-            device, channel, ..
-        } = *self;
+        let Engine { device, channel, .. } = *self;
         match fault {
             Some(Fault::LostInterrupt) => {}
             Some(Fault::SpuriousInterrupt) => state = self.deliver(state),
@@ -230,17 +207,12 @@ impl<'a> Engine<'a> {
 
     /// Does what has become due.
     fn timers(&self, mut state: Guard<'a>) -> Guard<'a> {
-        let Engine {
-            device, channel, ..
-        } = *self;
+        let Engine { device, channel, .. } = *self;
         let now = Instant::now();
         if let Some(Resend { address, word, .. }) = state.resend.filter(|r| r.at <= now) {
             state.resend = None;
             if let Err(errors) = device.store_completion(&mut state, address, word) {
-                log::warn!(
-                    "channel {}: a repeated completion: {errors:?}",
-                    channel.index
-                );
+                log::warn!("channel {}: a repeated completion: {errors:?}", channel.index);
             }
         }
         if state.interrupt_due.is_some_and(|due| due <= now) {
@@ -264,11 +236,7 @@ impl<'a> Engine<'a> {
             drop(state);
             let poked = spin(channel, seen, start + self.spin);
             state = channel.lock();
-            self.spin = if poked {
-                SPIN_MOST
-            } else {
-                (self.spin / 2).max(SPIN_LEAST)
-            };
+            self.spin = if poked { SPIN_MOST } else { (self.spin / 2).max(SPIN_LEAST) };
             if poked || channel.signal() != seen {
                 return state;
             }

@@ -40,12 +40,7 @@ pub(super) struct Fetcher {
 
 impl Default for Fetcher {
     fn default() -> Self {
-        Fetcher {
-            epoch: 0,
-            ready: VecDeque::with_capacity(AHEAD),
-            link: None,
-            sequential: true,
-        }
+        Fetcher { epoch: 0, ready: VecDeque::with_capacity(AHEAD), link: None, sequential: true }
     }
 }
 
@@ -103,17 +98,10 @@ impl Fetcher {
         ahead: usize,
     ) -> Result<(u64, Descriptor), ChannelError> {
         let in_page = ((PAGE - address % PAGE) / descriptor::SIZE as u64) as usize;
-        let most = if self.sequential {
-            ahead.min(in_page).min(AHEAD)
-        } else {
-            1
-        };
+        let most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
         let mut buffer = [[0; descriptor::SIZE]; AHEAD];
         let bytes = &mut buffer.as_flattened_mut()[..most * descriptor::SIZE];
-        device
-            .memory
-            .read(address, bytes)
-            .map_err(|fault| data_error(&fault))?;
+        device.memory.read(address, bytes).map_err(|fault| data_error(&fault))?;
         let mut run = 0;
         let mut place = address;
         for bytes in &buffer[..most] {
@@ -169,23 +157,14 @@ pub(super) fn execute(
     ahead: u16,
 ) -> Result<(u64, Descriptor), Stop> {
     if !device.pci.may_issue_requests() {
-        log::warn!(
-            "channel {}: DMA while the function is not a bus master",
-            channel.index
-        );
+        log::warn!("channel {}: DMA while the function is not a bus master", channel.index);
         return Err(Stop::Halt(ChannelError::READ_DATA));
     }
     let (address, descriptor) = fetcher.next(device, position, ahead).map_err(Stop::Halt)?;
-    let operation = descriptor
-        .operation(device.config.transfer_capacity)
-        .map_err(Stop::Halt)?;
+    let operation = descriptor.operation(device.config.transfer_capacity).map_err(Stop::Halt)?;
     match operation {
         Operation::Null => {}
-        Operation::Copy {
-            source,
-            destination,
-            size,
-        } => {
+        Operation::Copy { source, destination, size } => {
             let size = u64::from(size);
             reach(device, source, size, ChannelError::SOURCE_ADDRESS)?;
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
@@ -199,16 +178,10 @@ pub(super) fn execute(
                 meter.data_write(size);
             }
         }
-        Operation::Fill {
-            pattern,
-            destination,
-            size,
-        } => {
+        Operation::Fill { pattern, destination, size } => {
             let size = u64::from(size);
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
-            pieces(channel, size, |at, len| {
-                device.memory.fill(destination + at, pattern, len)
-            })?;
+            pieces(channel, size, |at, len| device.memory.fill(destination + at, pattern, len))?;
             if let Some(meter) = &device.config.meter {
                 meter.translate(destination, size);
                 meter.data_write(size);
@@ -219,11 +192,7 @@ pub(super) fn execute(
 }
 
 fn reach(device: &Device, address: u64, len: u64, error: ChannelError) -> Result<(), Stop> {
-    if device.config.reaches(address, len) {
-        Ok(())
-    } else {
-        Err(Stop::Halt(error))
-    }
+    if device.config.reaches(address, len) { Ok(()) } else { Err(Stop::Halt(error)) }
 }
 
 /// Does a transfer in pieces, between which a reset can stop it. [`PIECE`] is a multiple of

@@ -67,10 +67,7 @@ impl Ioat {
     /// started.
     pub fn new(config: IoatConfig) -> Result<Ioat, IoatError> {
         let device = Arc::new(Device::new(config)?);
-        let mut ioat = Ioat {
-            device,
-            engines: Vec::new(),
-        };
+        let mut ioat = Ioat { device, engines: Vec::new() };
         for (n, channel) in (0u8..).zip(&ioat.device.channels) {
             let device = ioat.device.clone();
             debug_assert_eq!(channel.index, n);
@@ -95,9 +92,7 @@ impl Ioat {
         let device = &self.device;
         let illegal = device.bar.illegal_accesses() + device.pci.illegal_accesses();
         let [delivered, _] = device.interrupts.counts();
-        device
-            .counters
-            .record(illegal, delivered, device.memory.record())
+        device.counters.record(illegal, delivered, device.memory.record())
     }
 
     /// The meter that counts packets, when the configuration has one.
@@ -114,9 +109,7 @@ impl Ioat {
 
 impl fmt::Debug for Ioat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ioat")
-            .field("device", &self.device)
-            .finish_non_exhaustive()
+        f.debug_struct("Ioat").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -188,9 +181,7 @@ impl PciFunction for Ioat {
                     meter.host_write(data.len() as u64);
                 }
                 if device.pci.power_state() == PowerState::On {
-                    device
-                        .bar
-                        .write(offset, data, |reg, write| device.written(reg, write));
+                    device.bar.write(offset, data, |reg, write| device.written(reg, write));
                 }
             }
             Region::Config => {

@@ -139,14 +139,8 @@ pub(super) fn bar0(config: &IoatConfig) -> Result<RegisterSet<Reg>, LayoutError>
         Register::new(Reg::AttentionStatus, "ATTNSTATUS", 0x04, 4, 0).clear_on_read(0xffff_ffff),
         plain("CBVER", 0x08, 1, config.personality.version().into()),
         plain("PERPORTOFFSET", 0x0a, 2, 0),
-        Register::new(
-            Reg::InterruptDelay,
-            "INTRDELAY",
-            0x0c,
-            2,
-            INTRDELAY_SUPPORTED,
-        )
-        .writable(INTRDELAY_TIME),
+        Register::new(Reg::InterruptDelay, "INTRDELAY", 0x0c, 2, INTRDELAY_SUPPORTED)
+            .writable(INTRDELAY_TIME),
         plain("CS_STATUS", 0x0e, 2, 0),
         plain("DMACAPABILITY", 0x10, 4, capability),
         plain("DCAOFFSET", 0x14, 2, 0),
@@ -168,12 +162,7 @@ pub(super) fn bar0(config: &IoatConfig) -> Result<RegisterSet<Reg>, LayoutError>
             ]);
         }
     }
-    registers.extend(msix::registers(
-        config.channels,
-        MSIX_TABLE,
-        MSIX_PENDING,
-        Reg::MsiX,
-    ));
+    registers.extend(msix::registers(config.channels, MSIX_TABLE, MSIX_PENDING, Reg::MsiX));
     RegisterSet::new("BAR0", BAR_SIZE, 8, Holes::Illegal, registers)
 }
 
@@ -183,13 +172,7 @@ fn channel_registers(channel: u8) -> [Register<Reg>; 10] {
     };
     let base = CHANNEL_STRIDE * (u32::from(channel) + 1);
     let reg = |key, name, offset, bytes, reset| {
-        Register::new(
-            Reg::Channel(channel, key),
-            name,
-            base + offset,
-            bytes,
-            reset,
-        )
+        Register::new(Reg::Channel(channel, key), name, base + offset, bytes, reset)
     };
     let plain = |name, offset, bytes, reset| {
         Register::new(Reg::Plain(base + offset), name, base + offset, bytes, reset)
@@ -283,13 +266,7 @@ pub(super) fn config_space(config: &IoatConfig) -> Result<ConfigSpace, LayoutErr
         interrupt_pin: 1,
     })
     .memory_bar64(0, BAR_SIZE)
-    .capability(capability::msix(
-        0x80,
-        config.channels.into(),
-        0,
-        MSIX_TABLE,
-        MSIX_PENDING,
-    ))
+    .capability(capability::msix(0x80, config.channels.into(), 0, MSIX_TABLE, MSIX_PENDING))
     .capability(capability::express_integrated_endpoint(0x90))
     .capability(capability::msi(0xd0))
     .capability(capability::power_management(0xe0))

@@ -25,13 +25,8 @@ pub enum Generation {
 
 impl Generation {
     /// Every generation that the model covers.
-    pub const ALL: [Generation; 5] = [
-        Generation::Gen1,
-        Generation::Gen2,
-        Generation::Gen3,
-        Generation::Gen4,
-        Generation::Gen5,
-    ];
+    pub const ALL: [Generation; 5] =
+        [Generation::Gen1, Generation::Gen2, Generation::Gen3, Generation::Gen4, Generation::Gen5];
 
     /// What one lane carries each way after line coding, in Gb/s.
     #[must_use]
@@ -204,29 +199,21 @@ impl FromStr for LinkConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.split(',');
         let link = parts.next().unwrap_or_default();
-        let start = || LinkConfigError::Start {
-            text: link.to_owned(),
-        };
-        let (generation, lanes) = link
-            .strip_prefix("gen")
-            .and_then(|rest| rest.split_once('x'))
-            .ok_or_else(start)?;
+        let start = || LinkConfigError::Start { text: link.to_owned() };
+        let (generation, lanes) =
+            link.strip_prefix("gen").and_then(|rest| rest.split_once('x')).ok_or_else(start)?;
         if [generation, lanes]
             .iter()
             .any(|n| n.is_empty() || !n.bytes().all(|b| b.is_ascii_digit()))
         {
             return Err(start());
         }
-        let known = Generation::ALL
-            .into_iter()
-            .find(|&g| (g as u32).to_string() == generation);
+        let known = Generation::ALL.into_iter().find(|&g| (g as u32).to_string() == generation);
         let mut config = LinkConfig {
-            generation: known.ok_or_else(|| LinkConfigError::Generation {
-                generation: generation.to_owned(),
-            })?,
-            lanes: one_of(&[1, 2, 4, 8, 16], lanes).ok_or_else(|| LinkConfigError::Lanes {
-                lanes: lanes.to_owned(),
-            })?,
+            generation: known
+                .ok_or_else(|| LinkConfigError::Generation { generation: generation.to_owned() })?,
+            lanes: one_of(&[1, 2, 4, 8, 16], lanes)
+                .ok_or_else(|| LinkConfigError::Lanes { lanes: lanes.to_owned() })?,
             ..LinkConfig::default()
         };
         const SIZES: [u32; 6] = [128, 256, 512, 1024, 2048, 4096];
@@ -260,15 +247,11 @@ impl FromStr for LinkConfig {
                     };
                 }
                 _ => {
-                    return Err(LinkConfigError::Name {
-                        name: name.to_owned(),
-                    });
+                    return Err(LinkConfigError::Name { name: name.to_owned() });
                 }
             }
             if seen.contains(&name) {
-                return Err(LinkConfigError::Twice {
-                    name: name.to_owned(),
-                });
+                return Err(LinkConfigError::Twice { name: name.to_owned() });
             }
             seen.push(name);
         }
@@ -314,18 +297,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_explained() {
         for (text, explanation) in [
-            (
-                "",
-                r#""" is not a link: it starts with generation and lanes, as in gen3x8"#,
-            ),
-            (
-                "gen3",
-                r#""gen3" is not a link: it starts with generation and lanes, as in gen3x8"#,
-            ),
-            (
-                "3x8",
-                r#""3x8" is not a link: it starts with generation and lanes, as in gen3x8"#,
-            ),
+            ("", r#""" is not a link: it starts with generation and lanes, as in gen3x8"#),
+            ("gen3", r#""gen3" is not a link: it starts with generation and lanes, as in gen3x8"#),
+            ("3x8", r#""3x8" is not a link: it starts with generation and lanes, as in gen3x8"#),
             (
                 "gen-3x8",
                 r#""gen-3x8" is not a link: it starts with generation and lanes, as in gen3x8"#,
@@ -337,30 +311,15 @@ mod tests {
             ("gen0x8", "gen0: the model covers gen1 to gen5"),
             ("gen3x3", "x3: a link has x1, x2, x4, x8 or x16 lanes"),
             ("gen3x08", "x08: a link has x1, x2, x4, x8 or x16 lanes"),
-            (
-                "gen3x8,",
-                r#""" is no setting of a link; there are mps, mrrs, addr and ecrc"#,
-            ),
-            (
-                "gen3x8,mp=1",
-                r#""mp" is no setting of a link; there are mps, mrrs, addr and ecrc"#,
-            ),
-            (
-                "gen3x8,mps=300",
-                "mps=300: it is 128, 256, 512, 1024, 2048 or 4096 bytes",
-            ),
-            (
-                "gen3x8,mrrs",
-                "mrrs=: it is 128, 256, 512, 1024, 2048 or 4096 bytes",
-            ),
+            ("gen3x8,", r#""" is no setting of a link; there are mps, mrrs, addr and ecrc"#),
+            ("gen3x8,mp=1", r#""mp" is no setting of a link; there are mps, mrrs, addr and ecrc"#),
+            ("gen3x8,mps=300", "mps=300: it is 128, 256, 512, 1024, 2048 or 4096 bytes"),
+            ("gen3x8,mrrs", "mrrs=: it is 128, 256, 512, 1024, 2048 or 4096 bytes"),
             ("gen3x8,addr=48", "addr=48: addresses have 32 or 64 bits"),
             ("gen3x8,ecrc=yes", "ecrc=yes: it is 0 (off) or 1 (on)"),
             ("gen3x8,mps=256,mps=512", "mps is given twice"),
         ] {
-            assert_eq!(
-                text.parse::<LinkConfig>().unwrap_err().to_string(),
-                explanation
-            );
+            assert_eq!(text.parse::<LinkConfig>().unwrap_err().to_string(), explanation);
         }
     }
 

@@ -30,12 +30,7 @@ pub struct IoTlbConfig {
 
 impl Default for IoTlbConfig {
     fn default() -> Self {
-        IoTlbConfig {
-            entries: 64,
-            walk_ns: 330,
-            page: 4096,
-            walkers: 9,
-        }
+        IoTlbConfig { entries: 64, walk_ns: 330, page: 4096, walkers: 9 }
     }
 }
 
@@ -68,11 +63,7 @@ impl IoTlbConfig {
     #[must_use]
     pub fn hit_rate(&self, window: u64) -> f64 {
         let covered = self.page as f64 * f64::from(self.entries);
-        if window == 0 {
-            1.0
-        } else {
-            (covered / window as f64).min(1.0)
-        }
+        if window == 0 { 1.0 } else { (covered / window as f64).min(1.0) }
     }
 
     /// The time that `misses` take at least, in seconds.
@@ -88,22 +79,13 @@ impl IoTlbConfig {
         let on_link = bits / (predict::read_gbps(link, len) * 1e9);
         let pages = len.div_ceil(self.page) as f64;
         let walking = self.walk_seconds(pages * (1.0 - self.hit_rate(window)));
-        if len == 0 {
-            0.0
-        } else {
-            bits / on_link.max(walking) / 1e9
-        }
+        if len == 0 { 0.0 } else { bits / on_link.max(walking) / 1e9 }
     }
 }
 
 impl fmt::Display for IoTlbConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let IoTlbConfig {
-            entries,
-            walk_ns,
-            page,
-            walkers,
-        } = self;
+        let IoTlbConfig { entries, walk_ns, page, walkers } = self;
         write!(f, "{entries},walk={walk_ns},page={page},walkers={walkers}")
     }
 }
@@ -124,9 +106,7 @@ impl FromStr for IoTlbConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut config = IoTlbConfig::default();
         for (n, part) in text.split(',').enumerate() {
-            let error = || IoTlbConfigError {
-                part: part.to_owned(),
-            };
+            let error = || IoTlbConfigError { part: part.to_owned() };
             let (name, value) = match n {
                 0 => ("entries", part),
                 _ => part.split_once('=').ok_or_else(error)?,
@@ -161,12 +141,7 @@ impl IoTlb {
     /// An IO-TLB that knows no page.
     #[must_use]
     pub fn new(config: IoTlbConfig) -> Self {
-        IoTlb {
-            config,
-            pages: Vec::with_capacity(config.entries as usize),
-            hits: 0,
-            misses: 0,
-        }
+        IoTlb { config, pages: Vec::with_capacity(config.entries as usize), hits: 0, misses: 0 }
     }
 
     /// Looks up every page of `[iova, iova + len)`, in time proportional to their number.
@@ -227,9 +202,7 @@ mod tests {
         let window = 1u64 << 20;
         let mut state = 1u64;
         for _ in 0..200_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             tlb.access(((state >> 20) % window) & !63, 64);
         }
         let rate = tlb.hits() as f64 / (tlb.hits() + tlb.misses()) as f64;

@@ -25,9 +25,7 @@ struct Row {
 
 static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#')).skip(1);
-    lines
-        .map(|line| parse(line).expect("the table in the crate is whole"))
-        .collect()
+    lines.map(|line| parse(line).expect("the table in the crate is whole")).collect()
 });
 
 fn parse(line: &str) -> Option<Row> {
@@ -37,10 +35,7 @@ fn parse(line: &str) -> Option<Row> {
         generation: number("gen")?,
         lanes: number("x")?,
         mps: number("")?,
-        limits: Limits {
-            update_fc: number("")?,
-            ack: number("")?,
-        },
+        limits: Limits { update_fc: number("")?, ack: number("")? },
     };
     fields.next().is_none().then_some(row)
 }
@@ -71,36 +66,20 @@ mod tests {
                 }
             }
         }
-        let found: Vec<_> = ROWS
-            .iter()
-            .map(|r| (r.generation, r.lanes, r.mps))
-            .collect();
+        let found: Vec<_> = ROWS.iter().map(|r| (r.generation, r.lanes, r.mps)).collect();
         assert_eq!(found, expected);
         assert!(ROWS.iter().all(|row| (48..=4239).contains(&row.limits.ack)));
-        assert!(
-            ROWS.iter()
-                .all(|row| row.limits.ack == row.limits.update_fc)
-        );
+        assert!(ROWS.iter().all(|row| row.limits.ack == row.limits.update_fc));
     }
 
     #[test]
     fn lines_are_found_and_bad_ones_are_not_taken() {
-        let both = |limit| {
-            Some(Limits {
-                update_fc: limit,
-                ack: limit,
-            })
-        };
+        let both = |limit| Some(Limits { update_fc: limit, ack: limit });
         assert_eq!(limits(Generation::Gen3, 8, 256), both(203));
         assert_eq!(limits(Generation::Gen1, 16, 128), both(48));
         assert_eq!(limits(Generation::Gen5, 1, 4096), both(4239));
         assert_eq!(limits(Generation::Gen3, 3, 256), None);
-        for line in [
-            "",
-            "gen3,x8,256,203",
-            "gen3,x8,256,203,203,1",
-            "3,x8,256,203,203",
-        ] {
+        for line in ["", "gen3,x8,256,203", "gen3,x8,256,203,203,1", "3,x8,256,203,203"] {
             assert_eq!(parse(line), None, "{line}");
         }
     }

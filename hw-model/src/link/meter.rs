@@ -95,10 +95,7 @@ impl LinkMeter {
     /// The device's access of `len` bytes at `iova` goes through the IO-TLB, if there is one.
     pub fn translate(&self, iova: u64, len: u64) {
         if let Some(iotlb) = &self.iotlb {
-            iotlb
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .access(iova, len);
+            iotlb.lock().unwrap_or_else(PoisonError::into_inner).access(iova, len);
         }
     }
 
@@ -167,12 +164,8 @@ impl TlpCounts {
     pub fn since(&self, earlier: &TlpCounts) -> TlpCounts {
         TlpCounts {
             kinds: std::array::from_fn(|kind| Packets {
-                packets: self.kinds[kind]
-                    .packets
-                    .saturating_sub(earlier.kinds[kind].packets),
-                data: self.kinds[kind]
-                    .data
-                    .saturating_sub(earlier.kinds[kind].data),
+                packets: self.kinds[kind].packets.saturating_sub(earlier.kinds[kind].packets),
+                data: self.kinds[kind].data.saturating_sub(earlier.kinds[kind].data),
             }),
             descriptors: self.descriptors.saturating_sub(earlier.descriptors),
             iotlb_hits: self.iotlb_hits.saturating_sub(earlier.iotlb_hits),
@@ -236,21 +229,9 @@ mod tests {
         assert_eq!((counts.payload(), counts.descriptors()), (8192, 1));
         let upstream = 28 + 24 + 8 * 24 + (4096 + 16 * 24) + 32 + 28;
         let downstream = 28 + 24 + 84 + (4096 + 16 * 20);
-        assert_eq!(
-            counts.traffic(meter.link()),
-            Traffic {
-                upstream,
-                downstream
-            }
-        );
+        assert_eq!(counts.traffic(meter.link()), Traffic { upstream, downstream });
         let since = counts.since(&rung).traffic(meter.link());
-        assert_eq!(
-            since,
-            Traffic {
-                upstream,
-                downstream: downstream - 28
-            }
-        );
+        assert_eq!(since, Traffic { upstream, downstream: downstream - 28 });
     }
 
     #[test]

@@ -120,10 +120,7 @@ impl ScatterGather {
                 per(self.segments_per_completion),
                 Work::CompletionWrite(self.completion).traffic(link),
             )
-            + times(
-                per(self.segments_per_doorbell),
-                Work::HostWrite(4).traffic(link),
-            );
+            + times(per(self.segments_per_doorbell), Work::HostWrite(4).traffic(link));
         if self.interrupt && segments > 0 {
             traffic += Work::Interrupt.traffic(link);
         }
@@ -150,10 +147,7 @@ mod tests {
                 (read_gbps(&link, len), read),
                 (both_gbps(&link, len), both),
             ] {
-                assert!(
-                    (found - expected).abs() < 0.01,
-                    "{len} B: {found}, not {expected}"
-                );
+                assert!((found - expected).abs() < 0.01, "{len} B: {found}, not {expected}");
             }
         }
         assert_eq!(read_gbps(&link, 0), 0.0);
@@ -175,10 +169,7 @@ mod tests {
         // Two segments: 2 x 16 writes, 2 fetches, one completion, one interrupt; a doorbell.
         assert_eq!(
             sg.traffic(&link, Operation::Write, 8192),
-            Traffic {
-                upstream: 2 * (4096 + 16 * 24) + 2 * 24 + 32 + 28,
-                downstream: 2 * 84 + 28,
-            }
+            Traffic { upstream: 2 * (4096 + 16 * 24) + 2 * 24 + 32 + 28, downstream: 2 * 84 + 28 }
         );
         // The last segment is short; descriptors come in fours.
         let sg = ScatterGather {

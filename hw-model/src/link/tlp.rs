@@ -119,10 +119,7 @@ impl Traffic {
     #[must_use]
     pub fn share(self, link: &LinkConfig, seconds: f64) -> [f64; 2] {
         let capacity = link.tlp_gbps() * 1e9 / 8.0 * seconds;
-        [
-            self.upstream as f64 / capacity,
-            self.downstream as f64 / capacity,
-        ]
+        [self.upstream as f64 / capacity, self.downstream as f64 / capacity]
     }
 }
 
@@ -178,24 +175,10 @@ impl Work {
         let mps = u64::from(link.mps());
         let mrrs = u64::from(link.mrrs());
         let words = |len: u64| len.div_ceil(4).saturating_mul(4);
-        let carrying = |kind, data: u64| {
-            Some((
-                kind,
-                Packets {
-                    packets: data.div_ceil(mps),
-                    data,
-                },
-            ))
-        };
-        let asking = |kind, data: u64| {
-            Some((
-                kind,
-                Packets {
-                    packets: data.div_ceil(mrrs),
-                    data: 0,
-                },
-            ))
-        };
+        let carrying =
+            |kind, data: u64| Some((kind, Packets { packets: data.div_ceil(mps), data }));
+        let asking =
+            |kind, data: u64| Some((kind, Packets { packets: data.div_ceil(mrrs), data: 0 }));
         match self {
             Work::HostWrite(len) => [carrying(TlpKind::HostWrite, words(len)), None],
             Work::HostRead(len) => [
@@ -206,10 +189,9 @@ impl Work {
                 asking(TlpKind::DescriptorRequest, len),
                 carrying(TlpKind::DescriptorCompletion, len),
             ],
-            Work::DataRead(len) => [
-                asking(TlpKind::DataReadRequest, len),
-                carrying(TlpKind::DataReadCompletion, len),
-            ],
+            Work::DataRead(len) => {
+                [asking(TlpKind::DataReadRequest, len), carrying(TlpKind::DataReadCompletion, len)]
+            }
             Work::DataWrite(len) => [carrying(TlpKind::DataWrite, len), None],
             Work::CompletionWrite(len) => [carrying(TlpKind::CompletionWrite, len), None],
             Work::Interrupt => [carrying(TlpKind::Interrupt, 4), None],
@@ -232,14 +214,8 @@ pub(super) fn wire(kind: TlpKind, packets: Packets, link: &LinkConfig) -> Traffi
     let overhead = packets.packets.saturating_mul(kind.overhead(link));
     let bytes = packets.data.saturating_add(overhead);
     match kind.direction() {
-        Direction::Upstream => Traffic {
-            upstream: bytes,
-            downstream: 0,
-        },
-        Direction::Downstream => Traffic {
-            upstream: 0,
-            downstream: bytes,
-        },
+        Direction::Upstream => Traffic { upstream: bytes, downstream: 0 },
+        Direction::Downstream => Traffic { upstream: 0, downstream: bytes },
     }
 }
 
@@ -263,11 +239,7 @@ mod tests {
         assert_eq!(cost(Work::DescriptorFetch(64), link), [24, 84]);
         assert_eq!(cost(Work::CompletionWrite(8), link), [32, 0]);
         assert_eq!(cost(Work::Interrupt, link), [28, 0]);
-        assert_eq!(
-            cost(Work::HostWrite(2), link),
-            [0, 28],
-            "a doorbell of 16 bits"
-        );
+        assert_eq!(cost(Work::HostWrite(2), link), [0, 28], "a doorbell of 16 bits");
         assert_eq!(cost(Work::HostRead(8), link), [28, 24]);
         assert_eq!(cost(Work::DataRead(0), link), [0, 0]);
     }
@@ -278,19 +250,13 @@ mod tests {
         assert_eq!(cost(Work::DataWrite(4), "gen3x8,ecrc=1"), [32, 0]);
         assert_eq!(cost(Work::DataRead(64), "gen3x8,addr=32"), [20, 84]);
         assert_eq!(cost(Work::DataRead(64), "gen3x8,addr=32,ecrc=1"), [24, 88]);
-        assert_eq!(
-            cost(Work::DataRead(4096), "gen3x8,mps=128,mrrs=4096"),
-            [24, 4096 + 32 * 20]
-        );
+        assert_eq!(cost(Work::DataRead(4096), "gen3x8,mps=128,mrrs=4096"), [24, 4096 + 32 * 20]);
     }
 
     #[test]
     fn the_busier_direction_fills_the_link() {
         let link = LinkConfig::default();
-        let traffic = Traffic {
-            upstream: 1_000_000,
-            downstream: 250_000,
-        };
+        let traffic = Traffic { upstream: 1_000_000, downstream: 250_000 };
         let seconds = traffic.seconds(&link);
         assert!((seconds - 8e6 / (link.tlp_gbps() * 1e9)).abs() < 1e-12);
         let [up, down] = traffic.share(&link, seconds);

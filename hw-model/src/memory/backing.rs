@@ -62,33 +62,19 @@ impl Mapping {
         // st_blksize is the page size of the file system: 4 KiB, or a huge page's.
         let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let len = end
-            .checked_next_power_of_two()
-            .unwrap_or(end)
-            .max(page)
-            .min(size);
-        let len = len
-            .checked_next_multiple_of(page)
-            .and_then(|n| usize::try_from(n).ok());
-        let len = len
-            .and_then(NonZeroUsize::new)
-            .ok_or(wrong("mmap")(Errno::EOVERFLOW))?;
+        let len = end.checked_next_power_of_two().unwrap_or(end).max(page).min(size);
+        let len = len.checked_next_multiple_of(page).and_then(|n| usize::try_from(n).ok());
+        let len = len.and_then(NonZeroUsize::new).ok_or(wrong("mmap")(Errno::EOVERFLOW))?;
         if len.get() as u64 > room {
             let what = "bytes of mapped files";
-            return Err(MemoryError::Full {
-                what,
-                limit: MAX_BYTES,
-            });
+            return Err(MemoryError::Full { what, limit: MAX_BYTES });
         }
         let mut prot = ProtFlags::PROT_READ;
         prot.set(ProtFlags::PROT_WRITE, writable);
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses unused addresses.
         let base = unsafe { mmap(None, len, prot, flags, fd, 0) }.map_err(wrong("mmap"))?;
-        Ok(Mapping {
-            base: base.cast(),
-            len,
-        })
+        Ok(Mapping { base: base.cast(), len })
     }
 }
 
@@ -110,11 +96,7 @@ enum Backing {
     /// In this process, at the address that the range carries as its offset.
     Host,
     /// In a file.
-    File {
-        key: FileKey,
-        mapping: Mapping,
-        users: usize,
-    },
+    File { key: FileKey, mapping: Mapping, users: usize },
     /// An empty place in the list.
     Free,
 }
@@ -163,20 +145,13 @@ impl Backings {
         let fd = fd.as_fd();
         let writable = descriptor_mode(fd, access)?;
         seal_against_shrinking(fd);
-        let stat = fstat(fd).map_err(|errno| MemoryError::Os {
-            call: "fstat",
-            errno,
-        })?;
+        let stat = fstat(fd).map_err(|errno| MemoryError::Os { call: "fstat", errno })?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let end = offset
             .checked_add(len)
             .filter(|&end| end <= size)
             .ok_or(MemoryError::FileTooShort { offset, len, size })?;
-        let key = FileKey {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            writable,
-        };
+        let key = FileKey { device: stat.st_dev, inode: stat.st_ino, writable };
         let room = MAX_BYTES - self.bytes;
         if let Some(&slot) = self.files.get(&key) {
             if let Backing::File { mapping, users, .. } = &mut self.slots[slot as usize] {
@@ -190,18 +165,11 @@ impl Backings {
             return Ok(Slot(slot));
         }
         if self.files.len() >= MAX_FILES {
-            return Err(MemoryError::Full {
-                what: "files",
-                limit: MAX_FILES as u64,
-            });
+            return Err(MemoryError::Full { what: "files", limit: MAX_FILES as u64 });
         }
         let mapping = Mapping::new(fd, &stat, end, writable, room)?;
         self.bytes += mapping.len.get() as u64;
-        let backing = Backing::File {
-            key,
-            mapping,
-            users: 1,
-        };
+        let backing = Backing::File { key, mapping, users: 1 };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = backing;
@@ -219,12 +187,7 @@ impl Backings {
     /// Gives a share back; the last one unmaps the file.
     pub(super) fn release(&mut self, slot: Slot) {
         let place = &mut self.slots[slot.0 as usize];
-        if let Backing::File {
-            key,
-            mapping,
-            users,
-        } = place
-        {
+        if let Backing::File { key, mapping, users } = place {
             *users -= 1;
             if *users == 0 {
                 self.bytes -= mapping.len.get() as u64;
@@ -256,10 +219,8 @@ impl Backings {
 /// Whether to map the file for writing; an error when the descriptor forbids `access`.
 fn descriptor_mode(fd: impl AsFd, access: DmaAccess) -> Result<bool, MemoryError> {
     let fd = fd.as_fd();
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|errno| MemoryError::Os {
-        call: "fcntl",
-        errno,
-    })?;
+    let flags =
+        fcntl(fd, FcntlArg::F_GETFL).map_err(|errno| MemoryError::Os { call: "fcntl", errno })?;
     let sealed = fcntl(fd, FcntlArg::F_GET_SEALS).is_ok_and(|s| {
         let write = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE;
         SealFlag::from_bits_truncate(s).intersects(write)
@@ -280,19 +241,13 @@ fn descriptor_mode(fd: impl AsFd, access: DmaAccess) -> Result<bool, MemoryError
 fn seal_against_shrinking(fd: impl AsFd) {
     let fd = fd.as_fd();
     let Ok(seals) = fcntl(fd, FcntlArg::F_GET_SEALS) else {
-        log::debug!(
-            "descriptor {}: not a memfd, its owner could shrink it",
-            fd.as_raw_fd()
-        );
+        log::debug!("descriptor {}: not a memfd, its owner could shrink it", fd.as_raw_fd());
         return;
     };
     if SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
         return;
     }
     if let Err(errno) = fcntl(fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)) {
-        log::debug!(
-            "descriptor {}: cannot be sealed against shrinking: {errno}",
-            fd.as_raw_fd()
-        );
+        log::debug!("descriptor {}: cannot be sealed against shrinking: {errno}", fd.as_raw_fd());
     }
 }

@@ -126,13 +126,7 @@ impl DmaMap {
     ) -> Result<(), MemoryError> {
         let mut table = self.change();
         let last = table.vacant(iova, len, MAX_RANGES)?;
-        table.insert(
-            iova,
-            last,
-            Slot::HOST,
-            host.as_ptr().expose_provenance() as u64,
-            access,
-        );
+        table.insert(iova, last, Slot::HOST, host.as_ptr().expose_provenance() as u64, access);
         Ok(())
     }
 
@@ -254,9 +248,7 @@ impl DmaMap {
             Ok(())
         })();
         self.counters.bytes_read.fetch_add(done, Ordering::Relaxed);
-        self.counters
-            .bytes_written
-            .fetch_add(done, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(done, Ordering::Relaxed);
         result.inspect_err(|fault| self.refused(fault))
     }
 
@@ -388,12 +380,7 @@ impl DmaMap {
 }
 
 fn fault(direction: Direction, iova: u64, done: u64, reason: FaultReason) -> DmaFault {
-    DmaFault {
-        direction,
-        iova,
-        done,
-        reason,
-    }
+    DmaFault { direction, iova, done, reason }
 }
 
 fn check_wrap(direction: Direction, iova: u64, len: u64) -> Result<(), DmaFault> {

@@ -38,9 +38,7 @@ impl Table {
         if len == 0 {
             return Err(MemoryError::Empty { iova });
         }
-        let last = iova
-            .checked_add(len - 1)
-            .ok_or(MemoryError::Wraps { iova, len })?;
+        let last = iova.checked_add(len - 1).ok_or(MemoryError::Wraps { iova, len })?;
         if let Some((&other_last, other)) = self.entries.range(iova..).next()
             && other.first <= last
         {
@@ -52,10 +50,7 @@ impl Table {
             });
         }
         if self.entries.len() >= limit {
-            return Err(MemoryError::Full {
-                what: "ranges",
-                limit: limit as u64,
-            });
+            return Err(MemoryError::Full { what: "ranges", limit: limit as u64 });
         }
         Ok(last)
     }
@@ -69,15 +64,7 @@ impl Table {
         offset: u64,
         access: DmaAccess,
     ) {
-        self.entries.insert(
-            last,
-            Entry {
-                first: iova,
-                offset,
-                slot,
-                access,
-            },
-        );
+        self.entries.insert(last, Entry { first: iova, offset, slot, access });
     }
 
     /// Removes the ranges inside `[iova, iova + len)` and returns how many bytes they had.
@@ -85,9 +72,7 @@ impl Table {
         if len == 0 {
             return Ok(0);
         }
-        let last = iova
-            .checked_add(len - 1)
-            .ok_or(MemoryError::Wraps { iova, len })?;
+        let last = iova.checked_add(len - 1).ok_or(MemoryError::Wraps { iova, len })?;
         // Only the range at either end can stick out.
         for address in [iova, last] {
             if let Some((&other_last, other)) = self.entries.range(address..).next()
@@ -180,10 +165,7 @@ impl<'t> Walk<'t> {
         let found = self.entries.next().filter(|(_, entry)| entry.first <= iova);
         let (&last, entry) = found.ok_or(FaultReason::NotMapped)?;
         let offset = entry.offset + (iova - entry.first);
-        let pointer = self
-            .backings
-            .pointer(entry.slot, offset)
-            .ok_or(FaultReason::Unbacked)?;
+        let pointer = self.backings.pointer(entry.slot, offset).ok_or(FaultReason::Unbacked)?;
         let allowed = match self.direction {
             Direction::Read => entry.access.reads(),
             Direction::Write => entry.access.writes(),

@@ -67,25 +67,10 @@ pub fn msix(at: u32, vectors: u16, bar: u8, table: u32, pending: u32) -> Capabil
         id: 0x11,
         offset: at,
         fields: vec![
-            field(
-                "MSI-X Message Control",
-                at + 2,
-                2,
-                u64::from(vectors.saturating_sub(1)),
-            )
-            .writable(0xc000),
-            field(
-                "MSI-X Table Offset",
-                at + 4,
-                4,
-                u64::from(table | u32::from(bar)),
-            ),
-            field(
-                "MSI-X PBA Offset",
-                at + 8,
-                4,
-                u64::from(pending | u32::from(bar)),
-            ),
+            field("MSI-X Message Control", at + 2, 2, u64::from(vectors.saturating_sub(1)))
+                .writable(0xc000),
+            field("MSI-X Table Offset", at + 4, 4, u64::from(table | u32::from(bar))),
+            field("MSI-X PBA Offset", at + 8, 4, u64::from(pending | u32::from(bar))),
         ],
     }
 }
@@ -105,30 +90,13 @@ pub fn express_integrated_endpoint(at: u32) -> Capability {
         id: 0x10,
         offset: at,
         fields: vec![
-            field(
-                "PCI Express Capabilities",
-                at + 0x02,
-                2,
-                VERSION_2 | INTEGRATED_ENDPOINT,
-            ),
-            field(
-                "Device Capabilities",
-                at + 0x04,
-                4,
-                PAYLOAD_256 | ROLE_BASED_ERRORS | FLR,
-            ),
+            field("PCI Express Capabilities", at + 0x02, 2, VERSION_2 | INTEGRATED_ENDPOINT),
+            field("Device Capabilities", at + 0x04, 4, PAYLOAD_256 | ROLE_BASED_ERRORS | FLR),
             // Error reporting, relaxed ordering, payload, no snoop, read request size. Bit 15
             // initiates a reset and is never stored.
-            field("Device Control", at + 0x08, 2, 0x2810)
-                .writable(0x78ff)
-                .command(),
+            field("Device Control", at + 0x08, 2, 0x2810).writable(0x78ff).command(),
             field("Device Status", at + 0x0a, 2, 0).write_one_to_clear(0xf),
-            field(
-                "Device Capabilities 2",
-                at + 0x24,
-                4,
-                TIMEOUT_RANGES | TIMEOUT_DISABLE,
-            ),
+            field("Device Capabilities 2", at + 0x24, 4, TIMEOUT_RANGES | TIMEOUT_DISABLE),
             field("Device Control 2", at + 0x28, 2, 0).writable(0x1f),
         ],
     }

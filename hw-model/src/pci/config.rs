@@ -63,10 +63,8 @@ impl Builder {
         let at = 0x10 + 4 * u32::from(index);
         let mask = !(size - 1);
         let low = mask & 0xffff_fff0;
-        self.fields
-            .push(field("BAR (low)", at, 4, 0x4).writable(low));
-        self.fields
-            .push(field("BAR (high)", at + 4, 4, 0).writable(mask >> 32));
+        self.fields.push(field("BAR (low)", at, 4, 0x4).writable(low));
+        self.fields.push(field("BAR (high)", at + 4, 4, 0).writable(mask >> 32));
         self
     }
 
@@ -81,8 +79,7 @@ impl Builder {
     /// Adds an extended capability; the first added must lie at 0x100.
     #[must_use]
     pub fn extended_capability(mut self, capability: ExtendedCapability) -> Self {
-        self.extended
-            .push((capability.id, capability.version, capability.offset));
+        self.extended.push((capability.id, capability.version, capability.offset));
         self.fields.extend(capability.fields);
         self
     }
@@ -100,39 +97,19 @@ impl Builder {
     ///
     /// Fails when two fields overlap or a mask is wider than its field.
     pub fn build(mut self) -> Result<ConfigSpace, LayoutError> {
-        let nexts = self
-            .capabilities
-            .iter()
-            .skip(1)
-            .map(|&(_, at)| at)
-            .chain([0]);
+        let nexts = self.capabilities.iter().skip(1).map(|&(_, at)| at).chain([0]);
         for (&(id, at), next) in self.capabilities.iter().zip(nexts) {
             let header = u64::from(id) | u64::from(next) << 8;
             self.fields.push(field("capability header", at, 2, header));
         }
         let first = self.capabilities.first().map_or(0, |&(_, at)| at);
-        self.fields.push(field(
-            "Capabilities Pointer",
-            CAPABILITIES,
-            1,
-            u64::from(first),
-        ));
-        let nexts = self
-            .extended
-            .iter()
-            .skip(1)
-            .map(|&(_, _, at)| at)
-            .chain([0]);
+        self.fields.push(field("Capabilities Pointer", CAPABILITIES, 1, u64::from(first)));
+        let nexts = self.extended.iter().skip(1).map(|&(_, _, at)| at).chain([0]);
         for (&(id, version, at), next) in self.extended.iter().zip(nexts) {
             let header = u64::from(id) | u64::from(version) << 16 | u64::from(next) << 20;
-            self.fields
-                .push(field("extended capability header", at, 4, header));
+            self.fields.push(field("extended capability header", at, 4, header));
         }
-        debug_assert!(
-            self.extended
-                .first()
-                .is_none_or(|&(_, _, at)| at == EXTENDED)
-        );
+        debug_assert!(self.extended.first().is_none_or(|&(_, _, at)| at == EXTENDED));
         let place = |id| {
             let found = self.capabilities.iter().find(|&&(have, _)| have == id);
             found.map(|&(_, at)| at)
@@ -142,14 +119,8 @@ impl Builder {
         let find = |base: Option<u32>, offset| base.and_then(|base| set.find(base + offset));
         let [command, status] = [COMMAND, STATUS].map(|at| find(Some(at), 0));
         Ok(ConfigSpace {
-            command: command.ok_or(LayoutError::Place {
-                name: "Command",
-                offset: COMMAND,
-            })?,
-            status: status.ok_or(LayoutError::Place {
-                name: "Status",
-                offset: STATUS,
-            })?,
+            command: command.ok_or(LayoutError::Place { name: "Command", offset: COMMAND })?,
+            status: status.ok_or(LayoutError::Place { name: "Status", offset: STATUS })?,
             power: find(power, 4),
             msi: find(msi, 2),
             msix: find(msix, 2),
@@ -200,31 +171,17 @@ impl ConfigSpace {
                 .writable(command::MEMORY | command::BUS_MASTER | command::INTX_DISABLE | 0x140),
             field("Status", STATUS, 2, STATUS_CAPABILITIES).write_one_to_clear(0xf900),
             field("Revision ID", 0x08, 1, u64::from(header.revision)),
-            field(
-                "Programming Interface",
-                0x09,
-                1,
-                u64::from(header.class & 0xff),
-            ),
+            field("Programming Interface", 0x09, 1, u64::from(header.class & 0xff)),
             field("Class Code", 0x0a, 2, u64::from(header.class >> 8 & 0xffff)),
             field("Cache Line Size", 0x0c, 1, 0).writable(0xff),
             field("Latency Timer", 0x0d, 1, 0),
             field("Header Type", 0x0e, 1, 0),
-            field(
-                "Subsystem Vendor ID",
-                0x2c,
-                2,
-                u64::from(header.subsystem_vendor),
-            ),
+            field("Subsystem Vendor ID", 0x2c, 2, u64::from(header.subsystem_vendor)),
             field("Subsystem ID", 0x2e, 2, u64::from(header.subsystem)),
             field("Interrupt Line", 0x3c, 1, 0).writable(0xff),
             field("Interrupt Pin", 0x3d, 1, u64::from(header.interrupt_pin)),
         ];
-        Builder {
-            fields,
-            capabilities: Vec::new(),
-            extended: Vec::new(),
-        }
+        Builder { fields, capabilities: Vec::new(), extended: Vec::new() }
     }
 
     /// Reads 1, 2 or 4 bytes, naturally aligned; reserved bytes are zero.
@@ -293,22 +250,19 @@ impl ConfigSpace {
     /// Whether the MSI-X capability is enabled.
     #[must_use]
     pub fn msix_enabled(&self) -> bool {
-        self.msix
-            .is_some_and(|id| self.set.get(id) & MSIX_ENABLE != 0)
+        self.msix.is_some_and(|id| self.set.get(id) & MSIX_ENABLE != 0)
     }
 
     /// Whether all MSI-X vectors are masked.
     #[must_use]
     pub fn msix_masked(&self) -> bool {
-        self.msix
-            .is_some_and(|id| self.set.get(id) & MSIX_MASK_ALL != 0)
+        self.msix.is_some_and(|id| self.set.get(id) & MSIX_MASK_ALL != 0)
     }
 
     /// Whether the MSI capability is enabled.
     #[must_use]
     pub fn msi_enabled(&self) -> bool {
-        self.msi
-            .is_some_and(|id| self.set.get(id) & MSI_ENABLE != 0)
+        self.msi.is_some_and(|id| self.set.get(id) & MSI_ENABLE != 0)
     }
 
     /// The power state that the power-management capability is set to.
@@ -378,10 +332,7 @@ mod tests {
         let space = space();
         space.write(0x10, &[0xff; 4]);
         space.write(0x14, &[0xff; 4]);
-        assert_eq!(
-            (read(&space, 0x10, 4), read(&space, 0x14, 4)),
-            (0xffff_c004, 0xffff_ffff)
-        );
+        assert_eq!((read(&space, 0x10, 4), read(&space, 0x14, 4)), (0xffff_c004, 0xffff_ffff));
         space.write(0x10, &0xfebf_8000u32.to_le_bytes());
         assert_eq!(read(&space, 0x10, 4), 0xfebf_8004);
         space.write(0x18, &[0xff; 4]);
@@ -398,10 +349,7 @@ mod tests {
             seen.push((header & 0xff, at));
             at = header >> 8;
         }
-        assert_eq!(
-            seen,
-            [(0x11, 0x80), (0x10, 0x90), (0x05, 0xd0), (0x01, 0xe0)]
-        );
+        assert_eq!(seen, [(0x11, 0x80), (0x10, 0x90), (0x05, 0xd0), (0x01, 0xe0)]);
         assert_eq!(read(&space, 0x100, 4), 0x0001_0001);
     }
 
@@ -423,10 +371,7 @@ mod tests {
         space.show_interrupt(true);
         assert_eq!(read(&space, 0x06, 2), 0x18);
         space.reset();
-        assert_eq!(
-            (read(&space, 0x04, 4), read(&space, 0xe4, 2)),
-            (0x0010_0000, 0x0008)
-        );
+        assert_eq!((read(&space, 0x04, 4), read(&space, 0xe4, 2)), (0x0010_0000, 0x0008));
     }
 
     #[test]

@@ -150,10 +150,7 @@ impl Interrupts {
     #[must_use]
     pub fn pending(&self, kind: IrqKind) -> u64 {
         let state = self.lock();
-        let vectors = state.kinds[kind.index() as usize]
-            .iter()
-            .take(64)
-            .enumerate();
+        let vectors = state.kinds[kind.index() as usize].iter().take(64).enumerate();
         vectors.fold(0, |bits, (n, vector)| bits | u64::from(vector.pending) << n)
     }
 

@@ -27,13 +27,7 @@ pub fn registers<K: Copy>(
             Register::new(key(Part::Control), "MSI-X Vector Control", at + 12, 4, 1).writable(1),
         ]);
     }
-    registers.push(Register::new(
-        key(Part::Pending, 0),
-        "MSI-X Pending Bits",
-        pending,
-        8,
-        0,
-    ));
+    registers.push(Register::new(key(Part::Pending, 0), "MSI-X Pending Bits", pending, 8, 0));
     registers
 }
 

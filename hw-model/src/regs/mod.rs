@@ -216,18 +216,9 @@ impl<K: Copy + Eq> RegisterSet<K> {
         registers.sort_by_key(Register::offset);
         let mut end = 0;
         for register in &registers {
-            let Register {
-                name,
-                offset,
-                bytes,
-                ..
-            } = *register;
+            let Register { name, offset, bytes, .. } = *register;
             if !matches!(bytes, 1 | 2 | 4 | 8) {
-                return Err(LayoutError::Width {
-                    name,
-                    offset,
-                    bytes,
-                });
+                return Err(LayoutError::Width { name, offset, bytes });
             }
             if u64::from(offset) < end || register.end() > size {
                 return Err(LayoutError::Place { name, offset });
@@ -257,10 +248,7 @@ impl<K: Copy + Eq> RegisterSet<K> {
     /// Finds a register by its key.
     #[must_use]
     pub fn find(&self, key: K) -> Option<RegisterId> {
-        self.registers
-            .iter()
-            .position(|r| r.key == key)
-            .map(RegisterId)
+        self.registers.iter().position(|r| r.key == key).map(RegisterId)
     }
 
     /// All registers, in ascending order of their offsets.
@@ -325,11 +313,8 @@ impl<K: Copy + Eq> RegisterSet<K> {
         };
         data.fill(0);
         for (index, register) in self.touched(first, offset, data.len()) {
-            let Overlap {
-                in_access,
-                in_register,
-                count,
-            } = Overlap::of(register, offset, data.len());
+            let Overlap { in_access, in_register, count } =
+                Overlap::of(register, offset, data.len());
             refresh(register.key);
             let lanes = lanes(in_register, count);
             let clear = register.clear_on_read & lanes;
@@ -352,11 +337,8 @@ impl<K: Copy + Eq> RegisterSet<K> {
             return;
         };
         for (index, register) in self.touched(first, offset, data.len()) {
-            let Overlap {
-                in_access,
-                in_register,
-                count,
-            } = Overlap::of(register, offset, data.len());
+            let Overlap { in_access, in_register, count } =
+                Overlap::of(register, offset, data.len());
             let mut bytes = [0; 8];
             bytes[..count].copy_from_slice(&data[in_access..in_access + count]);
             let value = u64::from_le_bytes(bytes) << (8 * in_register);
@@ -377,15 +359,7 @@ impl<K: Copy + Eq> RegisterSet<K> {
                     Err(now) => old = now,
                 }
             };
-            written(
-                register.key,
-                Write {
-                    old,
-                    new,
-                    written: value,
-                    lanes,
-                },
-            );
+            written(register.key, Write { old, new, written: value, lanes });
         }
     }
 
@@ -394,17 +368,13 @@ impl<K: Copy + Eq> RegisterSet<K> {
         let legal = len.is_power_of_two()
             && len <= self.widest
             && offset.is_multiple_of(len as u64)
-            && offset
-                .checked_add(len as u64)
-                .is_some_and(|end| end <= self.size);
+            && offset.checked_add(len as u64).is_some_and(|end| end <= self.size);
         if !legal {
             return None;
         }
         let first = self.registers.partition_point(|r| r.end() <= offset);
-        let hit = self
-            .registers
-            .get(first)
-            .is_some_and(|r| u64::from(r.offset) < offset + len as u64);
+        let hit =
+            self.registers.get(first).is_some_and(|r| u64::from(r.offset) < offset + len as u64);
         (hit || self.holes == Holes::Zero).then_some(first)
     }
 
@@ -467,10 +437,8 @@ struct Overlap {
 
 impl Overlap {
     fn of<K>(register: &Register<K>, offset: u64, len: usize) -> Overlap {
-        let (first, last) = (
-            u64::from(register.offset),
-            register.offset as u64 + u64::from(register.bytes),
-        );
+        let (first, last) =
+            (u64::from(register.offset), register.offset as u64 + u64::from(register.bytes));
         let start = first.max(offset);
         let end = last.min(offset + len as u64);
         Overlap {

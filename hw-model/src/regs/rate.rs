@@ -26,10 +26,7 @@ impl RateLimit {
 
     fn admit_at(&self, now: Instant) -> Option<u64> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if window
-            .start
-            .is_none_or(|start| now.duration_since(start) >= PERIOD)
-        {
+        if window.start.is_none_or(|start| now.duration_since(start) >= PERIOD) {
             window.start = Some(now);
             window.admitted = 0;
         }

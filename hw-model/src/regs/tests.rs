@@ -13,9 +13,7 @@ fn set() -> RegisterSet<char> {
             Register::new('b', "B", 0x01, 1, 0x22).writable(0x0f),
             Register::new('c', "C", 0x04, 4, 0xffff_0000).clear_on_read(0xffff_ffff),
             Register::new('d', "D", 0x08, 8, 0).writable(!0x3f),
-            Register::new('e', "E", 0x10, 4, 0x7)
-                .write_one_to_clear(0x3)
-                .writable(0xf0),
+            Register::new('e', "E", 0x10, 4, 0x7).write_one_to_clear(0x3).writable(0xf0),
             Register::new('f', "F", 0x14, 1, 0).command(),
         ],
     )
@@ -30,9 +28,7 @@ fn read(set: &RegisterSet<char>, offset: u64, len: usize) -> u64 {
 
 fn write(set: &RegisterSet<char>, offset: u64, len: usize, value: u64) -> Vec<(char, Write)> {
     let mut seen = Vec::new();
-    set.write(offset, &value.to_le_bytes()[..len], |key, write| {
-        seen.push((key, write))
-    });
+    set.write(offset, &value.to_le_bytes()[..len], |key, write| seen.push((key, write)));
     seen
 }
 
@@ -84,37 +80,19 @@ fn ones_clear_and_commands_are_not_stored() {
     assert_eq!(read(&set, 0x10, 4), 0xf6);
     let seen = write(&set, 0x14, 1, 0x20);
     assert_eq!(seen.len(), 1);
-    assert_eq!(
-        (seen[0].0, seen[0].1.written, seen[0].1.new),
-        ('f', 0x20, 0)
-    );
+    assert_eq!((seen[0].0, seen[0].1.written, seen[0].1.new), ('f', 0x20, 0));
     assert_eq!(read(&set, 0x14, 1), 0);
     assert!(write(&set, 0x00, 1, 0xff).is_empty());
     set.reset();
-    assert_eq!(
-        (read(&set, 0x10, 4), read(&set, 0x04, 4)),
-        (0x7, 0xffff_0000)
-    );
+    assert_eq!((read(&set, 0x10, 4), read(&set, 0x04, 4)), (0x7, 0xffff_0000));
 }
 
 #[test]
 fn illegal_accesses_read_all_ones_and_are_counted() {
     let set = set();
-    let illegal = [
-        (0x09, 2),
-        (0x01, 4),
-        (0x20, 4),
-        (0xfe, 4),
-        (0x100, 1),
-        (u64::MAX, 8),
-        (0, 3),
-    ];
+    let illegal = [(0x09, 2), (0x01, 4), (0x20, 4), (0xfe, 4), (0x100, 1), (u64::MAX, 8), (0, 3)];
     for (n, (offset, len)) in illegal.into_iter().enumerate() {
-        assert_eq!(
-            read(&set, offset, len),
-            u64::MAX >> (64 - 8 * len),
-            "{offset:#x}"
-        );
+        assert_eq!(read(&set, offset, len), u64::MAX >> (64 - 8 * len), "{offset:#x}");
         assert_eq!(set.illegal_accesses(), n as u64 + 1);
     }
     let mut none: [u8; 0] = [];
@@ -126,36 +104,13 @@ fn illegal_accesses_read_all_ones_and_are_counted() {
 fn a_table_that_contradicts_itself_is_refused() {
     let new = |registers| RegisterSet::new("test", 16, 8, Holes::Zero, registers).unwrap_err();
     let width = new(vec![Register::new(0, "R", 0, 3, 0)]);
-    assert_eq!(
-        width,
-        LayoutError::Width {
-            name: "R",
-            offset: 0,
-            bytes: 3
-        }
-    );
-    let place = LayoutError::Place {
-        name: "S",
-        offset: 4,
-    };
-    let overlap = vec![
-        Register::new(0, "R", 0, 8, 0),
-        Register::new(1, "S", 4, 4, 0),
-    ];
+    assert_eq!(width, LayoutError::Width { name: "R", offset: 0, bytes: 3 });
+    let place = LayoutError::Place { name: "S", offset: 4 };
+    let overlap = vec![Register::new(0, "R", 0, 8, 0), Register::new(1, "S", 4, 4, 0)];
     assert_eq!(new(overlap), place);
-    assert!(
-        new(vec![Register::new(0, "R", 12, 8, 0)])
-            .to_string()
-            .contains("0xc")
-    );
+    assert!(new(vec![Register::new(0, "R", 12, 8, 0)]).to_string().contains("0xc"));
     let bits = new(vec![Register::new(0, "R", 0, 1, 0).writable(0x100)]);
-    assert_eq!(
-        bits,
-        LayoutError::Bits {
-            name: "R",
-            offset: 0
-        }
-    );
+    assert_eq!(bits, LayoutError::Bits { name: "R", offset: 0 });
 }
 
 proptest! {

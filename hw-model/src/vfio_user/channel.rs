@@ -69,14 +69,9 @@ pub(super) fn wait(
 ) -> Result<bool, Closed> {
     loop {
         check_end(stop, function)?;
-        let left = deadline.map_or(EXIT_INTERVAL, |d| {
-            d.saturating_duration_since(Instant::now())
-        });
+        let left = deadline.map_or(EXIT_INTERVAL, |d| d.saturating_duration_since(Instant::now()));
         let timeout = PollTimeout::try_from(left.min(EXIT_INTERVAL)).unwrap_or(PollTimeout::ZERO);
-        let mut fds = [
-            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-            PollFd::new(fd, events),
-        ];
+        let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(fd, events)];
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Closed::Io(errno.into())),
@@ -131,10 +126,7 @@ impl<'s> Channel<'s> {
             return Err(Closed::Size { size: header.size });
         }
         if header.flags & TYPE_MASK != 0 {
-            return Err(Closed::NotARequest {
-                command: header.command,
-                flags: header.flags,
-            });
+            return Err(Closed::NotARequest { command: header.command, flags: header.flags });
         }
         let mut payload = std::mem::take(&mut self.payload);
         payload.resize(size - size_of::<Header>(), 0);
@@ -159,10 +151,7 @@ impl<'s> Channel<'s> {
             match self.receive_some(&mut buffer[got..])? {
                 Some(0) if before + got == 0 => return Err(Closed::Left),
                 Some(0) => {
-                    return Err(Closed::Truncated {
-                        got: before + got,
-                        of,
-                    });
+                    return Err(Closed::Truncated { got: before + got, of });
                 }
                 Some(count) => {
                     got += count;
@@ -188,10 +177,8 @@ impl<'s> Channel<'s> {
     /// Reads what is there, descriptors included; `None` when nothing is.
     fn receive_some(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Closed> {
         let mut fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
-        let mut vectors = [libc::iovec {
-            iov_base: buffer.as_mut_ptr().cast(),
-            iov_len: buffer.len(),
-        }];
+        let mut vectors =
+            [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }];
         // SAFETY: the only vector describes `buffer`, which is borrowed mutably.
         let received = unsafe { self.socket.recv_with_fds(&mut vectors, &mut fds) };
         let (count, fd_count) = match received {

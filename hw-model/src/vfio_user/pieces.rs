@@ -21,11 +21,7 @@ pub(crate) fn pieces(
             return None;
         }
         let at = offset + start as u64;
-        let aligned = if at == 0 {
-            widest
-        } else {
-            1 << at.trailing_zeros().min(3)
-        };
+        let aligned = if at == 0 { widest } else { 1 << at.trailing_zeros().min(3) };
         let longest = 1 << left.ilog2().min(3);
         let piece = start..start + widest.min(aligned).min(longest) as usize;
         start = piece.end;
@@ -38,9 +34,7 @@ mod tests {
     use super::*;
 
     fn lengths(region: Region, offset: u64, len: usize) -> Vec<usize> {
-        pieces(region, offset, len)
-            .map(|piece| piece.len())
-            .collect()
+        pieces(region, offset, len).map(|piece| piece.len()).collect()
     }
 
     #[test]

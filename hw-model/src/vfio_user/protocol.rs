@@ -334,11 +334,7 @@ mod tests {
         );
         assert_eq!(size_of::<IrqInfo>(), 16);
         assert_eq!(
-            [
-                offset_of!(IrqInfo, flags),
-                offset_of!(IrqInfo, index),
-                offset_of!(IrqInfo, count)
-            ],
+            [offset_of!(IrqInfo, flags), offset_of!(IrqInfo, index), offset_of!(IrqInfo, count)],
             [4, 8, 12]
         );
         assert_eq!(size_of::<IrqSet>(), 20);
@@ -352,13 +348,7 @@ mod tests {
             [4, 8, 12, 16]
         );
         assert_eq!(size_of::<RegionAccess>(), 16);
-        assert_eq!(
-            [
-                offset_of!(RegionAccess, region),
-                offset_of!(RegionAccess, count)
-            ],
-            [8, 12]
-        );
+        assert_eq!([offset_of!(RegionAccess, region), offset_of!(RegionAccess, count)], [8, 12]);
         assert_eq!(size_of::<WriteMulti>(), 8);
         assert_eq!(size_of::<WriteOne>(), 24);
         assert_eq!(offset_of!(WriteOne, data), 16);
@@ -366,9 +356,8 @@ mod tests {
 
     #[test]
     fn command_numbers_are_those_of_the_specification() {
-        let known: Vec<u16> = (0..=u16::MAX)
-            .filter(|&n| Command::from_number(n).is_some())
-            .collect();
+        let known: Vec<u16> =
+            (0..=u16::MAX).filter(|&n| Command::from_number(n).is_some()).collect();
         assert_eq!(known, [1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 15]);
         assert_eq!(Command::from_number(13), Some(Command::DeviceReset));
         assert_eq!((Flags::REPLY | Flags::NO_REPLY | Flags::ERROR).bits(), 0x31);
@@ -377,16 +366,10 @@ mod tests {
     #[test]
     fn absent_capabilities_are_left_out() {
         let data = VersionData {
-            capabilities: Capabilities {
-                max_msg_fds: Some(16),
-                ..Capabilities::default()
-            },
+            capabilities: Capabilities { max_msg_fds: Some(16), ..Capabilities::default() },
         };
         let json = serde_json::to_string(&data).unwrap();
         assert_eq!(json, r#"{"capabilities":{"max_msg_fds":16}}"#);
-        assert_eq!(
-            serde_json::from_str::<VersionData>("{}").unwrap(),
-            VersionData::default()
-        );
+        assert_eq!(serde_json::from_str::<VersionData>("{}").unwrap(), VersionData::default());
     }
 }

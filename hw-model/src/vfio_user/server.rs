@@ -75,13 +75,7 @@ impl Server {
     /// directory cannot be written or the path is too long for a socket (107 bytes).
     pub fn bind(path: impl AsRef<Path>) -> Result<Server, ServerError> {
         let path = path.as_ref();
-        let os = |action| {
-            move |source| ServerError::Os {
-                path: path.to_owned(),
-                action,
-                source,
-            }
-        };
+        let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
@@ -98,16 +92,10 @@ impl Server {
             result => result,
         };
         let listener = listener.map_err(os("binding the socket"))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(os("preparing the socket"))?;
+        listener.set_nonblocking(true).map_err(os("preparing the socket"))?;
         let status = fs::symlink_metadata(path).map_err(os("looking at the socket"))?;
         let identity = (status.dev(), status.ino());
-        Ok(Server {
-            listener,
-            path: path.to_owned(),
-            identity,
-        })
+        Ok(Server { listener, path: path.to_owned(), identity })
     }
 
     /// The socket's path.
@@ -123,13 +111,7 @@ impl Server {
     /// Fails when the socket does; whatever a client does is logged and survived.
     pub fn serve(&self, function: &dyn PciFunction, stop: &Stop) -> Result<Ended, ServerError> {
         loop {
-            match wait(
-                self.listener.as_fd(),
-                PollFlags::POLLIN,
-                None,
-                stop,
-                function,
-            ) {
+            match wait(self.listener.as_fd(), PollFlags::POLLIN, None, stop, function) {
                 Ok(_) => {}
                 Err(Closed::Stopped) => return Ok(Ended::Stopped),
                 Err(Closed::Exit) => return Ok(Ended::Exit),
@@ -197,23 +179,13 @@ fn is_passing(error: &io::Error) -> bool {
 
 /// Removes the socket file of a server that is gone.
 fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    let os = |action| {
-        move |source| ServerError::Os {
-            path: path.to_owned(),
-            action,
-            source,
-        }
-    };
+    let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
     let status = fs::symlink_metadata(path).map_err(os("looking at the file there"))?;
     if !status.file_type().is_socket() {
-        return Err(ServerError::NotASocket {
-            path: path.to_owned(),
-        });
+        return Err(ServerError::NotASocket { path: path.to_owned() });
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(ServerError::InUse {
-            path: path.to_owned(),
-        }),
+        Ok(_) => Err(ServerError::InUse { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             log::info!("{}: replacing the socket of a dead server", path.display());
             fs::remove_file(path).map_err(os("removing the stale socket"))

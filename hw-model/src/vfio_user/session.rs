@@ -52,14 +52,7 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
             Err(closed) => return closed,
         };
         reply.clear();
-        let outcome = answer(
-            function,
-            &mut greeted,
-            &header,
-            payload,
-            descriptors,
-            &mut reply,
-        );
+        let outcome = answer(function, &mut greeted, &header, payload, descriptors, &mut reply);
         // What the request did not take is closed before the reply says that it is done.
         descriptors.clear();
         let outcome = match outcome {
@@ -73,10 +66,7 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
                 if header.flags & Flags::NO_REPLY.bits() == 0 {
                     let _ = channel.reply(&header, Err(Errno::EINVAL));
                 }
-                return Closed::Malformed {
-                    command: header.command,
-                    problem,
-                };
+                return Closed::Malformed { command: header.command, problem };
             }
         };
         if header.flags & Flags::NO_REPLY.bits() != 0 {
@@ -175,36 +165,22 @@ fn answer(
 /// The structure at the start of a payload, and what follows it.
 fn parse<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8]), Refusal> {
     T::read_from_prefix(payload).or_else(|_| {
-        malformed(format!(
-            "{} bytes of payload, at least {} needed",
-            payload.len(),
-            size_of::<T>()
-        ))
+        malformed(format!("{} bytes of payload, at least {} needed", payload.len(), size_of::<T>()))
     })
 }
 
 /// Checks that the client has room for `T` and returns T's size, the `argsz` of the reply.
 fn room<T>(argsz: u32) -> Result<u32, Errno> {
     let size = size_of::<T>() as u32;
-    if argsz < size {
-        Err(Errno::EINVAL)
-    } else {
-        Ok(size)
-    }
+    if argsz < size { Err(Errno::EINVAL) } else { Ok(size) }
 }
 
 fn version(payload: &[u8], reply: &mut Vec<u8>) -> Result<(), Refusal> {
     let (proposed, data): (Version, _) = parse(payload)?;
     if proposed.major != MAJOR {
-        return malformed(format!(
-            "major version {}, this server has {MAJOR}",
-            proposed.major
-        ));
+        return malformed(format!("major version {}, this server has {MAJOR}", proposed.major));
     }
-    let version = Version {
-        major: MAJOR,
-        minor: MINOR,
-    };
+    let version = Version { major: MAJOR, minor: MINOR };
     reply.extend_from_slice(version.as_bytes());
     if data.is_empty() {
         return Ok(());
@@ -223,13 +199,8 @@ fn version(payload: &[u8], reply: &mut Vec<u8>) -> Result<(), Refusal> {
     let theirs = theirs.capabilities;
     let ours = Capabilities {
         max_msg_fds: theirs.max_msg_fds.map(|_| MAX_FDS as u64),
-        max_data_xfer_size: theirs
-            .max_data_xfer_size
-            .map(|n| n.min(u64::from(MAX_DATA))),
-        pgsizes: theirs
-            .pgsizes
-            .map(|sizes| sizes & !0xfff)
-            .filter(|&sizes| sizes != 0),
+        max_data_xfer_size: theirs.max_data_xfer_size.map(|n| n.min(u64::from(MAX_DATA))),
+        pgsizes: theirs.pgsizes.map(|sizes| sizes & !0xfff).filter(|&sizes| sizes != 0),
         write_multiple: theirs.write_multiple,
     };
     let json = serde_json::to_vec(&VersionData { capabilities: ours })
@@ -268,12 +239,10 @@ fn dma_unmap(function: &dyn PciFunction, request: &DmaUnmap) -> Result<(), Refus
     let memory = function.memory();
     match request.flags {
         0 => {
-            memory
-                .unmap(request.address, request.size)
-                .map_err(|error| {
-                    log::warn!("DMA_UNMAP refused: {error}");
-                    error.errno()
-                })?;
+            memory.unmap(request.address, request.size).map_err(|error| {
+                log::warn!("DMA_UNMAP refused: {error}");
+                error.errno()
+            })?;
         }
         VFIO_DMA_UNMAP_FLAG_ALL if request.address == 0 && request.size == 0 => memory.unmap_all(),
         _ => return Err(Errno::EINVAL.into()),
@@ -299,9 +268,7 @@ fn region_info(function: &dyn PciFunction, request: &RegionInfo) -> Result<Regio
 }
 
 fn irq_kind(index: u32) -> Option<IrqKind> {
-    [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX]
-        .into_iter()
-        .find(|kind| kind.index() == index)
+    [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].into_iter().find(|kind| kind.index() == index)
 }
 
 fn irq_info(function: &dyn PciFunction, request: &IrqInfo) -> Result<IrqInfo, Errno> {
@@ -319,12 +286,7 @@ fn irq_info(function: &dyn PciFunction, request: &IrqInfo) -> Result<IrqInfo, Er
         None => 0,
     };
     let count = kind.map_or(0, |kind| function.irq_count(kind));
-    Ok(IrqInfo {
-        argsz,
-        flags,
-        index: request.index,
-        count,
-    })
+    Ok(IrqInfo { argsz, flags, index: request.index, count })
 }
 
 fn set_irqs(
@@ -333,20 +295,11 @@ fn set_irqs(
     data: &[u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<(), Refusal> {
-    let IrqSet {
-        argsz,
-        flags,
-        start,
-        count,
-        ..
-    } = *request;
+    let IrqSet { argsz, flags, start, count, .. } = *request;
     room::<IrqSet>(argsz)?;
     let kind = irq_kind(request.index).ok_or(Errno::EINVAL)?;
     let vectors = function.irq_count(kind);
-    let end = start
-        .checked_add(count)
-        .filter(|&end| end <= vectors)
-        .ok_or(Errno::EINVAL)?;
+    let end = start.checked_add(count).filter(|&end| end <= vectors).ok_or(Errno::EINVAL)?;
     let data_type = flags & VFIO_IRQ_SET_DATA_TYPE_MASK;
     let action = flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
     if flags != data_type | action {
@@ -380,11 +333,7 @@ fn set_irqs(
             if data.len() < count as usize {
                 return malformed(format!("{} booleans for {count} vectors", data.len()));
             }
-            (start..end)
-                .zip(data)
-                .filter(|(_, wanted)| **wanted != 0)
-                .map(|(n, _)| n)
-                .collect()
+            (start..end).zip(data).filter(|(_, wanted)| **wanted != 0).map(|(n, _)| n).collect()
         }
         _ => return Err(Errno::EINVAL.into()),
     };
@@ -408,10 +357,7 @@ fn is_eventfd(fd: &OwnedFd) -> bool {
 /// The region that an access names; an error when the access is not inside of it.
 fn region_of(function: &dyn PciFunction, access: &RegionAccess) -> Result<Region, Errno> {
     let region = Region::from_index(access.region).ok_or(Errno::EINVAL)?;
-    let end = access
-        .offset
-        .checked_add(u64::from(access.count))
-        .ok_or(Errno::EINVAL)?;
+    let end = access.offset.checked_add(u64::from(access.count)).ok_or(Errno::EINVAL)?;
     if access.count > MAX_DATA || end > function.region_size(region) {
         return Err(Errno::EINVAL);
     }
@@ -434,18 +380,12 @@ fn write_multi(
 ) -> Result<u64, Refusal> {
     let (writes, rest) = writes.as_chunks::<{ size_of::<WriteOne>() }>();
     if !rest.is_empty() || writes.len() as u64 != request.count {
-        return malformed(format!(
-            "{} whole writes, {} promised",
-            writes.len(),
-            request.count
-        ));
+        return malformed(format!("{} whole writes, {} promised", writes.len(), request.count));
     }
     for (done, bytes) in writes.iter().enumerate() {
         let (one, _): (WriteOne, _) = parse(bytes)?;
         let data = one.data.get(..one.access.count as usize);
-        let result = data
-            .ok_or(Errno::EINVAL)
-            .and_then(|data| write(function, &one.access, data));
+        let result = data.ok_or(Errno::EINVAL).and_then(|data| write(function, &one.access, data));
         if let Err(errno) = result {
             log::warn!("write {done} of {}: {errno}", request.count);
             return Ok(done as u64);

@@ -27,10 +27,7 @@ impl Stop {
     /// Fails when no eventfd can be had.
     pub fn new() -> io::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Stop(Arc::new(Inner {
-            stopped: AtomicBool::new(false),
-            event,
-        })))
+        Ok(Stop(Arc::new(Inner { stopped: AtomicBool::new(false), event })))
     }
 
     /// Makes the servers end.

@@ -30,14 +30,9 @@ impl FromStr for FaultPlan {
         }
         let rules = text.split(',').map(|text| {
             let text = text.trim();
-            rule(text).map_err(|problem| FaultError {
-                rule: text.into(),
-                problem,
-            })
+            rule(text).map_err(|problem| FaultError { rule: text.into(), problem })
         });
-        Ok(FaultPlan {
-            rules: rules.collect::<Result<_, _>>()?,
-        })
+        Ok(FaultPlan { rules: rules.collect::<Result<_, _>>()? })
     }
 }
 
@@ -54,11 +49,7 @@ fn rule(text: &str) -> Result<Rule, String> {
         Some((name, value)) => (name, Some(value)),
         None => (text, None),
     };
-    Ok(Rule {
-        fault: fault(name, value)?,
-        when,
-        channel,
-    })
+    Ok(Rule { fault: fault(name, value)?, when, channel })
 }
 
 fn channel_number(text: &str) -> Result<u8, String> {
@@ -116,15 +107,13 @@ fn fault(name: &str, value: Option<&str>) -> Result<Fault, String> {
 fn bits(value: Option<&str>) -> Result<ChannelError, String> {
     let value =
         value.ok_or("chanerr needs the bits of CHANERR, such as chanerr=8 or chanerr=0+9")?;
-    value
-        .split('+')
-        .try_fold(ChannelError::empty(), |bits, text| {
-            let bit = text.parse().ok().and_then(|bit: u32| 1u32.checked_shl(bit));
-            match bit.and_then(ChannelError::from_bits) {
-                Some(bit) => Ok(bits | bit),
-                None => Err(format!("\"{text}\" is no bit of CHANERR: they are 0 to 18")),
-            }
-        })
+    value.split('+').try_fold(ChannelError::empty(), |bits, text| {
+        let bit = text.parse().ok().and_then(|bit: u32| 1u32.checked_shl(bit));
+        match bit.and_then(ChannelError::from_bits) {
+            Some(bit) => Ok(bits | bit),
+            None => Err(format!("\"{text}\" is no bit of CHANERR: they are 0 to 18")),
+        }
+    })
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -136,9 +125,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     match found {
         Some(time) if time <= LONGEST => Ok(time),
         Some(_) => Err(format!("\"{text}\" is longer than {} s", LONGEST.as_secs())),
-        None => Err(format!(
-            "\"{text}\" is no time: it takes a number and us, ms or s"
-        )),
+        None => Err(format!("\"{text}\" is no time: it takes a number and us, ms or s")),
     }
 }
 
@@ -167,10 +154,7 @@ mod tests {
         let us = Duration::from_micros;
         let faults = [
             ("chanerr=8", Fault::Error(ChannelError::READ_DATA)),
-            (
-                "chanerr=0+18",
-                Fault::Error(ChannelError::from_bits(0x4_0001).unwrap()),
-            ),
+            ("chanerr=0+18", Fault::Error(ChannelError::from_bits(0x4_0001).unwrap())),
             ("halt", Fault::Halt),
             ("no-completion", Fault::NoCompletion),
             ("late-completion", Fault::LateCompletion(us(10_000))),
@@ -179,10 +163,7 @@ mod tests {
             ("torn-completion=20us", Fault::TornCompletion(us(20))),
             ("stale-completion", Fault::StaleCompletion),
             ("astray-completion", Fault::AstrayCompletion(None)),
-            (
-                "astray-completion=0x10000",
-                Fault::AstrayCompletion(Some(0x1_0000)),
-            ),
+            ("astray-completion=0x10000", Fault::AstrayCompletion(Some(0x1_0000))),
             ("no-interrupt", Fault::LostInterrupt),
             ("spurious-interrupt", Fault::SpuriousInterrupt),
             ("double-interrupt", Fault::DoubleInterrupt),
@@ -192,25 +173,13 @@ mod tests {
             ("suspend-hang", Fault::SuspendHang),
         ];
         for (text, fault) in faults {
-            assert_eq!(
-                one(text),
-                Rule {
-                    fault,
-                    when: When::Every(1),
-                    channel: None
-                },
-                "{text}"
-            );
+            assert_eq!(one(text), Rule { fault, when: When::Every(1), channel: None }, "{text}");
         }
     }
 
     #[test]
     fn a_rule_says_when_and_where() {
-        let rule = |when, channel| Rule {
-            fault: Fault::Halt,
-            when,
-            channel,
-        };
+        let rule = |when, channel| Rule { fault: Fault::Halt, when, channel };
         assert_eq!(one("halt@7"), rule(When::At(7), None));
         assert_eq!(one(" halt@/3#2 "), rule(When::Every(3), Some(2)));
         assert_eq!(one("halt#0"), rule(When::Every(1), Some(0)));
@@ -238,18 +207,14 @@ mod tests {
             ("halt,", ["\"\"", "there is no fault"]),
         ] {
             let error = error(text);
-            assert!(
-                words.iter().all(|word| error.contains(word)),
-                "{text}: {error}"
-            );
+            assert!(words.iter().all(|word| error.contains(word)), "{text}: {error}");
         }
     }
 
     #[test]
     fn a_descriptor_meets_the_faults_that_are_due() {
-        let plan: FaultPlan = "chanerr=9@4#1,no-completion@/2,stale-completion@4,reset-hang@2"
-            .parse()
-            .unwrap();
+        let plan: FaultPlan =
+            "chanerr=9@4#1,no-completion@/2,stale-completion@4,reset-hang@2".parse().unwrap();
         assert_eq!(plan.descriptor(1, 3), Default::default());
         let fourth = plan.descriptor(1, 4);
         assert_eq!(fourth.halt, Some(ChannelError::WRITE_DATA));

@@ -125,30 +125,20 @@ impl FaultPlan {
     /// A plan of these rules.
     #[must_use]
     pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        FaultPlan {
-            rules: rules.into_iter().collect(),
-        }
+        FaultPlan { rules: rules.into_iter().collect() }
     }
 
     /// A plan with one fault, once, at the `number`th descriptor, RESET or SUSPEND of each
     /// channel.
     #[must_use]
     pub fn at(number: u64, fault: Fault) -> Self {
-        FaultPlan::new([Rule {
-            fault,
-            when: When::At(number),
-            channel: None,
-        }])
+        FaultPlan::new([Rule { fault, when: When::At(number), channel: None }])
     }
 
     /// A plan with one fault at each `step`th descriptor, RESET or SUSPEND of each channel.
     #[must_use]
     pub fn every(step: u64, fault: Fault) -> Self {
-        FaultPlan::new([Rule {
-            fault,
-            when: When::Every(step),
-            channel: None,
-        }])
+        FaultPlan::new([Rule { fault, when: When::Every(step), channel: None }])
     }
 
     /// Adds the rules of another plan, after this one's.
@@ -173,9 +163,7 @@ impl FaultPlan {
     fn due(&self, channel: u8, number: u64) -> impl Iterator<Item = Fault> {
         let here = move |rule: &&Rule| rule.channel.is_none_or(|only| only == channel);
         let rules = self.rules.iter().filter(here);
-        rules
-            .filter(move |rule| rule.when.is(number))
-            .map(|rule| rule.fault)
+        rules.filter(move |rule| rule.when.is(number)).map(|rule| rule.fault)
     }
 
     /// What goes wrong with a channel's `number`th descriptor.
@@ -203,14 +191,12 @@ impl FaultPlan {
 
     /// Whether a channel's `number`th RESET never ends.
     pub(super) fn reset_hangs(&self, channel: u8, number: u64) -> bool {
-        self.due(channel, number)
-            .any(|fault| fault == Fault::ResetHang)
+        self.due(channel, number).any(|fault| fault == Fault::ResetHang)
     }
 
     /// Whether a channel's `number`th SUSPEND never ends.
     pub(super) fn suspend_hangs(&self, channel: u8, number: u64) -> bool {
-        self.due(channel, number)
-            .any(|fault| fault == Fault::SuspendHang)
+        self.due(channel, number).any(|fault| fault == Fault::SuspendHang)
     }
 }
 

@@ -5,9 +5,8 @@ use super::*;
 #[test]
 fn a_copy_moves_every_byte_and_no_other() {
     let rig = Rig::one();
-    for (n, (size, shift)) in [(1, 0), (64, 0), (4096, 1), (100_000, 7), (1 << 20, 3)]
-        .into_iter()
-        .enumerate()
+    for (n, (size, shift)) in
+        [(1, 0), (64, 0), (4096, 1), (100_000, 7), (1 << 20, 3)].into_iter().enumerate()
     {
         let source = rig.pattern(size + 16);
         rig.put(TARGET, &vec![0xa5; size + 16]);
@@ -26,21 +25,11 @@ fn a_copy_moves_every_byte_and_no_other() {
 fn a_fill_repeats_its_pattern_from_the_first_byte() {
     let rig = Rig::one();
     rig.put(TARGET, &[0; 32]);
-    rig.descriptor(
-        RING,
-        21,
-        FILL | DONE,
-        0x0807_0605_0403_0201,
-        TARGET + 3,
-        RING,
-    );
+    rig.descriptor(RING, 21, FILL | DONE, 0x0807_0605_0403_0201, TARGET + 3, RING);
     rig.run(RING, 1, RING);
     let expected: Vec<u8> = (0..21).map(|n| n % 8 + 1).collect();
     assert_eq!(rig.get(TARGET + 3, 21), expected);
-    assert_eq!(
-        (rig.get(TARGET, 3), rig.get(TARGET + 24, 8)),
-        (vec![0; 3], vec![0; 8])
-    );
+    assert_eq!((rig.get(TARGET, 3), rig.get(TARGET + 24, 8)), (vec![0; 3], vec![0; 8]));
 }
 
 #[test]
@@ -50,14 +39,7 @@ fn descriptors_are_executed_in_order_and_a_fence_changes_nothing() {
     // Each copies what the one before has written.
     rig.descriptor(RING, 64, 0, SOURCE, TARGET, RING + 0x1000);
     rig.descriptor(RING + 0x1000, 64, FENCE, TARGET, TARGET + 64, RING + 0x40);
-    rig.descriptor(
-        RING + 0x40,
-        64,
-        FENCE | DONE,
-        TARGET + 64,
-        TARGET + 128,
-        RING,
-    );
+    rig.descriptor(RING + 0x40, 64, FENCE | DONE, TARGET + 64, TARGET + 128, RING);
     rig.run(RING, 3, RING + 0x40);
     assert_eq!(rig.get(TARGET + 128, 64), source);
     assert_eq!(rig.record().completions, 1);
@@ -113,14 +95,7 @@ fn a_chain_is_extended_while_it_runs() {
     let mut filled = 0u64;
     while done < 20_000 {
         while filled < done + LEN - 1 && filled < 20_000 {
-            rig.descriptor(
-                place(filled),
-                8,
-                FILL | DONE,
-                filled,
-                TARGET,
-                place(filled + 1),
-            );
+            rig.descriptor(place(filled), 8, FILL | DONE, filled, TARGET, place(filled + 1));
             filled += 1;
             if filled.is_multiple_of(3) {
                 rig.ring(filled as u16);
@@ -148,9 +123,7 @@ fn the_count_wraps_and_65535_may_be_ahead() {
     wait("all are recorded", || rig.record().descriptors == 0xffff);
     assert_eq!(rig.status(), (RING + 64 * 14) | IDLE);
     rig.ring(9);
-    wait("ten more are done", || {
-        rig.status() == (RING + 64 * 8) | IDLE
-    });
+    wait("ten more are done", || rig.status() == (RING + 64 * 8) | IDLE);
     wait("all are recorded", || rig.record().descriptors == 0x1_0009);
 }
 
@@ -175,14 +148,7 @@ fn transfers_rings_and_words_may_span_ranges() {
     // A ring over 16 pages, each descriptor copies 1000 bytes at odd places.
     for n in 0..1000u64 {
         let next = RING + 64 * ((n + 1) % 1000);
-        rig.descriptor(
-            RING + 64 * n,
-            1000,
-            DONE,
-            SOURCE + 1000 * n,
-            TARGET + 1000 * n + 1,
-            next,
-        );
+        rig.descriptor(RING + 64 * n, 1000, DONE, SOURCE + 1000 * n, TARGET + 1000 * n + 1, next);
     }
     rig.run(RING, 1000, RING + 64 * 999);
     assert_eq!(rig.get(TARGET + 1, 1_000_000), source[..1_000_000]);
@@ -190,10 +156,7 @@ fn transfers_rings_and_words_may_span_ranges() {
 
 #[test]
 fn eight_channels_work_side_by_side() {
-    let rig = Rig::new(IoatConfig {
-        channels: 8,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     assert_eq!(rig.read(0x00, 1), 8);
     let source = rig.pattern(64 << 10);
     std::thread::scope(|scope| {
@@ -214,57 +177,34 @@ fn eight_channels_work_side_by_side() {
                     rig.write(Rig::reg(channel, 0x06), 2, u64::from(round) * 64);
                     let done = || rig.read(Rig::reg(channel, 0x08), 8) == (ring + 64 * 63) | IDLE;
                     wait("the round is done", done);
-                    wait("its word is written", || {
-                        word.load(Ordering::Acquire) & 7 == IDLE
-                    });
+                    wait("its word is written", || word.load(Ordering::Acquire) & 7 == IDLE);
                 }
                 assert_eq!(&rig.get(target, 64 << 10), source);
             });
         }
     });
-    wait("all are recorded", || {
-        rig.record().descriptors == 8 * 20 * 64
-    });
+    wait("all are recorded", || rig.record().descriptors == 8 * 20 * 64);
 }
 
 #[test]
 fn packets_are_counted_for_a_link() {
     use crate::link::{LinkMeter, TlpKind};
     let meter = Arc::new(LinkMeter::default());
-    let rig = Rig::new(IoatConfig {
-        meter: Some(meter.clone()),
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { meter: Some(meter.clone()), ..IoatConfig::default() });
     let _events = rig.connect(IrqKind::MsiX, 1);
     let before = meter.snapshot();
     for n in 0..4 {
         let control = if n == 3 { DONE | INT } else { 0 };
-        rig.descriptor(
-            RING + 64 * n,
-            4096,
-            control,
-            SOURCE,
-            TARGET,
-            RING + 64 * ((n + 1) % 4),
-        );
+        rig.descriptor(RING + 64 * n, 4096, control, SOURCE, TARGET, RING + 64 * ((n + 1) % 4));
     }
     rig.write(0x90, 8, RING);
     rig.ring(4);
     wait("the interrupt is counted", || {
-        meter
-            .snapshot()
-            .since(&before)
-            .get(TlpKind::Interrupt)
-            .packets
-            == 1
+        meter.snapshot().since(&before).get(TlpKind::Interrupt).packets == 1
     });
     let counts = meter.snapshot().since(&before);
     assert_eq!((counts.payload(), counts.descriptors()), (2 * 4 * 4096, 4));
     assert_eq!(counts.get(TlpKind::CompletionWrite).data, 8);
     assert_eq!(counts.get(TlpKind::DescriptorCompletion).data, 4 * 64);
-    assert_eq!(
-        counts.get(TlpKind::HostWrite).packets,
-        2,
-        "CHAINADDR and the doorbell"
-    );
+    assert_eq!(counts.get(TlpKind::HostWrite).packets, 2, "CHAINADDR and the doorbell");
 }

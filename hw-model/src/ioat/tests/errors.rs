@@ -53,31 +53,19 @@ fn chain_and_completion_addresses_have_their_bits() {
         rig.halts(1, error, 0);
         rig.recover();
     }
-    for (next, error) in [
-        (RING + 0x20, 1 << 3),
-        (1 << 52, 1 << 2),
-        (0x9000_0000, 1 << 8),
-    ] {
+    for (next, error) in [(RING + 0x20, 1 << 3), (1 << 52, 1 << 2), (0x9000_0000, 1 << 8)] {
         rig.descriptor(RING, 1, NULL | DONE, 0, 0, next);
         rig.arm(RING);
         rig.halts(2, error, RING);
         rig.recover();
     }
-    for (word, error) in [
-        (WORD + 4, 1 << 12),
-        (1 << 52, 1 << 12),
-        (0x9000_0000, 1 << 9),
-    ] {
+    for (word, error) in [(WORD + 4, 1 << 12), (1 << 52, 1 << 12), (0x9000_0000, 1 << 9)] {
         rig.write(0x98, 8, word);
         rig.null_ring(RING, 1);
         rig.arm(RING);
         rig.ring(1);
         wait("the channel halts", || rig.state() == HALTED);
-        assert_eq!(
-            (rig.errors(), rig.status()),
-            (error, HALTED),
-            "no descriptor is good"
-        );
+        assert_eq!((rig.errors(), rig.status()), (error, HALTED), "no descriptor is good");
         rig.recover();
     }
     rig.set_up(0);
@@ -131,10 +119,7 @@ fn a_channel_with_errors_takes_no_chain() {
 #[test]
 fn from_version_3_3_on_the_mirror_does_not_matter() {
     let personality = crate::ioat::Personality::IceLake;
-    let rig = Rig::new(IoatConfig {
-        personality,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { personality, ..IoatConfig::default() });
     second(&rig, 0, 0, 0, 0);
     rig.halts(2, 1 << 11, RING);
     rig.write(0xa8, 4, 0xffff_ffff);
@@ -181,10 +166,7 @@ fn without_bus_mastering_there_is_no_dma() {
     rig.arm(RING);
     rig.ring(1);
     wait("the channel halts", || rig.state() == HALTED);
-    assert_eq!(
-        (rig.errors(), rig.completion(), rig.get(TARGET, 64)),
-        (1 << 8, 0, vec![0; 64])
-    );
+    assert_eq!((rig.errors(), rig.completion(), rig.get(TARGET, 64)), (1 << 8, 0, vec![0; 64]));
     assert_eq!(rig.record().memory.bytes_read, 0);
     rig.bus_master(true);
     rig.recover();

@@ -23,17 +23,13 @@ fn any_error_bit_halts_at_its_descriptor_once() {
         rig.inject(FaultPlan::at(3, Fault::Error(error)));
         prepare(&rig);
         rig.halts(4, 1 << bit, RING + 64);
-        let flags = [(14, 0x10), (15, 0x08)]
-            .into_iter()
-            .find(|(b, _)| *b == bit);
+        let flags = [(14, 0x10), (15, 0x08)].into_iter().find(|(b, _)| *b == bit);
         assert_eq!(rig.status() & 0x18, flags.map_or(0, |(_, flag)| flag));
         rig.recover();
         assert_eq!(rig.status(), HALTED);
         prepare(&rig);
         rig.ring(4);
-        wait("the retry passes", || {
-            rig.completion() == (RING + 192) | IDLE
-        });
+        wait("the retry passes", || rig.completion() == (RING + 192) | IDLE);
         rig.reset();
         rig.clear_completion();
     }
@@ -47,9 +43,7 @@ fn a_halt_can_come_without_a_bit() {
     rig.halts(4, 0, RING);
     assert_eq!(events[0].read(), Ok(1));
     rig.write(0x80, 2, 0x1d);
-    wait("it interrupts for the error too", || {
-        events[0].read() == Ok(1)
-    });
+    wait("it interrupts for the error too", || events[0].read() == Ok(1));
     rig.recover();
     rig.works();
 }
@@ -63,9 +57,7 @@ fn a_word_can_be_missing() {
     settle();
     assert_eq!(rig.completion(), RING | ACTIVE);
     rig.ring(3);
-    wait("the next is written", || {
-        rig.completion() == (RING + 128) | IDLE
-    });
+    wait("the next is written", || rig.completion() == (RING + 128) | IDLE);
 }
 
 #[test]
@@ -110,8 +102,7 @@ fn a_word_can_come_twice_and_over_a_newer_one() {
 #[test]
 fn a_word_can_be_torn() {
     let rig = Rig::with_faults("torn-completion=50ms@1");
-    rig.word(WORD)
-        .store(0x1111_2222_3333_4444, Ordering::Release);
+    rig.word(WORD).store(0x1111_2222_3333_4444, Ordering::Release);
     prepare(&rig);
     rig.ring(1);
     let torn = 0x1111_2222_0000_0000 | RING | IDLE;
@@ -128,15 +119,11 @@ fn a_word_can_be_stale_or_go_astray() {
     wait("the first is written", || rig.completion() == RING | IDLE);
     rig.clear_completion();
     rig.ring(2);
-    wait("the first is written again", || {
-        rig.completion() == RING | IDLE
-    });
+    wait("the first is written again", || rig.completion() == RING | IDLE);
     assert_eq!(rig.status(), (RING + 64) | IDLE);
     rig.ring(4);
     let word = |at| rig.word(at).load(Ordering::Acquire);
-    wait("the fourth is astray", || {
-        word(BASE + 0x100) == (RING + 192) | IDLE
-    });
+    wait("the fourth is astray", || word(BASE + 0x100) == (RING + 192) | IDLE);
     assert_eq!(word(WORD + 64) & !7, RING + 128);
     assert_eq!(rig.completion(), RING | IDLE);
 }
@@ -206,18 +193,12 @@ fn a_device_that_is_gone_reads_all_ones_and_does_nothing() {
     prepare(&rig);
     rig.ring(4);
     wait("it is gone", || rig.status() == u64::MAX);
-    assert_eq!(
-        (rig.config(0x00), rig.completion()),
-        (u32::MAX, RING | ACTIVE)
-    );
+    assert_eq!((rig.config(0x00), rig.completion()), (u32::MAX, RING | ACTIVE));
     rig.model.reset().unwrap();
     rig.write(0x84, 1, 0x20);
     assert_eq!(rig.read(0x84, 1), 0xff);
     settle();
-    assert_eq!(
-        (rig.record().descriptors, rig.completion()),
-        (1, RING | ACTIVE)
-    );
+    assert_eq!((rig.record().descriptors, rig.completion()), (1, RING | ACTIVE));
 }
 
 #[test]
@@ -229,10 +210,7 @@ fn a_server_can_be_asked_to_end() {
     rig.ring(4);
     wait("it wants to end", || rig.model.function().wants_exit());
     settle();
-    assert_eq!(
-        (rig.record().descriptors, rig.completion()),
-        (1, RING | ACTIVE)
-    );
+    assert_eq!((rig.record().descriptors, rig.completion()), (1, RING | ACTIVE));
 }
 
 #[test]

@@ -26,11 +26,7 @@ fn a_vector_interrupts_once_until_it_is_rearmed() {
     interrupting(&rig, 4);
     rig.ring(1);
     wait("it interrupts", || event.read() == Ok(1));
-    assert_eq!(
-        rig.completion(),
-        RING | IDLE,
-        "the word is there before the interrupt"
-    );
+    assert_eq!(rig.completion(), RING | IDLE, "the word is there before the interrupt");
     assert_eq!(rig.read(0x80, 2), 0x1d, "disabled until rearmed");
     rig.ring(3);
     wait("it is done", || rig.completion() == (RING + 128) | IDLE);
@@ -40,28 +36,19 @@ fn a_vector_interrupts_once_until_it_is_rearmed() {
     rearm(&rig);
     quiet(event);
     assert_eq!(rig.read(0x80, 2), 0x1c);
-    assert_eq!(
-        (rig.record().interrupts, rig.record().interrupts_delivered),
-        (2, 2)
-    );
+    assert_eq!((rig.record().interrupts, rig.record().interrupts_delivered), (2, 2));
 }
 
 #[test]
 fn each_channel_has_its_vector() {
-    let rig = Rig::new(IoatConfig {
-        channels: 3,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { channels: 3, ..IoatConfig::default() });
     let events = rig.connect(IrqKind::MsiX, 3);
     rig.descriptor(RING, 1, NULL | DONE | INT, 0, 0, RING);
     for (n, event) in events.iter().enumerate() {
         rig.write(Rig::reg(n as u8, 0x10), 8, RING);
         rig.write(Rig::reg(n as u8, 0x06), 2, 1);
         wait("its vector fires", || event.read() == Ok(1));
-        assert!(
-            events.iter().all(|event| event.read().is_err()),
-            "and no other"
-        );
+        assert!(events.iter().all(|event| event.read().is_err()), "and no other");
     }
     assert_eq!(rig.read(0x04, 4), 0b111);
     assert_eq!(rig.read(0x04, 4), 0, "reading clears");
@@ -114,11 +101,7 @@ fn intx_is_a_level_that_reading_attnstatus_lowers() {
     interrupting(&rig, 4);
     rig.ring(1);
     wait("it fires", || event.read() == Ok(1));
-    assert_ne!(
-        rig.config(0x04) >> 16 & 0x8,
-        0,
-        "the status register shows it"
-    );
+    assert_ne!(rig.config(0x04) >> 16 & 0x8, 0, "the status register shows it");
     rig.model.intx_set_masked(false).unwrap();
     assert_eq!(event.read(), Ok(1), "the level is still high");
     assert_eq!(rig.read(0x04, 4), 1);
@@ -156,9 +139,7 @@ fn the_delay_joins_interrupts() {
     let start = Instant::now();
     for n in 0..4 {
         rig.ring(n + 1);
-        wait("it is done", || {
-            rig.completion() == (RING + 64 * u64::from(n)) | IDLE
-        });
+        wait("it is done", || rig.completion() == (RING + 64 * u64::from(n)) | IDLE);
     }
     assert_eq!(rig.read(0x80, 2) & 1, 0, "nothing was delivered yet");
     wait("they are delivered", || event.read() == Ok(1));

@@ -25,10 +25,7 @@ fn device_registers_lie_where_the_datasheet_says() {
 #[test]
 fn ice_lake_is_another_device_and_version() {
     let personality = Personality::IceLake;
-    let rig = Rig::new(IoatConfig {
-        personality,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { personality, ..IoatConfig::default() });
     assert_eq!(rig.config(0x00), 0x0b00_8086);
     assert_eq!(rig.read(0x08, 1), 0x34);
     assert_eq!(rig.read(0x10, 4), 1 << 6 | 1 << 23);
@@ -57,10 +54,7 @@ const CHANNEL: [(&str, u32, u8, u64, u64); 10] = [
 
 #[test]
 fn channel_registers_lie_where_the_datasheet_says() {
-    let config = IoatConfig {
-        channels: 8,
-        ..IoatConfig::default()
-    };
+    let config = IoatConfig { channels: 8, ..IoatConfig::default() };
     let bar = bar0(&config).unwrap();
     assert_eq!(bar.size(), 0x4000);
     for channel in 0..8 {
@@ -69,15 +63,7 @@ fn channel_registers_lie_where_the_datasheet_says() {
             .registers()
             .iter()
             .filter(|r| (base..base + 0x80).contains(&r.offset()))
-            .map(|r| {
-                (
-                    r.name(),
-                    r.offset() - base,
-                    r.bytes(),
-                    r.writable_bits(),
-                    r.reset(),
-                )
-            })
+            .map(|r| (r.name(), r.offset() - base, r.bytes(), r.writable_bits(), r.reset()))
             .collect();
         assert_eq!(block, CHANNEL);
     }
@@ -85,15 +71,8 @@ fn channel_registers_lie_where_the_datasheet_says() {
 
 #[test]
 fn the_msix_table_and_pending_bits_are_in_the_bar() {
-    let rig = Rig::new(IoatConfig {
-        channels: 4,
-        ..IoatConfig::default()
-    });
-    assert_eq!(
-        rig.config(0x80),
-        0x0003_9011,
-        "four vectors, and the next capability"
-    );
+    let rig = Rig::new(IoatConfig { channels: 4, ..IoatConfig::default() });
+    assert_eq!(rig.config(0x80), 0x0003_9011, "four vectors, and the next capability");
     assert_eq!((rig.config(0x84), rig.config(0x88)), (0x2000, 0x3000));
     for vector in 0..4 {
         let entry = 0x2000 + 16 * vector;
@@ -116,25 +95,13 @@ fn configuration_space_is_that_of_an_integrated_endpoint() {
     assert_eq!(rig.config(0x0c) >> 16 & 0xff, 0, "header type");
     assert_eq!(rig.config(0x10) & 0xf, 0x4, "a 64-bit memory BAR");
     assert_eq!(rig.config(0x3c) >> 8 & 0xff, 1, "INTA");
-    assert_eq!(
-        rig.config(0x90),
-        0x0092_d010,
-        "PCI Express, integrated endpoint, version 2"
-    );
-    assert_eq!(
-        rig.config(0x94),
-        0x1000_8001,
-        "reset by function, 256 bytes of payload"
-    );
+    assert_eq!(rig.config(0x90), 0x0092_d010, "PCI Express, integrated endpoint, version 2");
+    assert_eq!(rig.config(0x94), 0x1000_8001, "reset by function, 256 bytes of payload");
     assert_eq!(rig.config(0x98), 0x0000_2810);
     assert_eq!(rig.config(0xd0), 0x0080_e005, "MSI, 64 bits");
     assert_eq!(rig.config(0xe0), 0x0003_0001, "power management");
     assert_eq!(rig.config(0xe4), 0x8);
-    assert_eq!(
-        rig.config(0x100),
-        0x0001_0001,
-        "advanced error reporting, the last"
-    );
+    assert_eq!(rig.config(0x100), 0x0001_0001, "advanced error reporting, the last");
     rig.set_config(0x184, 0xffff_ffff);
     assert_eq!(rig.config(0x184), 0x7_ffff);
     assert_eq!((rig.config(0x148), rig.config(0x180)), (0, 0));

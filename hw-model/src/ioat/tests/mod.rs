@@ -93,10 +93,7 @@ impl Rig {
     fn new(config: IoatConfig) -> Rig {
         let _ = env_logger::builder().is_test(true).try_init();
         let channels = config.channels;
-        let rig = Rig {
-            model: Embedded::new(config).unwrap(),
-            arena: Arena::new(),
-        };
+        let rig = Rig { model: Embedded::new(config).unwrap(), arena: Arena::new() };
         let request = MapRequest {
             iova: BASE,
             host: rig.arena.0,
@@ -119,10 +116,7 @@ impl Rig {
     }
 
     fn with_faults(text: &str) -> Rig {
-        Rig::new(IoatConfig {
-            faults: text.parse().unwrap(),
-            ..IoatConfig::default()
-        })
+        Rig::new(IoatConfig { faults: text.parse().unwrap(), ..IoatConfig::default() })
     }
 
     fn set_up(&self, channel: u8) {
@@ -134,9 +128,7 @@ impl Rig {
 
     fn bus_master(&self, on: bool) {
         let command: u16 = if on { 0x0006 } else { 0x0002 };
-        self.model
-            .region_write(Region::Config, 0x04, &command.to_le_bytes())
-            .unwrap();
+        self.model.region_write(Region::Config, 0x04, &command.to_le_bytes()).unwrap();
     }
 
     fn reg(channel: u8, offset: u64) -> u64 {
@@ -145,30 +137,22 @@ impl Rig {
 
     fn read(&self, offset: u64, len: usize) -> u64 {
         let mut data = [0; 8];
-        self.model
-            .region_read(Region::Bar(0), offset, &mut data[..len])
-            .unwrap();
+        self.model.region_read(Region::Bar(0), offset, &mut data[..len]).unwrap();
         u64::from_le_bytes(data)
     }
 
     fn write(&self, offset: u64, len: usize, value: u64) {
-        self.model
-            .region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len])
-            .unwrap();
+        self.model.region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len]).unwrap();
     }
 
     fn config(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.model
-            .region_read(Region::Config, offset, &mut data)
-            .unwrap();
+        self.model.region_read(Region::Config, offset, &mut data).unwrap();
         u32::from_le_bytes(data)
     }
 
     fn set_config(&self, offset: u64, value: u32) {
-        self.model
-            .region_write(Region::Config, offset, &value.to_le_bytes())
-            .unwrap();
+        self.model.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
     }
 
     fn record(&self) -> Record {
@@ -234,14 +218,7 @@ impl Rig {
     /// A closed ring of null descriptors that each write the completion word.
     fn null_ring(&self, at: u64, count: u64) {
         for n in 0..count {
-            self.descriptor(
-                at + 64 * n,
-                1,
-                NULL | DONE,
-                0,
-                0,
-                at + 64 * ((n + 1) % count),
-            );
+            self.descriptor(at + 64 * n, 1, NULL | DONE, 0, 0, at + 64 * ((n + 1) % count));
         }
     }
 

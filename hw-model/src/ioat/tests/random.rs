@@ -11,9 +11,7 @@ use super::*;
 fn sleeps(threads: &[u64]) -> u64 {
     let status = |tid| fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
     let switches = |status: String| -> u64 {
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
         line.unwrap().trim().parse().unwrap()
     };
     threads.iter().map(|tid| switches(status(tid))).sum()
@@ -25,18 +23,13 @@ fn engines() -> Vec<u64> {
     let named = tasks.filter(|task| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("ioat-"))
     });
-    named
-        .map(|task| task.file_name().to_str().unwrap().parse().unwrap())
-        .collect()
+    named.map(|task| task.file_name().to_str().unwrap().parse().unwrap()).collect()
 }
 
 #[test]
 fn an_idle_model_sleeps() {
     let before = engines();
-    let rig = Rig::new(IoatConfig {
-        channels: 8,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     rig.works();
     // Other tests run in this process: their engines come and go, ours are looked at alone.
     let wakeups = || rig.record().wakeups;
@@ -46,10 +39,7 @@ fn an_idle_model_sleeps() {
         wakeups() == now
     });
     let quiet = wakeups();
-    let ours: Vec<u64> = engines()
-        .into_iter()
-        .filter(|tid| !before.contains(tid))
-        .collect();
+    let ours: Vec<u64> = engines().into_iter().filter(|tid| !before.contains(tid)).collect();
     assert!(ours.len() >= 8);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(wakeups(), quiet, "no engine woke up in 200 ms");
@@ -62,12 +52,7 @@ fn a_sleeping_engine_makes_no_switches() {
     // In a process of its own, so that each engine in it is the model's.
     let exe = std::env::current_exe().unwrap();
     let output = std::process::Command::new(exe)
-        .args([
-            "--exact",
-            "ioat::tests::random::idle_child",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "ioat::tests::random::idle_child", "--ignored", "--nocapture"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -76,10 +61,7 @@ fn a_sleeping_engine_makes_no_switches() {
 #[test]
 #[ignore = "run by a_sleeping_engine_makes_no_switches, in a process of its own"]
 fn idle_child() {
-    let rig = Rig::new(IoatConfig {
-        channels: 8,
-        ..IoatConfig::default()
-    });
+    let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     rig.works();
     settle();
     let threads = engines();

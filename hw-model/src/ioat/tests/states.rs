@@ -28,9 +28,7 @@ fn words_say_active_before_the_last() {
     rig.arm(RING);
     rig.ring(2);
     wait("the first is done", || rig.completion() == RING | ACTIVE);
-    wait("the second is done", || {
-        rig.completion() == (RING + 64) | IDLE
-    });
+    wait("the second is done", || rig.completion() == (RING + 64) | IDLE);
 }
 
 #[test]
@@ -99,10 +97,7 @@ fn a_channel_is_suspended_in_mid_chain_and_resumed_by_its_count() {
     assert!(done < 2000);
     rig.put(TARGET, &[0; 64]);
     settle();
-    assert_eq!(
-        (rig.record().descriptors, rig.get(TARGET, 64)),
-        (done, vec![0; 64])
-    );
+    assert_eq!((rig.record().descriptors, rig.get(TARGET, 64)), (done, vec![0; 64]));
     assert_eq!(rig.status(), RING | SUSPENDED);
     // What is left becomes short work.
     rig.descriptor(RING, 64, FILL | DONE, 0x77, TARGET, RING);
@@ -123,9 +118,7 @@ fn a_suspended_channel_takes_a_new_chain() {
     rig.arm(RING + 0x1000);
     assert_eq!(rig.status(), ARMED);
     rig.ring(2);
-    wait("the chain is done", || {
-        rig.completion() == (RING + 0x1040) | IDLE
-    });
+    wait("the chain is done", || rig.completion() == (RING + 0x1040) | IDLE);
 }
 
 #[test]
@@ -138,9 +131,7 @@ fn a_running_channel_takes_no_chain_and_a_halted_one_no_suspend() {
     rig.arm(RING + 0x1000);
     assert_eq!(rig.status(), RING | IDLE);
     rig.ring(2);
-    wait("the old chain goes on", || {
-        rig.completion() == (RING + 64) | IDLE
-    });
+    wait("the old chain goes on", || rig.completion() == (RING + 64) | IDLE);
 }
 
 #[test]
@@ -154,18 +145,12 @@ fn a_function_level_reset_forgets_everything() {
     rig.write(0x0c, 2, 5);
     rig.set_config(0x98, 0x8000);
     let descriptors = rig.record().descriptors;
-    assert_eq!(
-        (rig.status(), rig.read(0x86, 2), rig.read(0x0c, 2)),
-        (HALTED, 0, 0x8000)
-    );
+    assert_eq!((rig.status(), rig.read(0x86, 2), rig.read(0x0c, 2)), (HALTED, 0, 0x8000));
     assert_eq!(rig.read(0x98, 8), 0, "CHANCMP");
     assert_eq!(rig.config(0x04) & 0xffff, 0, "the command register");
     assert_eq!(rig.config(0x98) & 0xffff, 0x2810);
     settle();
-    assert_eq!(
-        (rig.record().descriptors, rig.record().resets),
-        (descriptors, 1)
-    );
+    assert_eq!((rig.record().descriptors, rig.record().resets), (descriptors, 1));
     rig.bus_master(true);
     rig.set_up(0);
     rig.clear_completion();
@@ -181,10 +166,6 @@ fn in_d3hot_only_configuration_space_answers() {
     assert_eq!(rig.status(), u64::MAX);
     rig.write(0x90, 8, RING);
     rig.set_config(0xe4, 0);
-    assert_eq!(
-        rig.status(),
-        HALTED,
-        "the write was dropped, and nothing was reset"
-    );
+    assert_eq!(rig.status(), HALTED, "the write was dropped, and nothing was reset");
     rig.works();
 }

@@ -37,12 +37,7 @@ fn contents(file: &File) -> Vec<u8> {
 fn reopened(file: &File, write: bool) -> OwnedFd {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    File::options()
-        .read(true)
-        .write(write)
-        .open(path)
-        .unwrap()
-        .into()
+    File::options().read(true).write(write).open(path).unwrap().into()
 }
 
 #[test]
@@ -51,14 +46,8 @@ fn a_transfer_spans_ranges_in_the_order_of_their_addresses() {
     let map = DmaMap::new();
     // Pages 3, 1, 2 of the file at successive addresses.
     for (n, page) in [3, 1, 2].into_iter().enumerate() {
-        map.map_fd(
-            0x10_0000 + n as u64 * PAGE,
-            PAGE,
-            &file,
-            page * PAGE,
-            Access::ReadWrite,
-        )
-        .unwrap();
+        map.map_fd(0x10_0000 + n as u64 * PAGE, PAGE, &file, page * PAGE, Access::ReadWrite)
+            .unwrap();
     }
     let mut data = vec![0; 3 * PAGE as usize - 200];
     map.read(0x10_0000 + 100, &mut data).unwrap();
@@ -82,15 +71,9 @@ fn a_fault_says_where_and_how_much_was_done() {
     let file = memfd(2 * PAGE);
     let map = DmaMap::new();
     map.map_fd(0x1000, PAGE, &file, 0, Access::Read).unwrap();
-    map.map_fd(0x8000, PAGE, &file, PAGE, Access::Write)
-        .unwrap();
+    map.map_fd(0x8000, PAGE, &file, PAGE, Access::Write).unwrap();
     map.map_unbacked(0x9000, PAGE, Access::ReadWrite).unwrap();
-    let fault = |direction, iova, done, reason| DmaFault {
-        direction,
-        iova,
-        done,
-        reason,
-    };
+    let fault = |direction, iova, done, reason| DmaFault { direction, iova, done, reason };
 
     let mut data = [0; 64];
     assert_eq!(
@@ -107,21 +90,11 @@ fn a_fault_says_where_and_how_much_was_done() {
     );
     assert_eq!(
         map.copy(0x8f00, 0x1000, 0x200),
-        Err(fault(
-            Direction::Write,
-            0x9000,
-            0x100,
-            FaultReason::Unbacked
-        ))
+        Err(fault(Direction::Write, 0x9000, 0x100, FaultReason::Unbacked))
     );
     assert_eq!(
         map.copy(0x8000, 0x1f00, 0x200),
-        Err(fault(
-            Direction::Read,
-            0x2000,
-            0x100,
-            FaultReason::NotMapped
-        ))
+        Err(fault(Direction::Read, 0x2000, 0x100, FaultReason::NotMapped))
     );
     assert_eq!(
         map.fill(0x8ffe, 0, 4),
@@ -151,10 +124,7 @@ fn the_last_page_of_the_address_space_is_usable() {
     map.map_fd(top, PAGE, &file, 0, Access::ReadWrite).unwrap();
     let mut data = [0; 16];
     map.read(u64::MAX - 15, &mut data).unwrap();
-    assert_eq!(
-        data.to_vec(),
-        (PAGE - 16..PAGE).map(byte_at).collect::<Vec<_>>()
-    );
+    assert_eq!(data.to_vec(), (PAGE - 16..PAGE).map(byte_at).collect::<Vec<_>>());
     assert_eq!(map.unmap(top, PAGE), Ok(PAGE));
 }
 
@@ -164,19 +134,11 @@ fn a_file_that_is_too_short_or_closed_to_the_access_is_refused() {
     let map = DmaMap::new();
     assert_eq!(
         map.map_fd(0, 2 * PAGE, &file, 0, Access::Read),
-        Err(MemoryError::FileTooShort {
-            offset: 0,
-            len: 2 * PAGE,
-            size: PAGE
-        })
+        Err(MemoryError::FileTooShort { offset: 0, len: 2 * PAGE, size: PAGE })
     );
     assert_eq!(
         map.map_fd(0, PAGE, &file, u64::MAX - 10, Access::Read),
-        Err(MemoryError::FileTooShort {
-            offset: u64::MAX - 10,
-            len: PAGE,
-            size: PAGE
-        })
+        Err(MemoryError::FileTooShort { offset: u64::MAX - 10, len: PAGE, size: PAGE })
     );
     let (reader, _writer) = nix::unistd::pipe().unwrap();
     assert!(matches!(
@@ -186,9 +148,7 @@ fn a_file_that_is_too_short_or_closed_to_the_access_is_refused() {
     let read_only = reopened(&file, false);
     assert_eq!(
         map.map_fd(0, PAGE, &read_only, 0, Access::ReadWrite),
-        Err(MemoryError::DescriptorMode {
-            access: Access::ReadWrite
-        })
+        Err(MemoryError::DescriptorMode { access: Access::ReadWrite })
     );
     assert_eq!(map.ranges(), 0);
     map.map_fd(0, PAGE, &read_only, 0, Access::Read).unwrap();
@@ -200,9 +160,7 @@ fn a_file_that_is_too_short_or_closed_to_the_access_is_refused() {
 #[test]
 fn a_sealable_file_cannot_shrink_once_mapped() {
     let file = memfd(PAGE);
-    DmaMap::new()
-        .map_fd(0, PAGE, &file, 0, Access::Read)
-        .unwrap();
+    DmaMap::new().map_fd(0, PAGE, &file, 0, Access::Read).unwrap();
     let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS).unwrap());
     assert!(seals.contains(SealFlag::F_SEAL_SHRINK));
     assert!(file.set_len(0).is_err());
@@ -213,25 +171,14 @@ fn the_mapping_of_a_file_grows_with_its_ranges() {
     let file = memfd(64 * PAGE);
     let map = DmaMap::new();
     map.map_fd(0, PAGE, &file, 0, Access::ReadWrite).unwrap();
-    map.map_fd(
-        0x100_0000,
-        PAGE,
-        reopened(&file, true),
-        63 * PAGE,
-        Access::ReadWrite,
-    )
-    .unwrap();
+    map.map_fd(0x100_0000, PAGE, reopened(&file, true), 63 * PAGE, Access::ReadWrite).unwrap();
     file.set_len(100 * PAGE).unwrap();
-    map.map_fd(0x200_0000, PAGE, &file, 99 * PAGE, Access::ReadWrite)
-        .unwrap();
+    map.map_fd(0x200_0000, PAGE, &file, 99 * PAGE, Access::ReadWrite).unwrap();
     assert_eq!((map.ranges(), map.files()), (3, 1));
     map.copy(0x200_0000, 0x100_0000, PAGE).unwrap();
     map.copy(0, 0x200_0000, 16).unwrap();
     let bytes = contents(&file);
-    assert_eq!(
-        bytes[99 * PAGE as usize..],
-        bytes[63 * PAGE as usize..64 * PAGE as usize]
-    );
+    assert_eq!(bytes[99 * PAGE as usize..], bytes[63 * PAGE as usize..64 * PAGE as usize]);
     assert_eq!(bytes[..16], bytes[63 * PAGE as usize..][..16]);
     map.unmap(0, 0x200_0000).unwrap();
     assert_eq!((map.ranges(), map.files()), (1, 1));
@@ -249,13 +196,8 @@ fn what_a_client_can_make_the_process_map_is_limited() {
     }
     assert_eq!(map.files(), backing::MAX_FILES);
     let file = memfd(PAGE);
-    let error = map
-        .map_fd(1 << 40, PAGE, &file, 0, Access::Read)
-        .unwrap_err();
-    assert!(
-        matches!(error, MemoryError::Full { what: "files", .. }),
-        "{error}"
-    );
+    let error = map.map_fd(1 << 40, PAGE, &file, 0, Access::Read).unwrap_err();
+    assert!(matches!(error, MemoryError::Full { what: "files", .. }), "{error}");
     map.unmap(0, PAGE).unwrap();
     map.map_fd(1 << 40, PAGE, &file, 0, Access::Read).unwrap();
     map.unmap_all();
@@ -268,15 +210,11 @@ fn what_a_client_can_make_the_process_map_is_limited() {
     };
     let (first, second, third) = (sparse(), sparse(), sparse());
     map.map_fd(0, 1 << 45, &first, 0, Access::Read).unwrap();
-    map.map_fd(1 << 45, 1 << 45, &second, 0, Access::Read)
-        .unwrap();
-    let error = map
-        .map_fd(1 << 46, 1 << 45, &third, 0, Access::Read)
-        .unwrap_err();
+    map.map_fd(1 << 45, 1 << 45, &second, 0, Access::Read).unwrap();
+    let error = map.map_fd(1 << 46, 1 << 45, &third, 0, Access::Read).unwrap_err();
     assert!(matches!(error, MemoryError::Full { .. }), "{error}");
     map.unmap(0, 1 << 45).unwrap();
-    map.map_fd(1 << 46, 1 << 45, &third, 0, Access::Read)
-        .unwrap();
+    map.map_fd(1 << 46, 1 << 45, &third, 0, Access::Read).unwrap();
 }
 
 #[test]
@@ -286,14 +224,7 @@ fn unmapping_takes_whole_mappings_only() {
         map.map_unbacked(iova, PAGE, Access::Read).unwrap();
     }
     assert_eq!(map.unmap(0x10_0000, PAGE), Ok(0), "never mapped");
-    let cut = |iova, len, other| {
-        Err(MemoryError::Cut {
-            iova,
-            len,
-            other,
-            other_len: PAGE,
-        })
-    };
+    let cut = |iova, len, other| Err(MemoryError::Cut { iova, len, other, other_len: PAGE });
     assert_eq!(map.unmap(0x1800, 0x1800), cut(0x1800, 0x1800, 0x1000));
     assert_eq!(map.unmap(0x1000, 0x1800), cut(0x1000, 0x1800, 0x2000));
     assert_eq!(map.unmap(0x5100, 0x100), cut(0x5100, 0x100, 0x5000));
@@ -305,33 +236,16 @@ fn unmapping_takes_whole_mappings_only() {
 #[test]
 fn bad_ranges_are_refused() {
     let map = DmaMap::new();
-    assert_eq!(
-        map.map_unbacked(0, 0, Access::Read),
-        Err(MemoryError::Empty { iova: 0 })
-    );
+    assert_eq!(map.map_unbacked(0, 0, Access::Read), Err(MemoryError::Empty { iova: 0 }));
     let high = u64::MAX - 10;
     assert_eq!(
         map.map_unbacked(high, PAGE, Access::Read),
-        Err(MemoryError::Wraps {
-            iova: high,
-            len: PAGE
-        })
+        Err(MemoryError::Wraps { iova: high, len: PAGE })
     );
     map.map_unbacked(0x2000, PAGE, Access::Read).unwrap();
-    for (iova, len) in [
-        (0x2000, PAGE),
-        (0x1fff, 2),
-        (0x2fff, 1),
-        (0, u64::MAX),
-        (0x2800, 1),
-    ] {
+    for (iova, len) in [(0x2000, PAGE), (0x1fff, 2), (0x2fff, 1), (0, u64::MAX), (0x2800, 1)] {
         let error = map.map_unbacked(iova, len, Access::Read).unwrap_err();
-        let overlap = MemoryError::Overlap {
-            iova,
-            len,
-            other: 0x2000,
-            other_len: PAGE,
-        };
+        let overlap = MemoryError::Overlap { iova, len, other: 0x2000, other_len: PAGE };
         assert_eq!(error, overlap);
     }
     map.map_unbacked(0x1000, PAGE, Access::Read).unwrap();
@@ -344,19 +258,12 @@ fn a_fill_keeps_its_phase_across_ranges_and_pieces() {
     let file = memfd(len);
     let map = DmaMap::new();
     // The ranges meet at an odd address.
-    map.map_fd(0x5, 0x1003, &file, 0x5, Access::ReadWrite)
-        .unwrap();
-    map.map_fd(0x1008, len - 0x1008, &file, 0x1008, Access::ReadWrite)
-        .unwrap();
+    map.map_fd(0x5, 0x1003, &file, 0x5, Access::ReadWrite).unwrap();
+    map.map_fd(0x1008, len - 0x1008, &file, 0x1008, Access::ReadWrite).unwrap();
     map.fill(0x7, 0x0807_0605_0403_0201, len - 7).unwrap();
     let bytes = contents(&file);
     assert_eq!(bytes[..7], (0..7).map(byte_at).collect::<Vec<_>>());
-    assert!(
-        bytes[7..]
-            .iter()
-            .zip((1..=8).cycle())
-            .all(|(&byte, n)| byte == n)
-    );
+    assert!(bytes[7..].iter().zip((1..=8).cycle()).all(|(&byte, n)| byte == n));
 }
 
 #[test]
@@ -364,22 +271,14 @@ fn overlapping_memory_within_a_piece_moves_as_memmove_does() {
     let file = memfd(4 * PAGE);
     let before = contents(&file);
     let map = DmaMap::new();
-    map.map_fd(0, 4 * PAGE, &file, 0, Access::ReadWrite)
-        .unwrap();
+    map.map_fd(0, 4 * PAGE, &file, 0, Access::ReadWrite).unwrap();
     // The same memory under a second address: no comparison of addresses tells.
-    map.map_fd(0x10_0000, 4 * PAGE, &file, 0, Access::ReadWrite)
-        .unwrap();
+    map.map_fd(0x10_0000, 4 * PAGE, &file, 0, Access::ReadWrite).unwrap();
     map.copy(0x10_0000 + 100, 0, 3 * PAGE).unwrap();
-    assert_eq!(
-        contents(&file)[100..][..3 * PAGE as usize],
-        before[..3 * PAGE as usize]
-    );
+    assert_eq!(contents(&file)[100..][..3 * PAGE as usize], before[..3 * PAGE as usize]);
     let before = contents(&file);
     map.copy(0, 0x10_0000 + 100, 3 * PAGE).unwrap();
-    assert_eq!(
-        contents(&file)[..3 * PAGE as usize],
-        before[100..][..3 * PAGE as usize]
-    );
+    assert_eq!(contents(&file)[..3 * PAGE as usize], before[100..][..3 * PAGE as usize]);
 }
 
 #[test]
@@ -387,8 +286,7 @@ fn a_completion_word_may_be_odd_or_span_ranges() {
     let file = memfd(3 * PAGE);
     let map = DmaMap::new();
     map.map_fd(0, PAGE, &file, 0, Access::ReadWrite).unwrap();
-    map.map_fd(PAGE, PAGE, &file, 2 * PAGE, Access::ReadWrite)
-        .unwrap();
+    map.map_fd(PAGE, PAGE, &file, 2 * PAGE, Access::ReadWrite).unwrap();
     let value = 0x1122_3344_5566_7788;
     for iova in [64, 65, PAGE - 4] {
         map.store_u64(iova, value).unwrap();
@@ -397,10 +295,7 @@ fn a_completion_word_may_be_odd_or_span_ranges() {
         map.read(iova, &mut bytes).unwrap();
         assert_eq!(bytes, value.to_le_bytes());
     }
-    assert_eq!(
-        contents(&file)[2 * PAGE as usize..][..4],
-        [0x44, 0x33, 0x22, 0x11]
-    );
+    assert_eq!(contents(&file)[2 * PAGE as usize..][..4], [0x44, 0x33, 0x22, 0x11]);
     assert_eq!(map.store_u64(2 * PAGE - 4, 1).unwrap_err().iova, 2 * PAGE);
 }
 
@@ -437,8 +332,7 @@ fn nothing_is_touched_after_unmap_returned_and_transfers_do_not_hold_it_up() {
         .collect();
     let mut longest = Duration::ZERO;
     for _ in 0..50 {
-        map.map_fd(0x1000_0000, 4 << 20, target.as_fd(), 0, Access::Write)
-            .unwrap();
+        map.map_fd(0x1000_0000, 4 << 20, target.as_fd(), 0, Access::Write).unwrap();
         std::thread::sleep(Duration::from_millis(1));
         let start = Instant::now();
         map.unmap(0x1000_0000, 4 << 20).unwrap();
@@ -446,16 +340,10 @@ fn nothing_is_touched_after_unmap_returned_and_transfers_do_not_hold_it_up() {
         // Whatever is written now must stay.
         let marks = vec![0xaa; 4 << 20];
         std::os::unix::fs::FileExt::write_all_at(&target, &marks, 0).unwrap();
-        assert!(
-            contents(&target) == marks,
-            "memory was written after unmap returned"
-        );
+        assert!(contents(&target) == marks, "memory was written after unmap returned");
     }
     stop.store(true, Ordering::Relaxed);
     let faults: u64 = engines.into_iter().map(|e| e.join().unwrap()).sum();
     assert!(faults > 0 && map.record().refused_not_mapped == faults);
-    assert!(
-        longest < Duration::from_secs(2),
-        "an unmap took {longest:?}"
-    );
+    assert!(longest < Duration::from_secs(2), "an unmap took {longest:?}");
 }

@@ -12,26 +12,10 @@ type Pages = BTreeMap<u64, (u64, Access)>;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Map {
-        page: u64,
-        pages: u64,
-        file_page: u64,
-        access: Access,
-    },
-    Unmap {
-        page: u64,
-        pages: u64,
-    },
-    Copy {
-        from: u64,
-        to: u64,
-        len: u64,
-    },
-    Fill {
-        at: u64,
-        pattern: u64,
-        len: u64,
-    },
+    Map { page: u64, pages: u64, file_page: u64, access: Access },
+    Unmap { page: u64, pages: u64 },
+    Copy { from: u64, to: u64, len: u64 },
+    Fill { at: u64, pattern: u64, len: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {

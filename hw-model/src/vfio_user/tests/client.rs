@@ -58,10 +58,7 @@ impl PciFunction for Probe {
     }
 
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) {
-        self.accesses
-            .lock()
-            .unwrap()
-            .push(('r', offset, data.len()));
+        self.accesses.lock().unwrap().push(('r', offset, data.len()));
         let offset = offset as usize;
         match region {
             Region::Bar(0) => {
@@ -72,10 +69,7 @@ impl PciFunction for Probe {
     }
 
     fn write(&self, region: Region, offset: u64, data: &[u8]) {
-        self.accesses
-            .lock()
-            .unwrap()
-            .push(('w', offset, data.len()));
+        self.accesses.lock().unwrap().push(('w', offset, data.len()));
         if region == Region::Bar(0) {
             self.bar0.lock().unwrap()[offset as usize..][..data.len()].copy_from_slice(data);
         }
@@ -139,13 +133,7 @@ impl Running {
             let (probe, stop) = (probe.clone(), stop.clone());
             std::thread::spawn(move || server.serve(&*probe, &stop).unwrap())
         };
-        Running {
-            probe,
-            path,
-            stop,
-            thread: Some(thread),
-            _directory: directory,
-        }
+        Running { probe, path, stop, thread: Some(thread), _directory: directory }
     }
 
     /// Waits for the server to end by itself.
@@ -163,10 +151,7 @@ impl Running {
     pub(super) fn await_resets(&self, sessions: u32) {
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.probe.resets.load(Ordering::SeqCst) < sessions {
-            assert!(
-                Instant::now() < deadline,
-                "the server does not clean up after its client"
-            );
+            assert!(Instant::now() < deadline, "the server does not clean up after its client");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -219,9 +204,7 @@ pub(super) const QEMU_CAPABILITIES: &str = concat!(
 impl Client {
     pub(super) fn connect(path: &Path) -> Client {
         let socket = UnixStream::connect(path).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         Client { socket, next_id: 1 }
     }
 
@@ -230,10 +213,7 @@ impl Client {
         payload.extend_from_slice(QEMU_CAPABILITIES.as_bytes());
         let reply = self.call(1, &payload);
         assert_eq!(reply.error, 0);
-        assert!(
-            reply.payload.len() <= payload.len(),
-            "QEMU has room for as much as it sent"
-        );
+        assert!(reply.payload.len() <= payload.len(), "QEMU has room for as much as it sent");
         reply.payload
     }
 
@@ -241,10 +221,7 @@ impl Client {
         if fds.is_empty() {
             self.socket.write_all(bytes).unwrap();
         } else {
-            assert_eq!(
-                self.socket.send_with_fds(&[bytes], fds).unwrap(),
-                bytes.len()
-            );
+            assert_eq!(self.socket.send_with_fds(&[bytes], fds).unwrap(), bytes.len());
         }
     }
 
@@ -277,10 +254,7 @@ impl Client {
         let error = match word(8) {
             0x01 => 0,
             0x21 => {
-                assert!(
-                    word(12) != 0 && payload.is_empty(),
-                    "an error reply is a header"
-                );
+                assert!(word(12) != 0 && payload.is_empty(), "an error reply is a header");
                 word(12)
             }
             flags => panic!("flags {flags:#x} in a reply"),
@@ -322,10 +296,7 @@ impl Client {
     pub(super) fn unmap(&mut self, address: u64, size: u64) -> u32 {
         let payload = [words(&[24, 0]), longs(&[address, size])].concat();
         let reply = self.call(3, &payload);
-        assert!(
-            reply.error != 0 || reply.payload == payload,
-            "the request comes back"
-        );
+        assert!(reply.error != 0 || reply.payload == payload, "the request comes back");
         reply.error
     }
 

@@ -22,72 +22,28 @@ fn what_is_not_a_message_ends_the_connection() {
     let cases: Vec<(&str, bool, Vec<u8>)> = vec![
         ("size below the header's", greeted, header(15, 0)),
         ("size 0", greeted, header(0, 0)),
-        (
-            "size over the limit",
-            greeted,
-            header(16 + 16 + (1 << 20) + 1, 0),
-        ),
+        ("size over the limit", greeted, header(16 + 16 + (1 << 20) + 1, 0)),
         ("size of 4 GiB", greeted, header(u32::MAX, 0)),
         ("a reply", greeted, header(16, 1)),
         ("an unknown type", greeted, header(16, 2)),
         ("a second version", greeted, version(b"{}\0")),
         ("a structure cut short", greeted, message(1, 2, 0, &[0; 31])),
-        (
-            "a request without its structure",
-            greeted,
-            message(1, 9, 0, &[]),
-        ),
-        (
-            "less data than promised",
-            greeted,
-            message(1, 10, 0, &access(0, 0, 4)),
-        ),
+        ("a request without its structure", greeted, message(1, 9, 0, &[])),
+        ("less data than promised", greeted, message(1, 10, 0, &access(0, 0, 4))),
         (
             "more data than promised",
             greeted,
             message(1, 10, 0, &[access(0, 0, 1), vec![0; 2]].concat()),
         ),
-        (
-            "fewer writes than promised",
-            greeted,
-            message(1, 15, 0, &longs(&[1])),
-        ),
-        (
-            "a part of a write",
-            greeted,
-            message(1, 15, 0, &[longs(&[1]), vec![0; 23]].concat()),
-        ),
-        (
-            "fewer booleans than vectors",
-            greeted,
-            message(1, 8, 0, &words(&[20, 2 | 32, 2, 0, 4])),
-        ),
-        (
-            "no version at first",
-            !greeted,
-            message(1, 4, 0, &words(&[16, 0, 0, 0])),
-        ),
-        (
-            "an unknown command at first",
-            !greeted,
-            message(1, 77, 0, &[]),
-        ),
-        (
-            "a version without numbers",
-            !greeted,
-            message(1, 1, 0, &[0; 3]),
-        ),
-        (
-            "another major version",
-            !greeted,
-            message(1, 1, 0, &[1, 0, 0, 0]),
-        ),
+        ("fewer writes than promised", greeted, message(1, 15, 0, &longs(&[1]))),
+        ("a part of a write", greeted, message(1, 15, 0, &[longs(&[1]), vec![0; 23]].concat())),
+        ("fewer booleans than vectors", greeted, message(1, 8, 0, &words(&[20, 2 | 32, 2, 0, 4]))),
+        ("no version at first", !greeted, message(1, 4, 0, &words(&[16, 0, 0, 0]))),
+        ("an unknown command at first", !greeted, message(1, 77, 0, &[])),
+        ("a version without numbers", !greeted, message(1, 1, 0, &[0; 3])),
+        ("another major version", !greeted, message(1, 1, 0, &[1, 0, 0, 0])),
         ("version data without NUL", !greeted, version(b"{}")),
-        (
-            "version data that is not JSON",
-            !greeted,
-            version(b"{\"capabilities\":\0"),
-        ),
+        ("version data that is not JSON", !greeted, version(b"{\"capabilities\":\0")),
         (
             "a capability of the wrong type",
             !greeted,
@@ -153,10 +109,7 @@ fn a_client_that_does_not_read_holds_up_neither_stop_nor_others() {
     let running = Running::start();
     {
         let mut client = running.connect();
-        client
-            .socket
-            .set_write_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
+        client.socket.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let request = message(1, 9, 0, &access(7, 0, 256));
         // Until both directions are full.
         while std::io::Write::write_all(&mut client.socket, &request).is_ok() {}
@@ -209,13 +162,8 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
 /// Valid messages with some bytes changed, cut off or added.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<prop::sample::Index>(), any::<u8>());
-    (
-        valid(),
-        prop::collection::vec(change, 0..4),
-        any::<prop::sample::Index>(),
-        0..8u8,
-    )
-        .prop_map(|(mut bytes, changes, cut, how)| {
+    (valid(), prop::collection::vec(change, 0..4), any::<prop::sample::Index>(), 0..8u8).prop_map(
+        |(mut bytes, changes, cut, how)| {
             for (at, value) in changes {
                 let at = at.index(bytes.len());
                 bytes[at] = value;
@@ -226,7 +174,8 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
                 _ => {}
             }
             bytes
-        })
+        },
+    )
 }
 
 fn hostile_stream() -> impl Strategy<Value = Vec<u8>> {
@@ -242,24 +191,21 @@ fn the_server_survives_whatever_it_is_sent() {
     let file = memfd(8192);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(400));
     runner
-        .run(
-            &(any::<bool>(), 0..3usize, hostile_stream()),
-            |(greet, fds, bytes)| {
-                let mut client = Client::connect(&running.path);
-                if greet {
-                    client.greet();
-                }
-                if fds > 0 && !bytes.is_empty() {
-                    client.send(&bytes, &vec![file.as_raw_fd(); fds]);
-                } else {
-                    // The server may have closed before all of it was sent.
-                    let _ = std::io::Write::write_all(&mut client.socket, &bytes);
-                }
-                let _ = client.socket.shutdown(std::net::Shutdown::Write);
-                prop_assert!(client.is_closed(), "the connection does not end");
-                Ok(())
-            },
-        )
+        .run(&(any::<bool>(), 0..3usize, hostile_stream()), |(greet, fds, bytes)| {
+            let mut client = Client::connect(&running.path);
+            if greet {
+                client.greet();
+            }
+            if fds > 0 && !bytes.is_empty() {
+                client.send(&bytes, &vec![file.as_raw_fd(); fds]);
+            } else {
+                // The server may have closed before all of it was sent.
+                let _ = std::io::Write::write_all(&mut client.socket, &bytes);
+            }
+            let _ = client.socket.shutdown(std::net::Shutdown::Write);
+            prop_assert!(client.is_closed(), "the connection does not end");
+            Ok(())
+        })
         .unwrap();
     still_serves(&running);
     assert_eq!(running.probe.memory.ranges(), 0);

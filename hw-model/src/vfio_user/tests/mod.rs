@@ -82,14 +82,8 @@ fn regions_are_read_and_written() {
     let mut client = running.connect();
     let data = 0x1122_3344_5566_7788u64.to_le_bytes();
     assert_eq!(client.write(0, 8, &data).payload, access(0, 8, 8));
-    assert_eq!(
-        client.read(0, 8, 8).payload,
-        [&access(0, 8, 8)[..], &data].concat()
-    );
-    assert_eq!(
-        *running.probe.accesses.lock().unwrap(),
-        [('w', 8, 8), ('r', 8, 8)]
-    );
+    assert_eq!(client.read(0, 8, 8).payload, [&access(0, 8, 8)[..], &data].concat());
+    assert_eq!(*running.probe.accesses.lock().unwrap(), [('w', 8, 8), ('r', 8, 8)]);
 
     // A whole region at once reaches the function in accesses of the bus.
     running.probe.accesses.lock().unwrap().clear();
@@ -100,14 +94,7 @@ fn regions_are_read_and_written() {
     // Outside: refused, not passed on, and the stream stays in step.
     running.probe.accesses.lock().unwrap().clear();
     let size = BAR0_SIZE as u64;
-    for (region, offset) in [
-        (0, size),
-        (0, size - 4),
-        (0, u64::MAX),
-        (1, 0),
-        (8, 0),
-        (77, 0),
-    ] {
+    for (region, offset) in [(0, size), (0, size - 4), (0, u64::MAX), (1, 0), (8, 0), (77, 0)] {
         assert_eq!(client.read(region, offset, 8).error, EINVAL);
         assert_eq!(client.write(region, offset, &data).error, EINVAL);
     }
@@ -133,10 +120,7 @@ fn writes_may_be_combined_and_unanswered() {
     const NO_REPLY: u32 = 0x10;
     let posted = [access(0, 24, 2), vec![0xab, 0xcd]].concat();
     client.send(&message(100, 10, NO_REPLY, &posted), &[]);
-    client.send(
-        &message(101, 10, NO_REPLY, &[access(0, 99, 1), vec![1]].concat()),
-        &[],
-    );
+    client.send(&message(101, 10, NO_REPLY, &[access(0, 99, 1), vec![1]].concat()), &[]);
     // The next reply belongs to the next request that wants one.
     assert_eq!(client.read(0, 24, 2).payload[16..], [0xab, 0xcd]);
 }
@@ -149,10 +133,7 @@ fn memory_is_mapped_reached_and_taken_away() {
     guest.write_all_at(b"hello", 5 << 12).unwrap();
     // QEMU unmaps what it never mapped when it starts.
     assert_eq!(client.unmap(0, 1 << 47), 0);
-    assert_eq!(
-        client.map(0x10_0000, 4 << 12, Some((guest.as_fd(), 4 << 12)), 3),
-        0
-    );
+    assert_eq!(client.map(0x10_0000, 4 << 12, Some((guest.as_fd(), 4 << 12)), 3), 0);
     assert_eq!(client.map(0xfe00_0000, 0x1000, None, 3), 0);
 
     let memory = &running.probe.memory;
@@ -180,26 +161,14 @@ fn a_failed_map_reaches_the_client() {
     let mut client = running.connect();
     let guest = memfd(4 << 12);
     let whole = Some((guest.as_fd(), 0));
-    assert_eq!(
-        client.map(0, 0x5000, whole, 3),
-        EINVAL,
-        "the file is shorter"
-    );
+    assert_eq!(client.map(0, 0x5000, whole, 3), EINVAL, "the file is shorter");
     assert_eq!(client.map(0, 0, whole, 3), EINVAL, "no bytes");
     assert_eq!(client.map(u64::MAX - 1, 0x1000, whole, 3), EINVAL, "wraps");
-    assert_eq!(
-        client.map(0, 0x1000, whole, 0),
-        EINVAL,
-        "neither read nor write"
-    );
+    assert_eq!(client.map(0, 0x1000, whole, 0), EINVAL, "neither read nor write");
     assert_eq!(client.map(0, 0x1000, whole, 7), EINVAL, "an unknown flag");
     let two = [guest.as_fd(), guest.as_fd()];
     let payload = [words(&[32, 3]), longs(&[0, 0, 0x1000])].concat();
-    assert_eq!(
-        client.call_with(2, &payload, &two).error,
-        EINVAL,
-        "two descriptors"
-    );
+    assert_eq!(client.call_with(2, &payload, &two).error, EINVAL, "two descriptors");
     assert_eq!(running.probe.memory.ranges(), 0);
 
     assert_eq!(client.map(0, 0x2000, whole, 3), 0);
@@ -233,14 +202,7 @@ fn interrupts_are_connected_masked_and_disconnected() {
     // No descriptors: these vectors are disconnected, as QEMU does it.
     assert_eq!(client.set_irqs(EVENTFD | TRIGGER, 2, 2, 1, &[], &[]), 0);
     let connected = || -> Vec<bool> {
-        running
-            .probe
-            .events
-            .lock()
-            .unwrap()
-            .iter()
-            .map(Option::is_some)
-            .collect()
+        running.probe.events.lock().unwrap().iter().map(Option::is_some).collect()
     };
     assert_eq!(connected(), [false, true, false, true]);
 
@@ -249,12 +211,7 @@ fn interrupts_are_connected_masked_and_disconnected() {
     assert_eq!(client.set_irqs(BOOL | TRIGGER, 2, 1, 3, &[1, 0, 1], &[]), 0);
     assert_eq!(
         *running.probe.irq_calls.lock().unwrap(),
-        [
-            "INTx 0 masked=true",
-            "INTx 0 masked=false",
-            "MSI-X 1 triggered",
-            "MSI-X 3 triggered"
-        ]
+        ["INTx 0 masked=true", "INTx 0 masked=false", "MSI-X 1 triggered", "MSI-X 3 triggered"]
     );
     // Count 0 disables, also what the function does not have.
     assert_eq!(client.set_irqs(NONE | TRIGGER, 2, 0, 0, &[], &[]), 0);
@@ -302,15 +259,7 @@ fn when_a_client_leaves_the_next_finds_nothing_of_it() {
         running.await_resets(round + 1);
         running.probe.resets.fetch_sub(1, Ordering::SeqCst);
         assert_eq!(running.probe.memory.ranges(), 0);
-        assert!(
-            running
-                .probe
-                .events
-                .lock()
-                .unwrap()
-                .iter()
-                .all(Option::is_none)
-        );
+        assert!(running.probe.events.lock().unwrap().iter().all(Option::is_none));
     }
 }
 
@@ -347,24 +296,14 @@ fn descriptors_are_not_kept() {
     let guest = memfd(1 << 20);
     let (ours, theirs) = nix::unistd::pipe().unwrap();
     for n in 0..64 {
-        assert_eq!(
-            client.map(n << 12, 1 << 12, Some((guest.as_fd(), n << 12)), 3),
-            0
-        );
+        assert_eq!(client.map(n << 12, 1 << 12, Some((guest.as_fd(), n << 12)), 3), 0);
         // Where none is expected, and where it is refused.
         assert_eq!(client.call_with(13, &[], &[theirs.as_fd()]).error, 0);
-        assert_eq!(
-            client.set_irqs(4 | 32, 2, 0, 1, &[], &[theirs.as_fd()]),
-            EINVAL
-        );
+        assert_eq!(client.set_irqs(4 | 32, 2, 0, 1, &[], &[theirs.as_fd()]), EINVAL);
     }
     // Once the last copy is closed, the reader sees the end of the pipe.
     drop(theirs);
-    nix::fcntl::fcntl(
-        &ours,
-        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
-    )
-    .unwrap();
+    nix::fcntl::fcntl(&ours, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
     assert_eq!(nix::unistd::read(&ours, &mut [0]), Ok(0));
     assert_eq!(running.probe.memory.files(), 1);
 }
@@ -386,10 +325,7 @@ fn the_socket_file_is_owned_by_one_live_server() {
     drop(Server::bind(&path).unwrap());
 
     File::create(&path).unwrap().write_all(b"precious").unwrap();
-    assert!(matches!(
-        Server::bind(&path),
-        Err(ServerError::NotASocket { .. })
-    ));
+    assert!(matches!(Server::bind(&path), Err(ServerError::NotASocket { .. })));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 
     // A file that took the place of ours is not removed.
@@ -403,10 +339,7 @@ fn the_socket_file_is_owned_by_one_live_server() {
 
     let long = directory.path().join("x".repeat(120));
     assert!(matches!(Server::bind(long), Err(ServerError::Os { .. })));
-    assert!(matches!(
-        Server::bind("/nonexistent/s"),
-        Err(ServerError::Os { .. })
-    ));
+    assert!(matches!(Server::bind("/nonexistent/s"), Err(ServerError::Os { .. })));
 }
 
 #[test]
