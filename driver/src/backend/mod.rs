@@ -6,12 +6,16 @@
 //! is written against these two traits, and a model implements them to be driven
 //! in the same process.
 
+pub mod vfio;
+
 use std::fmt;
 use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+
+use crate::pci::PciError;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
 /// `include/uapi/linux/vfio.h`).
@@ -126,9 +130,7 @@ pub enum BackendError {
         region: Region,
     },
     /// The access does not lie inside the region.
-    #[error(
-        "{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes"
-    )]
+    #[error("{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes")]
     OutOfBounds {
         /// The region accessed.
         region: Region,
@@ -165,6 +167,17 @@ pub enum BackendError {
         /// What mends it.
         remedy: String,
     },
+    /// What sysfs tells of the device keeps it from being opened.
+    #[error(transparent)]
+    Pci(Box<PciError>),
+    /// The device cannot join an address space that others use already.
+    #[error("{location} cannot share the address space: {reason}")]
+    NotShareable {
+        /// Which device.
+        location: String,
+        /// Why the kernel refused.
+        reason: String,
+    },
     /// The device, or the process that serves it, is gone.
     #[error("{location} is gone: {reason}")]
     Gone {
@@ -173,6 +186,12 @@ pub enum BackendError {
         /// How that was noticed.
         reason: String,
     },
+}
+
+impl From<PciError> for BackendError {
+    fn from(error: PciError) -> BackendError {
+        BackendError::Pci(Box::new(error))
+    }
 }
 
 fn remedy_suffix(remedy: &Option<String>) -> String {
@@ -375,10 +394,7 @@ mod tests {
         }
         assert_eq!(Region::from_index(8), None);
         assert_eq!(Region::Config.index(), 7);
-        assert_eq!(
-            [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index),
-            [0, 1, 2]
-        );
+        assert_eq!([IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index), [0, 1, 2]);
     }
 
     #[test]

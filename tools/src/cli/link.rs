@@ -109,9 +109,7 @@ impl Report {
                 let engine = ScatterGather::ioat(segment);
                 Gbps::of(|operation| engine.gbps(&link, operation, size))
             }),
-            iotlb_read_gbps: args
-                .iotlb
-                .map(|tlb| tlb.read_gbps(&link, size, args.window)),
+            iotlb_read_gbps: args.iotlb.map(|tlb| tlb.read_gbps(&link, size, args.window)),
         };
         Report {
             source: "calculation",
@@ -134,10 +132,8 @@ impl Report {
             self.link, self.raw_gbps, self.tlp_gbps
         );
         let mut groups = format!("{:>14}  {:^26}", "", "each size by itself");
-        let mut columns = format!(
-            "{:>14}  {:>8} {:>8} {:>8}",
-            "size in bytes", "write", "read", "both"
-        );
+        let mut columns =
+            format!("{:>14}  {:>8} {:>8} {:>8}", "size in bytes", "write", "read", "both");
         if let Some(segment) = self.segment {
             let title = format!("in segments of {segment}");
             let _ = write!(groups, "  {title:^26}");
@@ -213,26 +209,14 @@ mod tests {
     fn the_table_has_the_published_figures_and_says_what_it_is() {
         let args = parse(&["gen3x8", "--size", "64,512"]).unwrap();
         let text = Report::new(&args).text();
-        assert!(
-            text.contains("63.02 Gb/s each way, 57.88 of it for packets"),
-            "{text}"
-        );
-        assert!(
-            text.contains("by calculation; nothing was measured"),
-            "{text}"
-        );
+        assert!(text.contains("63.02 Gb/s each way, 57.88 of it for packets"), "{text}");
+        assert!(text.contains("by calculation; nothing was measured"), "{text}");
         let rows: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split_whitespace().collect())
             .filter(|words: &Vec<&str>| words.first().is_some_and(|w| w.parse::<u64>().is_ok()))
             .collect();
-        assert_eq!(
-            rows,
-            [
-                ["64", "42.10", "44.10", "33.08"],
-                ["512", "52.92", "53.69", "50.75"]
-            ]
-        );
+        assert_eq!(rows, [["64", "42.10", "44.10", "33.08"], ["512", "52.92", "53.69", "50.75"]]);
     }
 
     #[test]
@@ -253,14 +237,8 @@ mod tests {
 
     #[test]
     fn json_names_its_source_and_all_figures() {
-        let args = parse(&[
-            "gen3x8",
-            "--size=4K",
-            "--segment=512",
-            "--iotlb=64",
-            "--json",
-        ])
-        .unwrap();
+        let args =
+            parse(&["gen3x8", "--size=4K", "--segment=512", "--iotlb=64", "--json"]).unwrap();
         let json = serde_json::to_value(Report::new(&args)).unwrap();
         assert_eq!(json["source"], "calculation");
         assert_eq!(json["link"]["generation"], "gen3");

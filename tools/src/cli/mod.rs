@@ -3,10 +3,23 @@
 //! Exit status: 0 done; 1 failed, with the reason and the remedy on standard error;
 //! 2 usage. Results go to standard output, everything else to standard error.
 
+pub mod bind;
+pub mod demo;
+pub mod doctor;
+#[cfg(test)]
+mod fixture;
 pub mod link;
+pub mod list;
+pub mod model;
+mod output;
+pub mod run;
 pub mod size;
+pub mod unbind;
+pub mod vm;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
@@ -14,27 +27,71 @@ use clap::Parser;
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Linux userspace drivers for PCI DMA devices, over VFIO
+///
+/// Without a command: a guest with an emulated IOMMU boots, and data moves there through
+/// QEMU's edu device.
 #[derive(Debug, Parser)]
 #[command(name = "vfio-dma", version)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    List(list::Args),
+    Bind(bind::Args),
+    Unbind(unbind::Args),
+    Doctor(doctor::Args),
+    Run(run::Args),
+    Vm(vm::Args),
+    Model(model::Args),
     Link(link::Args),
 }
 
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    // What vfio-ioctls warns of is either an error of ours or of no consequence.
+    let filter = env_logger::Env::default().default_filter_or("warn,vfio_ioctls=error");
+    env_logger::Builder::from_env(filter).init();
     let result = match &Cli::parse().command {
-        Command::Link(args) => link::run(args),
+        None => demo::run(),
+        Some(Command::List(args)) => list::run(args),
+        Some(Command::Bind(args)) => bind::run(args),
+        Some(Command::Unbind(args)) => unbind::run(args),
+        Some(Command::Doctor(args)) => doctor::run(args),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Vm(args)) => vm::run(args),
+        Some(Command::Model(args)) => model::run(args),
+        Some(Command::Link(args)) => link::run(args),
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("vfio-dma: {failure}");
+        output::complain(&failure.to_string());
         ExitCode::FAILURE
     })
+}
+
+/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
+/// second time ends it.
+fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    ctrlc::set_handler(move || {
+        // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+    })?;
+    Ok(flag)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -9,9 +9,7 @@ pub struct SizeError {
 
 /// Reads a size in bytes: a number, then nothing, `K`, `M` or `G` (powers of 1024).
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
-    let error = || SizeError {
-        text: text.to_owned(),
-    };
+    let error = || SizeError { text: text.to_owned() };
     let (digits, shift) = match text.char_indices().next_back() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
         Some((at, 'm' | 'M')) => (&text[..at], 20),
@@ -40,18 +38,7 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in [
-            "",
-            "K",
-            "-1",
-            "+1",
-            "1.5G",
-            "1T",
-            "1 K",
-            "1Kb",
-            "é",
-            "99999999999G",
-        ] {
+        for text in ["", "K", "-1", "+1", "1.5G", "1T", "1 K", "1Kb", "é", "99999999999G"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

@@ -1,0 +1,318 @@
+//! A PCI device opened through its VFIO group.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::mem::{ManuallyDrop, offset_of, size_of};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use vfio_bindings::bindings::vfio as uapi;
+use vfio_ioctls::{VfioDevice, VfioRegionInfoCap};
+
+use super::{Container, ioctl, os_error};
+use crate::backend::{
+    Backend, BackendError, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
+};
+use crate::pci::Address;
+
+/// A PCI device opened through its VFIO group.
+pub struct Device {
+    /// Closed before the group leaves its container.
+    inner: ManuallyDrop<VfioDevice>,
+    sysfs: PathBuf,
+    address: Address,
+    iommu: Arc<dyn Iommu>,
+    _container: Arc<Container>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("vfio::Device").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // `VfioDevice` reads the group's number from sysfs again and panics without it.
+        if self.sysfs.join("iommu_group").exists() {
+            // SAFETY: not used again after this.
+            unsafe { ManuallyDrop::drop(&mut self.inner) };
+        } else {
+            log::error!(
+                "{}: the device left the system while open; its descriptor stays open until this \
+                 process ends",
+                self.address
+            );
+        }
+    }
+}
+
+impl Device {
+    pub(super) fn new(
+        inner: VfioDevice,
+        sysfs: PathBuf,
+        address: Address,
+        container: &Arc<Container>,
+    ) -> Result<Device> {
+        let device = Device {
+            inner: ManuallyDrop::new(inner),
+            sysfs,
+            address,
+            iommu: Arc::clone(container) as Arc<dyn Iommu>,
+            _container: Arc::clone(container),
+        };
+        // `VfioDevice` leaves a region out when the kernel does not describe it, which
+        // moves those behind it: configuration space would not be where it belongs.
+        if device.region_info(Region::Config)?.size < 256 {
+            return Err(BackendError::Unsupported {
+                what: "a complete list of regions".into(),
+                by: format!("the kernel's VFIO for {address}"),
+            });
+        }
+        Ok(device)
+    }
+
+    fn fd(&self) -> i32 {
+        self.inner.as_raw_fd()
+    }
+
+    /// The device's descriptor as a file that is not closed.
+    fn file(&self) -> ManuallyDrop<File> {
+        // SAFETY: the descriptor is open as long as `self`, and `ManuallyDrop` keeps the
+        // file from closing it.
+        ManuallyDrop::new(unsafe { File::from_raw_fd(self.fd()) })
+    }
+
+    /// Checks an access and returns its position in the device's descriptor.
+    fn position(&self, region: Region, offset: u64, len: usize) -> Result<u64> {
+        let size = self.inner.get_region_size(region.index());
+        if size == 0 {
+            return Err(BackendError::NoRegion { region });
+        }
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= size => Ok(self.inner.get_region_offset(region.index()) + offset),
+            _ => Err(BackendError::OutOfBounds { region, offset, len, size }),
+        }
+    }
+
+    fn access_error(
+        &self,
+        verb: &str,
+        region: Region,
+        offset: u64,
+        len: usize,
+        source: io::Error,
+    ) -> BackendError {
+        let action = format!("{}: {verb} {len} bytes at {region} {offset:#x}", self.address);
+        let remedy = (source.raw_os_error() == Some(libc::EIO)).then(|| {
+            "memory or I/O space is disabled in the device's command register, or the device \
+             is gone"
+                .to_string()
+        });
+        BackendError::Os { action, source, remedy }
+    }
+
+    /// VFIO_DEVICE_SET_IRQS with eventfds, or with no data when `events` is `None`.
+    fn set_irqs(
+        &self,
+        kind: IrqKind,
+        action: u32,
+        count: u32,
+        events: Option<&[BorrowedFd<'_>]>,
+    ) -> nix::Result<()> {
+        const HEADER: usize = offset_of!(uapi::vfio_irq_set, data);
+        let fds = events.unwrap_or_default();
+        // u32 elements, so that the structure inside is aligned.
+        let mut words = vec![0u32; (HEADER + fds.len() * size_of::<i32>()).div_ceil(4)];
+        let data = if events.is_some() {
+            uapi::VFIO_IRQ_SET_DATA_EVENTFD
+        } else {
+            uapi::VFIO_IRQ_SET_DATA_NONE
+        };
+        let bytes = size_of_val(&words[..]) as u32;
+        words[..5].copy_from_slice(&[bytes, data | action, kind.index(), 0, count]);
+        for (word, fd) in words[HEADER / 4..].iter_mut().zip(fds) {
+            *word = fd.as_raw_fd() as u32;
+        }
+        // SAFETY: the descriptor is a device, and the structure is followed by as many
+        // descriptors as its size says.
+        unsafe { ioctl::device_set_irqs(self.fd(), words.as_ptr().cast()) }.map(drop)
+    }
+}
+
+impl Backend for Device {
+    fn location(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn region_info(&self, region: Region) -> Result<RegionInfo> {
+        let index = region.index();
+        let flags = self.inner.get_region_flags(index);
+        let size = self.inner.get_region_size(index);
+        let mut info = RegionInfo {
+            size,
+            readable: flags & uapi::VFIO_REGION_INFO_FLAG_READ != 0,
+            writable: flags & uapi::VFIO_REGION_INFO_FLAG_WRITE != 0,
+            mappable: Vec::new(),
+        };
+        if flags & uapi::VFIO_REGION_INFO_FLAG_MMAP != 0 && size > 0 {
+            let sparse = self.inner.get_region_caps(index).into_iter().find_map(|cap| match cap {
+                VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
+                _ => None,
+            });
+            info.mappable = match sparse {
+                // Without the capability the whole region can be mapped.
+                None => std::iter::once(0..size).collect(),
+                Some(areas) => areas
+                    .iter()
+                    .filter(|area| area.size > 0)
+                    .map(|area| area.offset..area.offset.saturating_add(area.size).min(size))
+                    .filter(|range| !range.is_empty())
+                    .collect(),
+            };
+        }
+        Ok(info)
+    }
+
+    fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
+        let position = self.position(region, offset, data.len())?;
+        self.file()
+            .read_exact_at(data, position)
+            .map_err(|e| self.access_error("reading", region, offset, data.len(), e))
+    }
+
+    fn region_write(&self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
+        let position = self.position(region, offset, data.len())?;
+        self.file()
+            .write_all_at(data, position)
+            .map_err(|e| self.access_error("writing", region, offset, data.len(), e))
+    }
+
+    fn map_region(&self, region: Region, area: Range<u64>) -> Result<Box<dyn MappedRegion>> {
+        let info = self.region_info(region)?;
+        let outside = BackendError::OutOfBounds {
+            region,
+            offset: area.start,
+            len: area.end.saturating_sub(area.start) as usize,
+            size: info.size,
+        };
+        if !info.mappable.contains(&area) {
+            return Err(outside);
+        }
+        let Some(len) = NonZeroUsize::new((area.end - area.start) as usize) else {
+            return Err(outside);
+        };
+        let mut protection = ProtFlags::empty();
+        protection.set(ProtFlags::PROT_READ, info.readable);
+        protection.set(ProtFlags::PROT_WRITE, info.writable);
+        let position = self.position(region, area.start, len.get())?;
+        let action =
+            || format!("{}: mapping {len} bytes of {region} at {:#x}", self.address, area.start);
+        let position = libc::off_t::try_from(position)
+            .map_err(|_| os_error(action(), nix::errno::Errno::EOVERFLOW, None))?;
+        let file = self.file();
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &*file, position) }
+            .map_err(|errno| os_error(action(), errno, None))?;
+        Ok(Box::new(Mapping { base: base.cast(), len: len.get() }))
+    }
+
+    fn irq_count(&self, kind: IrqKind) -> Result<u32> {
+        Ok(self.inner.get_irq_info(kind.index()).map_or(0, |info| info.count))
+    }
+
+    fn irq_enable(&self, kind: IrqKind, events: &[BorrowedFd<'_>]) -> Result<()> {
+        let available = self.irq_count(kind)?;
+        let requested = u32::try_from(events.len()).unwrap_or(u32::MAX);
+        if requested == 0 || requested > available {
+            return Err(BackendError::NoVectors { kind, requested, available });
+        }
+        self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, requested, Some(events)).map_err(
+            |errno| {
+                let action = format!("{}: enabling {requested} {kind} vectors", self.address);
+                let remedy = (errno == nix::errno::Errno::EINVAL).then(|| {
+                    "another kind of interrupt is enabled on the device: disable it first".into()
+                });
+                os_error(action, errno, remedy)
+            },
+        )
+    }
+
+    fn irq_disable(&self, kind: IrqKind) -> Result<()> {
+        match self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None) {
+            Ok(()) => Ok(()),
+            // The kernel says EINVAL when vectors of the kind are not enabled.
+            Err(nix::errno::Errno::EINVAL) => Ok(()),
+            Err(errno) => {
+                Err(os_error(format!("{}: disabling {kind} vectors", self.address), errno, None))
+            }
+        }
+    }
+
+    fn intx_set_masked(&self, masked: bool) -> Result<()> {
+        let action =
+            if masked { uapi::VFIO_IRQ_SET_ACTION_MASK } else { uapi::VFIO_IRQ_SET_ACTION_UNMASK };
+        self.set_irqs(IrqKind::Intx, action, 1, None).map_err(|errno| {
+            let verb = if masked { "masking" } else { "unmasking" };
+            os_error(format!("{}: {verb} INTx", self.address), errno, None)
+        })
+    }
+
+    fn reset(&self) -> Result<()> {
+        // SAFETY: the descriptor is a device.
+        unsafe { ioctl::device_reset(self.fd()) }.map(drop).map_err(|errno| {
+            let remedy = (errno == nix::errno::Errno::ENOTTY || errno == nix::errno::Errno::EINVAL)
+                .then(|| {
+                    format!(
+                        "the kernel knows no way to reset this function alone; \
+                         /sys/bus/pci/devices/{}/reset_method lists those it has",
+                        self.address
+                    )
+                });
+            os_error(format!("{}: resetting the function", self.address), errno, remedy)
+        })
+    }
+
+    fn iommu(&self) -> &Arc<dyn Iommu> {
+        &self.iommu
+    }
+}
+
+/// A piece of a BAR mapped into this process.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is the value's own, of `len` bytes, device memory that no Rust
+// reference points into, and lives until the value is dropped.
+unsafe impl MappedRegion for Mapping {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+// SAFETY: an address range is not bound to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: the value only tells where the range is; accesses are the caller's.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is the value's own; the trait's users do not outlive it.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
+            log::error!("unmapping {} bytes of a BAR at {:?}: {errno}", self.len, self.base);
+        }
+    }
+}

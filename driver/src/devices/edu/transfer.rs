@@ -1,0 +1,339 @@
+//! Transfers of edu: memory to device, device to memory, and memory to memory in pieces.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Edu, EduError, regs};
+use crate::dma::{Buffer, Direction, DmaError, Segment};
+
+/// One run of the engine.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    source: u64,
+    target: u64,
+    len: usize,
+    /// Direction bit of the command register.
+    way: u64,
+}
+
+/// Buffers that the device may be using, and the pieces that are left to start.
+#[derive(Debug)]
+pub(super) struct Job {
+    source: Option<Buffer>,
+    target: Option<Buffer>,
+    pieces: VecDeque<Piece>,
+    /// A piece was started: there is something to wait for.
+    started: bool,
+}
+
+/// A transfer that failed, and the buffers when the device is known not to use them.
+pub struct Failed<T> {
+    /// Why.
+    pub error: EduError,
+    /// The buffers; `None` when the device could not be stopped. They then stay mapped and
+    /// allocated until the process ends.
+    pub buffers: Option<Box<T>>,
+}
+
+impl<T> Failed<T> {
+    fn new(error: EduError, buffers: Option<T>) -> Failed<T> {
+        Failed { error, buffers: buffers.map(Box::new) }
+    }
+}
+
+/// A transfer that began, or why it did not.
+pub type Started<'a, T> = Result<Transfer<'a, T>, Failed<T>>;
+
+impl<T> fmt::Debug for Failed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failed")
+            .field("error", &self.error)
+            .field("buffers", &self.buffers.is_some())
+            .finish()
+    }
+}
+
+impl<T> fmt::Display for Failed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<T> std::error::Error for Failed<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// A transfer that the device works on; it owns the buffers meanwhile.
+///
+/// Dropping it stops the device first, then frees the buffers. Forgetting it leaves the
+/// buffers with the driver, which refuses other transfers.
+#[must_use = "a transfer that is dropped is stopped"]
+pub struct Transfer<'a, T> {
+    edu: &'a mut Edu,
+    take: fn(Job) -> Option<T>,
+}
+
+impl<T> fmt::Debug for Transfer<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer").field("job", &self.edu.job).finish_non_exhaustive()
+    }
+}
+
+impl<T> Transfer<'_, T> {
+    /// Waits until every byte is moved, piece by piece, and returns the buffers.
+    ///
+    /// # Errors
+    ///
+    /// When a piece does not finish in time or the device is gone. The device is stopped
+    /// then, and the buffers come back with the error if that succeeded.
+    pub fn wait(self) -> Result<T, Failed<T>> {
+        let result = self.edu.finish_pieces();
+        let job = self.edu.job.take();
+        let take = self.take;
+        match (result, job) {
+            (Ok(()), Some(job)) => {
+                // The job was made with what `take` takes.
+                take(job)
+                    .ok_or_else(|| Failed { error: EduError::Dma(DmaError::Empty), buffers: None })
+            }
+            (Err(error), Some(job)) => {
+                let buffers = self.edu.stop(job).and_then(take);
+                Err(Failed::new(error, buffers))
+            }
+            (result, None) => {
+                let error = result.err().unwrap_or(EduError::Dma(DmaError::Empty));
+                Err(Failed::new(error, None))
+            }
+        }
+    }
+}
+
+impl<T> Drop for Transfer<'_, T> {
+    fn drop(&mut self) {
+        if let Some(job) = self.edu.job.take() {
+            self.edu.abandon(job);
+        }
+    }
+}
+
+impl Edu {
+    /// Starts moving `len` bytes of `source` from `offset` on into the device's own buffer.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, and gives the buffer back, when the ranges or addresses do not fit.
+    pub fn write(
+        &mut self,
+        source: Buffer,
+        offset: usize,
+        device_offset: usize,
+        len: usize,
+    ) -> Started<'_, Buffer> {
+        let plan = self.plan(Some((&source, offset)), None, device_offset, len);
+        self.begin(Some(source), None, plan, |job| job.source)
+    }
+
+    /// Starts moving `len` bytes of the device's own buffer into `target` at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, and gives the buffer back, when the ranges or addresses do not fit.
+    pub fn read(
+        &mut self,
+        target: Buffer,
+        offset: usize,
+        device_offset: usize,
+        len: usize,
+    ) -> Started<'_, Buffer> {
+        let plan = self.plan(None, Some((&target, offset)), device_offset, len);
+        self.begin(None, Some(target), plan, |job| job.target)
+    }
+
+    /// Starts moving `len` bytes from `source` to `target` through the device's buffer:
+    /// each piece of up to 4 KiB goes to the device and back.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, and gives the buffers back, when the ranges or addresses do not fit.
+    pub fn copy(
+        &mut self,
+        source: Buffer,
+        source_offset: usize,
+        target: Buffer,
+        target_offset: usize,
+        len: usize,
+    ) -> Started<'_, (Buffer, Buffer)> {
+        let sides = (Some((&source, source_offset)), Some((&target, target_offset)));
+        let plan = self.plan(sides.0, sides.1, 0, len);
+        self.begin(Some(source), Some(target), plan, |job| job.source.zip(job.target))
+    }
+
+    fn begin<T>(
+        &mut self,
+        source: Option<Buffer>,
+        target: Option<Buffer>,
+        plan: Result<VecDeque<Piece>, EduError>,
+        take: fn(Job) -> Option<T>,
+    ) -> Started<'_, T> {
+        let plan = self.refuse_when_busy().and(plan);
+        let pieces = match plan {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                let job = Job { source, target, pieces: VecDeque::new(), started: false };
+                return Err(Failed::new(error, take(job)));
+            }
+        };
+        let mut job = Job { source, target, pieces, started: false };
+        if let Some(piece) = job.pieces.pop_front() {
+            job.started = true;
+            if let Err(error) = self.start(piece) {
+                let buffers = self.stop(job).and_then(take);
+                return Err(Failed::new(error, buffers));
+            }
+        }
+        self.job = Some(job);
+        Ok(Transfer { edu: self, take })
+    }
+
+    pub(super) fn refuse_when_busy(&self) -> Result<(), EduError> {
+        if self.job.is_some() || self.running()? {
+            return Err(EduError::Busy { location: self.location() });
+        }
+        Ok(())
+    }
+
+    /// Checks everything that can be known before the device is told anything, and cuts
+    /// the transfer into pieces: the device has no scatter/gather, so they go one after
+    /// another.
+    fn plan(
+        &self,
+        source: Option<(&Buffer, usize)>,
+        target: Option<(&Buffer, usize)>,
+        device_offset: usize,
+        len: usize,
+    ) -> Result<VecDeque<Piece>, EduError> {
+        let through = source.is_some() && target.is_some();
+        let end = device_offset.checked_add(len);
+        if !through && end.is_none_or(|end| end > regs::DEVICE_BUFFER_LEN) {
+            return Err(EduError::OutsideDeviceBuffer { offset: device_offset, len });
+        }
+        let sides = [
+            (source, Direction::ToDevice, 0),
+            (target, Direction::FromDevice, regs::COMMAND_TO_MEMORY),
+        ];
+        let mut pieces = VecDeque::new();
+        let mut done = 0;
+        loop {
+            let part = (len - done).min(regs::DEVICE_BUFFER_LEN);
+            for (side, need, way) in sides {
+                let Some((buffer, offset)) = side else {
+                    continue;
+                };
+                self.check_buffer(buffer, need)?;
+                // The whole range is checked before the first piece: `part` may be 0.
+                buffer.segments_of(offset, len)?;
+                let mut device = regs::DEVICE_BUFFER + device_offset as u64;
+                for segment in buffer.segments_of(offset + done, part)? {
+                    self.check_address(segment)?;
+                    let (source, target) =
+                        if way == 0 { (segment.iova.0, device) } else { (device, segment.iova.0) };
+                    pieces.push_back(Piece { source, target, len: segment.len, way });
+                    device += segment.len as u64;
+                }
+            }
+            done += part;
+            if done == len {
+                return Ok(pieces);
+            }
+        }
+    }
+
+    fn check_buffer(&self, buffer: &Buffer, need: Direction) -> Result<(), EduError> {
+        if !Arc::ptr_eq(buffer.space(), self.device.space()) {
+            return Err(EduError::ForeignBuffer { location: self.location() });
+        }
+        let have = buffer.direction();
+        if have != need && have != Direction::Bidirectional {
+            return Err(EduError::WrongDirection { have, need });
+        }
+        Ok(())
+    }
+
+    fn check_address(&self, segment: Segment) -> Result<(), EduError> {
+        let Segment { iova, len } = segment;
+        let last = iova.checked_add((len as u64).saturating_sub(1));
+        if last.is_none_or(|last| last.0 > self.mask) {
+            return Err(EduError::AddressOverMask { iova, len, mask: self.mask });
+        }
+        Ok(())
+    }
+
+    /// Waits for the running piece, starts the next, until none is left.
+    fn finish_pieces(&mut self) -> Result<(), EduError> {
+        if self.job.as_ref().is_none_or(|job| !job.started) {
+            return Ok(());
+        }
+        loop {
+            self.finish_piece()?;
+            match self.job.as_mut().and_then(|job| job.pieces.pop_front()) {
+                Some(piece) => self.start(piece)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn start(&self, piece: Piece) -> Result<(), EduError> {
+        let irq = if self.interrupts.is_some() { regs::COMMAND_IRQ } else { 0 };
+        self.bar.set(regs::DMA_SOURCE, piece.source)?;
+        self.bar.set(regs::DMA_DESTINATION, piece.target)?;
+        self.bar.set(regs::DMA_COUNT, piece.len as u64)?;
+        // The write to the command register is ordered after every store to the buffer.
+        Ok(self.bar.set(regs::DMA_COMMAND, regs::COMMAND_RUN | piece.way | irq)?)
+    }
+
+    fn finish_piece(&self) -> Result<(), EduError> {
+        let deadline = Instant::now() + self.config.timeout;
+        if self.interrupts.is_some() {
+            self.wait_for_cause("the transfer", regs::IRQ_DMA, deadline)?;
+        }
+        // Reading the bit is ordered before every load from the buffer.
+        self.wait_for("the transfer", deadline, |edu| edu.running().map(|busy| !busy))
+    }
+
+    /// Stops the device after a failure. Returns the job when the device reaches memory no
+    /// more; otherwise its buffers are never freed.
+    pub(super) fn stop(&mut self, job: Job) -> Option<Job> {
+        if let Err(error) = self.device.quiesce() {
+            log::error!(
+                "{}: cannot be stopped, its buffers stay mapped and allocated: {error}",
+                self.location()
+            );
+            std::mem::forget(job);
+            return None;
+        }
+        // The engine reaches no memory now. Let it run out, so that the next transfer does
+        // not meet it, and give bus mastering back for that one.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let settled =
+            self.wait_for("the stopped transfer", deadline, |edu| edu.running().map(|busy| !busy));
+        let ready = settled
+            .and_then(|()| self.bar.set(regs::IRQ_ACK, regs::IRQ_DMA).map_err(EduError::from))
+            .and_then(|()| self.device.set_bus_master(true).map_err(EduError::from));
+        if let Err(error) = ready {
+            log::warn!("{}: {error}; bus mastering stays off", self.location());
+        }
+        Some(job)
+    }
+
+    /// Stops the device if it works on the job, then frees the buffers.
+    pub(super) fn abandon(&mut self, job: Job) {
+        match self.running() {
+            Ok(false) => drop(job),
+            _ => drop(self.stop(job)),
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! I/O virtual addresses and their allocation.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// An address as a device puts it on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
+pub struct Iova(pub u64);
+
+impl Iova {
+    /// The address `offset` bytes further on; `None` past the end of the address space.
+    #[must_use]
+    pub fn checked_add(self, offset: u64) -> Option<Iova> {
+        self.0.checked_add(offset).map(Iova)
+    }
+}
+
+impl fmt::Display for Iova {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::LowerHex for Iova {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
+/// Why no IOVA range was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IovaError {
+    /// A length of 0, one that overflows when rounded up, or an alignment that is not a
+    /// power of two.
+    #[error("{len} bytes with an alignment of {align:#x} is not a range that can be allocated")]
+    BadRequest {
+        /// Length asked for, in bytes.
+        len: u64,
+        /// Alignment asked for, in bytes.
+        align: u64,
+    },
+    /// Nothing at all lies under the device's address mask.
+    #[error(
+        "the device reaches addresses up to {mask:#x}, the first that the IOMMU can map is {}: if \
+         the device drives more address bits, tell its driver so",
+        lowest_text(*.lowest)
+    )]
+    MaskTooSmall {
+        /// The highest address that the device reaches.
+        mask: u64,
+        /// The lowest address of any window; `None` when there is no window.
+        lowest: Option<u64>,
+    },
+    /// No free run under the mask is long enough.
+    #[error(
+        "no free IOVA run of {len} bytes aligned to {align:#x} under {mask:#x}: {free} bytes are \
+         free there, the longest aligned run has {longest}"
+    )]
+    NoRun {
+        /// Length asked for, in bytes, rounded up to whole pages.
+        len: u64,
+        /// Alignment asked for, in bytes.
+        align: u64,
+        /// The highest address allowed.
+        mask: u64,
+        /// Free bytes under the mask.
+        free: u64,
+        /// Longest aligned free run under the mask, in bytes.
+        longest: u64,
+    },
+    /// A range was freed that is not allocated.
+    #[error("the IOVA range of {len} bytes at {iova:#x} is not allocated")]
+    NotAllocated {
+        /// First address.
+        iova: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+fn lowest_text(lowest: Option<u64>) -> String {
+    lowest.map_or_else(|| "none".into(), |address| format!("{address:#x}"))
+}
+
+/// Hands out disjoint ranges of I/O virtual addresses.
+///
+/// Ranges come from windows (what the IOMMU maps, less what is reserved). The highest
+/// range that fits is taken, as Linux does, so that low addresses stay free for devices
+/// that reach no others. Freed ranges are merged with free neighbours and used again.
+#[derive(Debug, Clone)]
+pub struct IovaAllocator {
+    /// Granule of every range in bytes; a power of two.
+    granule: u64,
+    /// Free runs: first address to last address, disjoint and never adjacent.
+    free: BTreeMap<u64, u64>,
+    /// Allocated ranges: first address to last address.
+    used: BTreeMap<u64, u64>,
+}
+
+impl IovaAllocator {
+    /// Creates an allocator over the windows, which may overlap and come in any order.
+    ///
+    /// `granule` is the IOMMU's smallest page in bytes; the windows are shrunk to it.
+    ///
+    /// # Panics
+    ///
+    /// When the granule is not a power of two.
+    #[must_use]
+    pub fn new(granule: u64, windows: &[RangeInclusive<u64>]) -> IovaAllocator {
+        assert!(granule.is_power_of_two(), "the granule is a page size");
+        let mut allocator = IovaAllocator { granule, free: BTreeMap::new(), used: BTreeMap::new() };
+        for window in windows {
+            let Some(start) = window.start().checked_next_multiple_of(granule) else {
+                continue;
+            };
+            // The last whole granule; address 2^64 - 1 ends one.
+            let end_exclusive = u128::from(*window.end()) + 1;
+            let end = end_exclusive - end_exclusive % u128::from(granule);
+            if end > u128::from(start) {
+                allocator.release(start, (end - 1) as u64);
+            }
+        }
+        allocator
+    }
+
+    /// The granule of every range, in bytes.
+    #[must_use]
+    pub fn granule(&self) -> u64 {
+        self.granule
+    }
+
+    /// Takes a range out of what can be handed out, for good.
+    ///
+    /// Allocated ranges are not affected.
+    pub fn reserve(&mut self, range: RangeInclusive<u64>) {
+        let (start, end) = (*range.start(), *range.end());
+        if start > end {
+            return;
+        }
+        let start = start - start % self.granule;
+        let end = end | (self.granule - 1);
+        let hit: Vec<(u64, u64)> = self
+            .free
+            .range(..=end)
+            .rev()
+            .take_while(|&(_, &last)| last >= start)
+            .map(|(&first, &last)| (first, last))
+            .collect();
+        for (first, last) in hit {
+            self.free.remove(&first);
+            if first < start {
+                self.free.insert(first, start - 1);
+            }
+            if last > end {
+                self.free.insert(end + 1, last);
+            }
+        }
+    }
+
+    /// Replaces the windows, keeping what is allocated: an address space shrinks when
+    /// another device joins it.
+    pub fn set_windows(&mut self, windows: &[RangeInclusive<u64>]) {
+        let mut next = IovaAllocator::new(self.granule, windows);
+        for (&first, &last) in &self.used {
+            next.reserve(first..=last);
+        }
+        self.free = next.free;
+    }
+
+    /// Allocates `len` bytes, rounded up to whole granules, at a multiple of `align`, with
+    /// every address at or below `mask`.
+    ///
+    /// # Errors
+    ///
+    /// Says what is free under the mask when nothing fits.
+    pub fn allocate(&mut self, len: u64, align: u64, mask: u64) -> Result<Iova, IovaError> {
+        let bad = IovaError::BadRequest { len, align };
+        if len == 0 || !align.is_power_of_two() {
+            return Err(bad);
+        }
+        let align = align.max(self.granule);
+        let len = len.checked_next_multiple_of(self.granule).ok_or(bad)?;
+        let found = self.free.range(..=mask).rev().find_map(|(&first, &last)| {
+            let start = highest_start(first, last.min(mask), len, align)?;
+            Some((first, last, start))
+        });
+        let Some((first, last, start)) = found else {
+            return Err(self.explain(len, align, mask));
+        };
+        let end = start + (len - 1);
+        self.free.remove(&first);
+        if first < start {
+            self.free.insert(first, start - 1);
+        }
+        if end < last {
+            self.free.insert(end + 1, last);
+        }
+        self.used.insert(start, end);
+        Ok(Iova(start))
+    }
+
+    /// Gives a range back.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, and changes nothing, when this is not exactly one allocated range.
+    pub fn free(&mut self, iova: Iova, len: u64) -> Result<(), IovaError> {
+        let not_allocated = IovaError::NotAllocated { iova: iova.0, len };
+        let rounded = len.checked_next_multiple_of(self.granule).filter(|&len| len > 0);
+        let end = rounded.and_then(|len| iova.0.checked_add(len - 1));
+        if end.is_none() || self.used.get(&iova.0).copied() != end {
+            return Err(not_allocated);
+        }
+        if let Some(end) = self.used.remove(&iova.0) {
+            self.release(iova.0, end);
+        }
+        Ok(())
+    }
+
+    /// Free bytes at or below `mask`.
+    #[must_use]
+    pub fn free_bytes(&self, mask: u64) -> u64 {
+        let runs = self.free.range(..=mask);
+        runs.fold(0u64, |sum, (&first, &last)| {
+            sum.saturating_add((last.min(mask) - first).saturating_add(1))
+        })
+    }
+
+    /// The longest free run at or below `mask` that starts at a multiple of `align`, in bytes.
+    #[must_use]
+    pub fn longest_run(&self, align: u64, mask: u64) -> u64 {
+        let align = align.max(self.granule);
+        let runs = self.free.range(..=mask);
+        runs.filter_map(|(&first, &last)| {
+            let start = first.checked_next_multiple_of(align)?;
+            let run = last.min(mask).checked_sub(start)?.saturating_add(1);
+            Some(run - run % self.granule)
+        })
+        .max()
+        .unwrap_or(0)
+    }
+
+    /// The free runs, ascending.
+    pub fn free_runs(&self) -> impl Iterator<Item = RangeInclusive<u64>> {
+        self.free.iter().map(|(&first, &last)| first..=last)
+    }
+
+    /// How many ranges are allocated.
+    #[must_use]
+    pub fn allocated(&self) -> usize {
+        self.used.len()
+    }
+
+    fn explain(&self, len: u64, align: u64, mask: u64) -> IovaError {
+        let lowest = self.free.keys().chain(self.used.keys()).min().copied();
+        // Not even one granule: the mask is the reason, not what is in use.
+        match lowest {
+            Some(lowest) if mask >= lowest.saturating_add(self.granule - 1) => IovaError::NoRun {
+                len,
+                align,
+                mask,
+                free: self.free_bytes(mask),
+                longest: self.longest_run(align, mask),
+            },
+            _ => IovaError::MaskTooSmall { mask, lowest },
+        }
+    }
+
+    /// Adds a run to the free ones, merged with what it touches or overlaps.
+    fn release(&mut self, start: u64, end: u64) {
+        let (mut start, mut end) = (start, end);
+        // Runs that begin at or before the address behind the new one can touch it.
+        let reach = end.saturating_add(1);
+        while let Some((&first, &last)) = self.free.range(..=reach).next_back() {
+            if last.saturating_add(1) < start {
+                break;
+            }
+            self.free.remove(&first);
+            start = start.min(first);
+            end = end.max(last);
+        }
+        self.free.insert(start, end);
+    }
+}
+
+/// The highest aligned start of `len` bytes inside `first..=last`.
+fn highest_start(first: u64, last: u64, len: u64, align: u64) -> Option<u64> {
+    let start = last.checked_sub(len - 1)?;
+    let start = start - start % align;
+    (start >= first).then_some(start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = 0x1000;
+
+    #[test]
+    fn high_addresses_go_first_and_masks_and_alignments_hold() {
+        let mut a = IovaAllocator::new(PAGE, &[0x1000..=0xfedf_ffff, 0xfef0_0000..=0xffff_ffff]);
+        assert_eq!(a.allocate(1, 1, u64::MAX), Ok(Iova(0xffff_f000)));
+        assert_eq!(a.allocate(0x2000, 1, 0x0fff_ffff), Ok(Iova(0x0fff_e000)));
+        assert_eq!(a.allocate(0x20_0000, 0x20_0000, 0x0fff_ffff), Ok(Iova(0x0fc0_0000)));
+        assert_eq!(a.allocated(), 3);
+    }
+
+    #[test]
+    fn the_last_address_of_all_can_be_used() {
+        let mut a = IovaAllocator::new(PAGE, &[u64::MAX - 0x1fff..=u64::MAX]);
+        assert_eq!(a.allocate(0x2000, 1, u64::MAX), Ok(Iova(u64::MAX - 0x1fff)));
+        a.free(Iova(u64::MAX - 0x1fff), 0x2000).unwrap();
+        assert_eq!(a.free_bytes(u64::MAX), 0x2000);
+    }
+
+    #[test]
+    fn windows_are_merged_and_shrunk_to_whole_granules() {
+        let a = IovaAllocator::new(PAGE, &[0x5001..=0x7ffe, 0x3000..=0x3fff, 0x4000..=0x4fff]);
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x3000..=0x4fff, 0x6000..=0x6fff]);
+    }
+
+    #[test]
+    fn reserved_regions_are_cut_out() {
+        let mut a = IovaAllocator::new(PAGE, &[0..=0xffff]);
+        a.reserve(0x4010..=0x5000);
+        a.reserve(0xf000..=u64::MAX);
+        a.reserve(0..=0xfff);
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x1000..=0x3fff, 0x6000..=0xefff]);
+    }
+
+    #[test]
+    fn windows_can_shrink_around_what_is_allocated() {
+        let mut a = IovaAllocator::new(PAGE, &[0x1000..=0xffff]);
+        let kept = a.allocate(0x2000, 1, 0x7fff).unwrap();
+        a.set_windows(&[0x4000..=0x9fff]);
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x4000..=0x5fff, 0x8000..=0x9fff]);
+        a.free(kept, 0x2000).unwrap();
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x4000..=0x9fff]);
+    }
+
+    #[test]
+    fn errors_carry_the_figures() {
+        let mut a = IovaAllocator::new(PAGE, &[0x100_0000..=0x1ff_ffff]);
+        assert_eq!(
+            a.allocate(PAGE, 1, 0xff_ffff),
+            Err(IovaError::MaskTooSmall { mask: 0xff_ffff, lowest: Some(0x100_0000) })
+        );
+        let kept = a.allocate(PAGE, 0x80_0000, 0x1ff_ffff).unwrap();
+        assert_eq!(kept, Iova(0x180_0000));
+        assert_eq!(
+            a.allocate(0x100_0000, 1, u64::MAX),
+            Err(IovaError::NoRun {
+                len: 0x100_0000,
+                align: PAGE,
+                mask: u64::MAX,
+                free: 0xff_f000,
+                longest: 0x80_0000,
+            })
+        );
+        assert!(matches!(a.allocate(0, 1, 1), Err(IovaError::BadRequest { .. })));
+        assert!(matches!(a.allocate(1, 3, 1), Err(IovaError::BadRequest { .. })));
+        assert!(matches!(a.allocate(u64::MAX, 1, 1), Err(IovaError::BadRequest { .. })));
+        assert!(a.free(Iova(0x100_0000), PAGE).is_err());
+        assert!(a.free(kept, 2 * PAGE).is_err());
+        assert!(a.free(kept, 0).is_err());
+        a.free(kept, 1).unwrap();
+        assert!(a.free(kept, 1).is_err(), "twice");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate { pages: u64, align_log2: u32, mask_log2: u32 },
+        Free(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (1u64..20, 0u32..18, 13u32..64)
+                .prop_map(|(pages, align_log2, mask_log2)| Step::Allocate { pages, align_log2, mask_log2 }),
+            2 => any::<usize>().prop_map(Step::Free),
+        ]
+    }
+
+    proptest! {
+        /// Against one bit for each page: never overlapping, always inside a window and
+        /// the mask, refused only when no run exists, all free in the end.
+        #[test]
+        fn agrees_with_a_bitmap(steps in proptest::collection::vec(step(), 1..200)) {
+            const PAGES: usize = 256;
+            let windows = [0x2000..=0x5_ffff, 0x7_0000..=(PAGES as u64 * PAGE - 1)];
+            let usable = |page: usize| {
+                let address = page as u64 * PAGE;
+                windows.iter().any(|w| w.contains(&address))
+            };
+            let mut allocator = IovaAllocator::new(PAGE, &windows);
+            let start = allocator.free_runs().collect::<Vec<_>>();
+            let mut taken = [false; PAGES];
+            let mut live: Vec<(Iova, u64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Allocate { pages, align_log2, mask_log2 } => {
+                        let (len, align) = (pages * PAGE - 7, 1u64 << align_log2);
+                        let mask = (1u64 << mask_log2) - 1;
+                        let fits = |first: usize| {
+                            let last = first + pages as usize - 1;
+                            (first as u64 * PAGE).is_multiple_of(align)
+                                && last < PAGES
+                                && (last as u64 + 1) * PAGE - 1 <= mask
+                                && (first..=last).all(|p| usable(p) && !taken[p])
+                        };
+                        let expected = (0..PAGES).rev().find(|&first| fits(first));
+                        let got = allocator.allocate(len, align, mask);
+                        match expected {
+                            Some(first) => {
+                                let iova = Iova(first as u64 * PAGE);
+                                prop_assert_eq!(got, Ok(iova));
+                                taken[first..first + pages as usize].fill(true);
+                                live.push((iova, len));
+                            }
+                            None => prop_assert!(got.is_err(), "{got:?}"),
+                        }
+                    }
+                    Step::Free(which) if !live.is_empty() => {
+                        let (iova, len) = live.swap_remove(which % live.len());
+                        prop_assert_eq!(allocator.free(iova, len), Ok(()));
+                        let first = (iova.0 / PAGE) as usize;
+                        taken[first..first + len.div_ceil(PAGE) as usize].fill(false);
+                    }
+                    Step::Free(_) => {}
+                }
+                let free = (0..PAGES).filter(|&p| usable(p) && !taken[p]).count() as u64;
+                prop_assert_eq!(allocator.free_bytes(u64::MAX), free * PAGE);
+                prop_assert_eq!(allocator.allocated(), live.len());
+            }
+            for (iova, len) in live {
+                prop_assert_eq!(allocator.free(iova, len), Ok(()));
+            }
+            prop_assert_eq!(allocator.free_runs().collect::<Vec<_>>(), start);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Memory that a device reads and writes.
+//!
+//! An [`AddressSpace`] is what one IOMMU (or model) translates; it hands out IOVAs and
+//! counts what is mapped. A [`Buffer`] is memory placed in it: the processor sees one run
+//! of bytes, the device a list of [`Segment`]s, one when the placement is contiguous. How
+//! a buffer came to be is in its [`Report`].
+//!
+//! # Who may touch a buffer
+//!
+//! A [`Buffer`] belongs to the processor. A driver's transfer takes it by value and gives
+//! it back when the device is done with it, so that nothing can read, write, remap or
+//! drop it meanwhile. A device is not trusted to keep to that: no Rust reference ever
+//! points into a buffer, only volatile copies reach it.
+//!
+//! A buffer that a transfer uses is gone for its former owner, which the compiler checks:
+//!
+//! ```compile_fail,E0382
+//! # use vfio_dma::devices::edu::Edu;
+//! # use vfio_dma::dma::Direction;
+//! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
+//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let transfer = edu.write(buffer, 0, 0, 4096)?;
+//! drop(buffer); // the transfer owns it
+//! # drop(transfer);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```
+//! # use vfio_dma::devices::edu::Edu;
+//! # use vfio_dma::dma::Direction;
+//! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
+//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let buffer = edu.write(buffer, 0, 0, 4096)?.wait()?;
+//! drop(buffer); // given back by `wait`
+//! # Ok(())
+//! # }
+//! ```
+
+mod buffer;
+mod error;
+mod iova;
+mod memory;
+mod pattern;
+mod placement;
+mod space;
+
+pub use buffer::{Buffer, Direction, Segment};
+pub use error::DmaError;
+pub use iova::{Iova, IovaAllocator, IovaError};
+pub use memory::{Memory, MemoryError, PageSize};
+pub use pattern::{Mismatch, Pattern};
+pub use placement::{Attempt, Constraints, Outcome, Report, Request, Strategy, place};
+pub use space::{AddressSpace, Usage};

@@ -1,0 +1,435 @@
+//! Register access: the only place with volatile loads and stores of device registers.
+//!
+//! A [`Bar`] is one region of a device. Where the kernel lets it be mapped, an access is
+//! one bounds check and one load or store; where it does not (I/O ports, the page of an
+//! MSI-X table, a model), the same call becomes a positioned read or write. Registers are
+//! declared once as a [`Reg`] with offset, width and access mode:
+//!
+//! ```
+//! use vfio_dma::mmio::{ReadOnly, ReadWrite, Reg};
+//! const ID: Reg<u32, ReadOnly> = Reg::at(0x00);
+//! const COUNT: Reg<u64, ReadWrite> = Reg::at(0x90);
+//! ```
+//!
+//! # Ordering
+//!
+//! A register write is ordered after every earlier store to memory, so a descriptor that
+//! was filled before a doorbell is visible to the device when the doorbell is; a register
+//! read is ordered before every later load from memory. That is what `writel` and `readl`
+//! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::backend::{Backend, BackendError, MappedRegion, Region};
+
+/// A register access that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MmioError {
+    /// The register does not lie inside the BAR.
+    #[error("{region}: {width}-byte access at {offset:#x} is outside of its {size:#x} bytes")]
+    OutOfBounds {
+        /// The region accessed.
+        region: Region,
+        /// Byte offset of the access.
+        offset: u64,
+        /// Width of the access in bytes.
+        width: u64,
+        /// Size of the region in bytes.
+        size: u64,
+    },
+    /// The offset is not a multiple of the width.
+    #[error("{region}: {width}-byte access at {offset:#x} is not naturally aligned")]
+    Misaligned {
+        /// The region accessed.
+        region: Region,
+        /// Byte offset of the access.
+        offset: u64,
+        /// Width of the access in bytes.
+        width: u64,
+    },
+    /// The backend refused a trapped access.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+type Result<T> = std::result::Result<T, MmioError>;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A width that a register can have: `u8`, `u16`, `u32` or `u64`.
+pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
+    /// The width in bytes.
+    const BYTES: usize;
+    /// The value an absent device reads as.
+    const ALL_ONES: Self;
+
+    /// Loads a register's little-endian value.
+    ///
+    /// # Safety
+    ///
+    /// `at` must be valid for a volatile load of this width, and naturally aligned.
+    #[doc(hidden)]
+    unsafe fn load(at: NonNull<u8>) -> Self;
+
+    /// Stores a register's little-endian value.
+    ///
+    /// # Safety
+    ///
+    /// `at` must be valid for a volatile store of this width, and naturally aligned.
+    #[doc(hidden)]
+    unsafe fn store(at: NonNull<u8>, value: Self);
+
+    #[doc(hidden)]
+    fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self>;
+    #[doc(hidden)]
+    fn write_trapped(self, backend: &dyn Backend, region: Region, offset: u64) -> Result<()>;
+}
+
+macro_rules! width {
+    ($($ty:ty),*) => {$(
+        impl sealed::Sealed for $ty {}
+        impl Width for $ty {
+            const BYTES: usize = size_of::<$ty>();
+            const ALL_ONES: Self = <$ty>::MAX;
+
+            #[inline]
+            unsafe fn load(at: NonNull<u8>) -> Self {
+                // SAFETY: the caller vouches for validity and alignment.
+                let raw = unsafe { at.cast::<$ty>().as_ptr().read_volatile() };
+                barrier::after_read();
+                <$ty>::from_le(raw)
+            }
+
+            #[inline]
+            unsafe fn store(at: NonNull<u8>, value: Self) {
+                barrier::before_write();
+                // SAFETY: the caller vouches for validity and alignment.
+                unsafe { at.cast::<$ty>().as_ptr().write_volatile(value.to_le()) };
+            }
+
+            fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self> {
+                let mut bytes = [0; size_of::<$ty>()];
+                backend.region_read(region, offset, &mut bytes)?;
+                barrier::after_read();
+                Ok(<$ty>::from_le_bytes(bytes))
+            }
+
+            fn write_trapped(self, backend: &dyn Backend, region: Region, offset: u64) -> Result<()> {
+                barrier::before_write();
+                Ok(backend.region_write(region, offset, &self.to_le_bytes())?)
+            }
+        }
+    )*};
+}
+width!(u8, u16, u32, u64);
+
+/// Barriers between memory and registers.
+mod barrier {
+    /// Keeps earlier stores to memory before the register write that follows.
+    #[inline]
+    pub(super) fn before_write() {
+        // x86 does not reorder a store to uncached memory with earlier stores
+        // (Intel SDM vol. 3, 11.2.2): only the compiler must be held.
+        #[cfg(target_arch = "x86_64")]
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: a barrier touches no memory and no register of the program.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!("dmb oshst", options(nostack, preserves_flags))
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Keeps later loads from memory behind the register read before.
+    #[inline]
+    pub(super) fn after_read() {
+        #[cfg(target_arch = "x86_64")]
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: a barrier touches no memory and no register of the program.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!("dmb oshld", options(nostack, preserves_flags))
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Access mode of a register that software only reads.
+#[derive(Debug, Clone, Copy)]
+pub enum ReadOnly {}
+/// Access mode of a register that software only writes.
+#[derive(Debug, Clone, Copy)]
+pub enum WriteOnly {}
+/// Access mode of a register that software reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub enum ReadWrite {}
+
+/// An access mode that allows reads.
+pub trait Readable: sealed::Sealed {}
+/// An access mode that allows writes.
+pub trait Writable: sealed::Sealed {}
+impl sealed::Sealed for ReadOnly {}
+impl sealed::Sealed for WriteOnly {}
+impl sealed::Sealed for ReadWrite {}
+impl Readable for ReadOnly {}
+impl Readable for ReadWrite {}
+impl Writable for WriteOnly {}
+impl Writable for ReadWrite {}
+
+/// A register: its byte offset, its width `T` and its access mode `A`.
+#[derive(Debug, Clone, Copy)]
+pub struct Reg<T, A> {
+    offset: u64,
+    kind: PhantomData<(T, A)>,
+}
+
+impl<T: Width, A> Reg<T, A> {
+    /// Declares the register at this byte offset of its BAR.
+    ///
+    /// # Panics
+    ///
+    /// When the offset is not a multiple of the width; in a `const`, that is a compile
+    /// error.
+    #[must_use]
+    pub const fn at(offset: u64) -> Self {
+        assert!(offset.is_multiple_of(T::BYTES as u64), "a register is naturally aligned");
+        Reg { offset, kind: PhantomData }
+    }
+
+    /// The register's byte offset.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.offset
+    }
+}
+
+/// Which half of a 64-bit register is accessed first when it is split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitOrder {
+    /// The half at the lower address, then the other.
+    LowFirst,
+    /// The half at the higher address, then the other.
+    HighFirst,
+}
+
+/// One region of a device, accessed register by register.
+pub struct Bar {
+    backend: Arc<dyn Backend>,
+    region: Region,
+    size: u64,
+    /// The first mapped area; the one that nearly every BAR has alone.
+    fast: Range<u64>,
+    fast_base: NonNull<u8>,
+    areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
+}
+
+// SAFETY: `fast_base` points into a `MappedRegion` that `areas` owns and that is itself
+// `Send + Sync`; every access is a volatile load or store.
+unsafe impl Send for Bar {}
+// SAFETY: as above; concurrent register accesses are as defined as on the bus.
+unsafe impl Sync for Bar {}
+
+impl fmt::Debug for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bar")
+            .field("region", &self.region)
+            .field("size", &self.size)
+            .field("mapped", &self.areas.iter().map(|(range, _)| range).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Bar {
+    /// Opens a region of a device and maps what of it can be mapped.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the device does not implement the region, or a mapping fails.
+    pub fn open(backend: &Arc<dyn Backend>, region: Region) -> Result<Bar> {
+        let info = backend.region_info(region)?;
+        if info.size == 0 {
+            return Err(BackendError::NoRegion { region }.into());
+        }
+        let mut areas = Vec::new();
+        for range in info.mappable {
+            let mapping = backend.map_region(region, range.clone())?;
+            let len = mapping.len() as u64;
+            if range.end > info.size || range.end - range.start > len {
+                return Err(MmioError::OutOfBounds {
+                    region,
+                    offset: range.start,
+                    width: range.end - range.start,
+                    size: info.size.min(len),
+                });
+            }
+            areas.push((range, mapping));
+        }
+        let (fast, fast_base) =
+            areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
+        Ok(Bar { backend: Arc::clone(backend), region, size: info.size, fast, fast_base, areas })
+    }
+
+    /// Size of the region in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Which region of the device this is.
+    #[must_use]
+    pub fn region(&self) -> Region {
+        self.region
+    }
+
+    /// The byte ranges that are accessed by load and store; everything else is trapped.
+    pub fn mapped(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.areas.iter().map(|(range, _)| range)
+    }
+
+    /// Reads a declared register.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the register is outside of the BAR or the backend refuses.
+    #[inline]
+    pub fn get<T: Width, A: Readable>(&self, register: Reg<T, A>) -> Result<T> {
+        self.read(register.offset)
+    }
+
+    /// Writes a declared register.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the register is outside of the BAR or the backend refuses.
+    #[inline]
+    pub fn set<T: Width, A: Writable>(&self, register: Reg<T, A>, value: T) -> Result<()> {
+        self.write(register.offset, value)
+    }
+
+    /// Reads a naturally aligned value at a byte offset, as one access.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
+    #[inline]
+    pub fn read<T: Width>(&self, offset: u64) -> Result<T> {
+        match self.locate(offset, T::BYTES as u64)? {
+            // SAFETY: `locate` returned an aligned address with room for the width inside
+            // of a mapping that `self` owns.
+            Some(at) => Ok(unsafe { T::load(at) }),
+            None => T::read_trapped(&*self.backend, self.region, offset),
+        }
+    }
+
+    /// Writes a naturally aligned value at a byte offset, as one access.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
+    #[inline]
+    pub fn write<T: Width>(&self, offset: u64, value: T) -> Result<()> {
+        match self.locate(offset, T::BYTES as u64)? {
+            Some(at) => {
+                // SAFETY: `locate` returned an aligned address with room for the width
+                // inside of a mapping that `self` owns.
+                unsafe { T::store(at, value) };
+                Ok(())
+            }
+            None => value.write_trapped(&*self.backend, self.region, offset),
+        }
+    }
+
+    /// Reads 64 bits as two 32-bit accesses in the order given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bar::read`].
+    pub fn read64_split(&self, offset: u64, order: SplitOrder) -> Result<u64> {
+        let high_offset = self.high_half(offset)?;
+        let (low, high): (u32, u32) = match order {
+            SplitOrder::LowFirst => {
+                let low = self.read(offset)?;
+                (low, self.read(high_offset)?)
+            }
+            SplitOrder::HighFirst => {
+                let high = self.read(high_offset)?;
+                (self.read(offset)?, high)
+            }
+        };
+        Ok(u64::from(high) << 32 | u64::from(low))
+    }
+
+    /// Writes 64 bits as two 32-bit accesses in the order given.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bar::write`].
+    pub fn write64_split(&self, offset: u64, value: u64, order: SplitOrder) -> Result<()> {
+        let high_offset = self.high_half(offset)?;
+        let (low, high) = (value as u32, (value >> 32) as u32);
+        match order {
+            SplitOrder::LowFirst => {
+                self.write(offset, low)?;
+                self.write(high_offset, high)
+            }
+            SplitOrder::HighFirst => {
+                self.write(high_offset, high)?;
+                self.write(offset, low)
+            }
+        }
+    }
+
+    fn high_half(&self, offset: u64) -> Result<u64> {
+        self.check(offset, 4)?;
+        let high = offset.checked_add(4).ok_or(self.outside(offset, 8))?;
+        self.check(high, 4)?;
+        Ok(high)
+    }
+
+    fn outside(&self, offset: u64, width: u64) -> MmioError {
+        MmioError::OutOfBounds { region: self.region, offset, width, size: self.size }
+    }
+
+    #[inline]
+    fn check(&self, offset: u64, width: u64) -> Result<()> {
+        if self.size < width || offset > self.size - width {
+            return Err(self.outside(offset, width));
+        }
+        if !offset.is_multiple_of(width) {
+            return Err(MmioError::Misaligned { region: self.region, offset, width });
+        }
+        Ok(())
+    }
+
+    /// Where in this process the access goes; `None` when it must be trapped.
+    #[inline]
+    fn locate(&self, offset: u64, width: u64) -> Result<Option<NonNull<u8>>> {
+        self.check(offset, width)?;
+        if self.fast.start <= offset && offset + width <= self.fast.end {
+            // SAFETY: the sum stays inside the mapping of `fast`, as just checked, and
+            // `Bar::open` checked that the mapping is that long.
+            return Ok(Some(unsafe { self.fast_base.add((offset - self.fast.start) as usize) }));
+        }
+        Ok(self.locate_slow(offset, width))
+    }
+
+    fn locate_slow(&self, offset: u64, width: u64) -> Option<NonNull<u8>> {
+        let (range, mapping) =
+            self.areas.iter().find(|(r, _)| r.start <= offset && offset + width <= r.end)?;
+        // SAFETY: the sum stays inside the mapping, as just checked, and `Bar::open`
+        // checked that the mapping is that long.
+        Some(unsafe { mapping.base().add((offset - range.start) as usize) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! A BAR whose first page is mapped, whose second is trapped, and whose third is mapped
+//! again, as with an MSI-X table in the middle.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+
+use super::*;
+use crate::backend::{Iommu, IrqKind, RegionInfo};
+use crate::dma::{Memory, PageSize};
+
+type BackendResult<T> = crate::backend::Result<T>;
+
+const PAGE: u64 = 4096;
+const SIZE: u64 = 3 * PAGE;
+
+/// Records trapped accesses as (offset, width, written value).
+#[derive(Debug, Default)]
+struct Sparse {
+    trapped: Mutex<Vec<(u64, usize, Option<u64>)>>,
+    /// What it says is mappable, for descriptions that make no sense.
+    mappable: Option<Range<u64>>,
+}
+
+#[derive(Debug)]
+struct Page(Memory);
+
+// SAFETY: the memory is the value's own, of that length, and nothing refers into it.
+unsafe impl MappedRegion for Page {
+    fn base(&self) -> NonNull<u8> {
+        self.0.base()
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Backend for Sparse {
+    fn location(&self) -> String {
+        "sparse".into()
+    }
+    fn region_info(&self, region: Region) -> BackendResult<RegionInfo> {
+        let size = if region == Region::Bar(0) { SIZE } else { 0 };
+        let both = vec![0..PAGE, 2 * PAGE..SIZE];
+        let mappable = self.mappable.clone().map_or(both, |range| vec![range]);
+        Ok(RegionInfo { size, readable: true, writable: true, mappable })
+    }
+    fn region_read(&self, _: Region, offset: u64, data: &mut [u8]) -> BackendResult<()> {
+        self.trapped.lock().unwrap().push((offset, data.len(), None));
+        for (at, byte) in (offset..).zip(data) {
+            *byte = at as u8;
+        }
+        Ok(())
+    }
+    fn region_write(&self, _: Region, offset: u64, data: &[u8]) -> BackendResult<()> {
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        let value = Some(u64::from_le_bytes(bytes));
+        self.trapped.lock().unwrap().push((offset, data.len(), value));
+        Ok(())
+    }
+    fn map_region(&self, _: Region, _: Range<u64>) -> BackendResult<Box<dyn MappedRegion>> {
+        Ok(Box::new(Page(Memory::allocate(PAGE as usize, PageSize::Base, false).unwrap())))
+    }
+    fn irq_count(&self, _: IrqKind) -> BackendResult<u32> {
+        Ok(0)
+    }
+    fn irq_enable(&self, _: IrqKind, _: &[BorrowedFd<'_>]) -> BackendResult<()> {
+        unreachable!("a BAR has no interrupts")
+    }
+    fn irq_disable(&self, _: IrqKind) -> BackendResult<()> {
+        unreachable!("a BAR has no interrupts")
+    }
+    fn intx_set_masked(&self, _: bool) -> BackendResult<()> {
+        unreachable!("a BAR has no interrupts")
+    }
+    fn reset(&self) -> BackendResult<()> {
+        unreachable!("a BAR is not reset")
+    }
+    fn iommu(&self) -> &Arc<dyn Iommu> {
+        unreachable!("a BAR does no DMA")
+    }
+}
+
+fn sparse() -> (Arc<Sparse>, Bar) {
+    let sparse = Arc::new(Sparse::default());
+    let backend: Arc<dyn Backend> = Arc::clone(&sparse) as _;
+    let bar = Bar::open(&backend, Region::Bar(0)).unwrap();
+    (sparse, bar)
+}
+
+#[test]
+fn mapped_areas_are_memory_and_the_rest_is_trapped() {
+    let (sparse, bar) = sparse();
+    for offset in [0, 8, PAGE - 8, 2 * PAGE, SIZE - 8] {
+        bar.write(offset, 0x1122_3344_5566_7788_u64).unwrap();
+        assert_eq!(bar.read::<u64>(offset).unwrap(), 0x1122_3344_5566_7788);
+        assert_eq!(bar.read::<u8>(offset).unwrap(), 0x88, "little endian");
+        assert_eq!(bar.read::<u16>(offset + 6).unwrap(), 0x1122);
+        assert_eq!(bar.read::<u32>(offset + 4).unwrap(), 0x1122_3344);
+    }
+    assert!(sparse.trapped.lock().unwrap().is_empty(), "nothing was trapped");
+    assert_eq!(bar.read::<u32>(PAGE).unwrap(), 0x0302_0100);
+    bar.write(2 * PAGE - 2, 0xabcd_u16).unwrap();
+    let trapped = sparse.trapped.lock().unwrap();
+    assert_eq!(*trapped, [(PAGE, 4, None), (2 * PAGE - 2, 2, Some(0xabcd))]);
+}
+
+#[test]
+fn what_is_outside_or_misaligned_is_refused() {
+    let (sparse, bar) = sparse();
+    for offset in [SIZE, SIZE - 4, u64::MAX, u64::MAX - 7] {
+        assert!(matches!(bar.read::<u64>(offset), Err(MmioError::OutOfBounds { .. })));
+        assert!(matches!(bar.write(offset, 0u64), Err(MmioError::OutOfBounds { .. })));
+    }
+    assert!(matches!(bar.read::<u16>(1), Err(MmioError::Misaligned { .. })));
+    assert!(matches!(bar.write(PAGE + 2, 0u32), Err(MmioError::Misaligned { .. })));
+    assert!(matches!(bar.read::<u64>(4), Err(MmioError::Misaligned { .. })));
+    assert!(bar.read64_split(SIZE - 4, SplitOrder::LowFirst).is_err());
+    assert!(bar.write64_split(u64::MAX - 3, 0, SplitOrder::HighFirst).is_err());
+    assert!(sparse.trapped.lock().unwrap().is_empty(), "the device saw none of it");
+}
+
+#[test]
+fn halves_are_accessed_in_the_order_named() {
+    let (sparse, bar) = sparse();
+    let value = 0x1122_3344_5566_7788;
+    bar.write64_split(PAGE + 8, value, SplitOrder::LowFirst).unwrap();
+    bar.write64_split(PAGE + 8, value, SplitOrder::HighFirst).unwrap();
+    bar.read64_split(PAGE + 8, SplitOrder::HighFirst).unwrap();
+    let (low, high) = (Some(0x5566_7788), Some(0x1122_3344));
+    assert_eq!(
+        *sparse.trapped.lock().unwrap(),
+        [
+            (PAGE + 8, 4, low),
+            (PAGE + 12, 4, high),
+            (PAGE + 12, 4, high),
+            (PAGE + 8, 4, low),
+            (PAGE + 12, 4, None),
+            (PAGE + 8, 4, None),
+        ]
+    );
+    bar.write64_split(0, value, SplitOrder::LowFirst).unwrap();
+    assert_eq!(bar.read64_split(0, SplitOrder::LowFirst).unwrap(), value);
+    assert_eq!(bar.read::<u64>(0).unwrap(), value);
+}
+
+#[test]
+fn a_backend_that_promises_more_than_it_maps_is_refused() {
+    for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE] {
+        let backend: Arc<dyn Backend> =
+            Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() });
+        assert!(matches!(Bar::open(&backend, Region::Bar(0)), Err(MmioError::OutOfBounds { .. })));
+    }
+    let (sparse, _) = sparse();
+    let backend: Arc<dyn Backend> = sparse;
+    let missing = Bar::open(&backend, Region::Bar(3)).unwrap_err().to_string();
+    assert!(missing.contains("BAR3"), "{missing}");
+}

@@ -1,0 +1,69 @@
+//! bind, unbind, list.
+
+use std::fs;
+
+use vfio_dma::pci::Sysfs;
+use vfio_dma_tests::{address, vfio_dma};
+
+use crate::support::machine_state;
+
+fn driver(index: u8) -> Option<String> {
+    Sysfs::new().device(address(index)).unwrap().driver
+}
+
+pub(crate) fn bind_and_unbind_restore_the_driver() {
+    let device = address(0).to_string();
+    let _ = vfio_dma(&["unbind", &device]);
+    assert_eq!(driver(0), None);
+    let before = machine_state();
+    for round in 0..3 {
+        let said = vfio_dma(&["bind", &device]);
+        assert_eq!(said.status, 0, "{round}: {said:#?}");
+        assert_eq!(driver(0).as_deref(), Some("vfio-pci"));
+        let again = vfio_dma(&["bind", &device]);
+        assert_eq!(again.status, 0, "binding twice is fine: {again:#?}");
+        let said = vfio_dma(&["unbind", &device]);
+        assert_eq!(said.status, 0, "{said:#?}");
+        assert_eq!(machine_state(), before, "round {round}");
+    }
+}
+
+pub(crate) fn run_binds_and_restores() {
+    let device = address(0).to_string();
+    let _ = vfio_dma(&["unbind", &device]);
+    let before = machine_state();
+    let said = vfio_dma(&["run", "--bind", "--size", "4K", &device]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    assert!(said.out.contains("every byte is right"), "{said:#?}");
+    assert_eq!(machine_state(), before);
+    // What fails after binding restores the driver too.
+    let said = vfio_dma(&["run", "--bind", "--size", "300M", &device]);
+    assert_eq!(said.status, 1, "{said:#?}");
+    assert_eq!(machine_state(), before);
+}
+
+pub(crate) fn list_names_the_devices() {
+    let said = vfio_dma(&["list"]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    for part in ["0000:00:05.0", "1234:11e8", "edu", "pci-testdev", "1b36:0005"] {
+        assert!(said.out.contains(part), "{part}: {said:#?}");
+    }
+    let said = vfio_dma(&["list", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+    let text = json.to_string();
+    assert!(text.contains("0000:00:08.0"), "{text}");
+    assert!(fs::metadata("/sys/bus/pci/devices/0000:00:08.0").is_ok());
+}
+
+pub(crate) fn a_refused_bind_gives_the_driver_back() {
+    // Without an IOMMU vfio-pci does not take the serial card, after its own driver let go.
+    let device = address(1).to_string();
+    assert_eq!(driver(1).as_deref(), Some("serial"));
+    let before = machine_state();
+    let said = vfio_dma(&["bind", &device]);
+    crate::support::check_refusal(
+        &said,
+        &[&device, "no IOMMU group", "intel_iommu=on", "as before, with the driver serial"],
+    );
+    assert_eq!(machine_state(), before);
+}

@@ -1,0 +1,163 @@
+//! The suites that drive QEMU's devices through a real kernel's VFIO, in guests.
+
+#![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+mod binding;
+mod edu;
+mod errors;
+mod examples;
+mod interrupts;
+mod ioatdma;
+mod memory;
+mod sharing;
+mod support;
+mod testdev;
+
+use std::process::ExitCode;
+
+use vfio_dma_tests::{Scenario, cases};
+use vfio_dma_tools::vm::{Device, Iommu, Modules, VmConfig};
+
+/// Three edu devices of different reach, one behind a root port, and a test device.
+fn machine(iommu: Iommu) -> VmConfig {
+    let devices = [
+        "edu",
+        "edu,dma_mask=0xffffffff",
+        "edu,dma_mask=0xffffffffff",
+        "pci-testdev,membar=16M",
+        "pcie-root-port,id=bridge,chassis=1",
+        // For MSI-X: a network card raises an interrupt when it is told to.
+        "e1000e,romfile=",
+    ];
+    VmConfig {
+        iommu,
+        devices: devices.map(Device::from).into(),
+        // On a bus of its own, so that the kernel can reset it alone.
+        qemu_args: ["-device", "edu,bus=bridge"].map(Into::into).into(),
+        files: examples::files(),
+        ..VmConfig::default()
+    }
+}
+
+fn vtd(aw_bits: u8) -> VmConfig {
+    machine(Iommu::Intel { aw_bits: Some(aw_bits) })
+}
+
+/// An edu device and a serial card that are functions of one slot, so of one group.
+fn shared_group() -> VmConfig {
+    let devices = ["edu,addr=5.0,multifunction=on,bus=pcie.0", "pci-serial,addr=5.1,bus=pcie.0"];
+    VmConfig { devices: devices.map(Device::from).into(), ..VmConfig::default() }
+}
+
+fn no_iommu() -> VmConfig {
+    VmConfig {
+        iommu: Iommu::None,
+        devices: ["edu", "pci-serial"].map(Device::from).into(),
+        ..VmConfig::default()
+    }
+}
+
+fn no_vfio() -> VmConfig {
+    VmConfig { devices: vec![Device::from("edu")], modules: Modules::none(), ..VmConfig::default() }
+}
+
+fn main() -> ExitCode {
+    let mut vtd39 = edu::transfers();
+    vtd39.extend(cases![
+        edu::identifies_and_computes,
+        edu::moves_twice_with_a_reset_between,
+        edu::says_so_when_the_bus_cannot_reset_it,
+        edu::reaches_32_bits,
+        edu::reaches_40_bits_as_far_as_the_iommu_goes,
+        edu::refuses_an_address_over_its_mask,
+        edu::can_be_dropped_in_the_middle_of_a_transfer,
+        edu::a_panic_in_the_middle_of_a_transfer_stops_the_device,
+        edu::refuses_what_does_not_fit,
+        examples::edu_copy_and_registers_run,
+        interrupts::intx_can_be_masked,
+        interrupts::msix_vectors_arrive_one_by_one,
+        interrupts::kinds_exclude_each_other,
+        interrupts::capabilities_are_those_of_the_device,
+        edu::writes_and_reads_its_own_buffer,
+        testdev::memory_and_port_bars_pass,
+        testdev::the_command_line_reports_them,
+        sharing::two_devices_share_a_container,
+        sharing::each_device_frees_its_own,
+        memory::ten_thousand_cycles_leave_nothing_behind,
+        memory::directions_are_enforced,
+        binding::bind_and_unbind_restore_the_driver,
+        binding::run_binds_and_restores,
+        binding::list_names_the_devices,
+        errors::unknown_and_malformed_addresses,
+        errors::not_bound,
+        errors::busy,
+        errors::not_root,
+        errors::memory_lock_limit,
+        errors::mask_below_every_range,
+        errors::not_a_device_we_drive,
+    ]);
+    let vtd48 = cases![
+        edu::moves_64_kib_by_msi,
+        edu::reaches_32_bits,
+        edu::reaches_all_of_40_bits,
+        testdev::memory_and_port_bars_pass,
+    ];
+    vfio_dma_tests::main(vec![
+        Scenario { name: "vtd39", machine: || vtd(39).into(), cases: vtd39 },
+        Scenario { name: "vtd48", machine: || vtd(48).into(), cases: vtd48 },
+        Scenario {
+            name: "group",
+            machine: || shared_group().into(),
+            cases: cases![errors::member_on_a_host_driver],
+        },
+        Scenario {
+            name: "no_iommu",
+            machine: || no_iommu().into(),
+            cases: cases![errors::no_iommu, binding::a_refused_bind_gives_the_driver_back],
+        },
+        Scenario {
+            name: "no_vfio",
+            machine: || no_vfio().into(),
+            cases: cases![errors::no_vfio_module],
+        },
+        Scenario {
+            name: "ioatdma_stock",
+            machine: ioatdma::stock,
+            cases: cases![
+                ioatdma::probes_and_tests_itself_with_msix,
+                ioatdma::probes_and_tests_itself_with_msi,
+                ioatdma::probes_and_tests_itself_with_intx,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_intel",
+            machine: ioatdma::intel,
+            cases: cases![
+                ioatdma::dmatest_one_channel_by_interrupt,
+                ioatdma::dmatest_one_channel_polled,
+                ioatdma::dmatest_four_channels_by_interrupt,
+                ioatdma::dmatest_four_channels_polled,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_amd",
+            machine: ioatdma::amd,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_virtio",
+            machine: ioatdma::virtio,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_no_iommu",
+            machine: ioatdma::no_iommu,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_faults",
+            machine: ioatdma::faulty,
+            cases: cases![ioatdma::recovers_from_faults],
+        },
+    ])
+}

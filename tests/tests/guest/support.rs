@@ -1,0 +1,97 @@
+//! What the cases share.
+
+use std::sync::Arc;
+
+use vfio_dma::device::Device;
+use vfio_dma::devices::edu::{Completion, Config, Edu};
+use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::session::Session;
+use vfio_dma_tests::{Said, address, vfio_dma};
+
+/// The edu device behind the root port: the root port has bus 1.
+pub(crate) fn edu_behind_port() -> Address {
+    "0000:01:00.0".parse().expect("a well-formed address")
+}
+
+/// Binds a device to vfio-pci; it stays bound for the cases that follow.
+pub(crate) fn bind(address: Address) {
+    Sysfs::new().bind(address).expect("binding to vfio-pci");
+}
+
+pub(crate) fn open(address: Address) -> Arc<Device> {
+    bind(address);
+    Session::new().open(address).expect("opening through VFIO")
+}
+
+pub(crate) fn edu_at(address: Address, completion: Completion, address_bits: u32) -> Edu {
+    let config = Config { completion, address_bits, ..Config::default() };
+    Edu::open(open(address), config).expect("opening edu")
+}
+
+/// The guest's first edu device, of 28 address bits.
+pub(crate) fn edu(completion: Completion) -> Edu {
+    edu_at(address(0), completion, 28)
+}
+
+/// Copies through edu at odd offsets and checks every byte of both buffers, also those
+/// around what was moved.
+pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
+    let (before, behind) = (13, 29);
+    let (from, to) = (before, before + 1022);
+    let size = to + len + behind;
+    let mut source = edu.allocate(size, Direction::ToDevice).expect("a source");
+    let mut target = edu.allocate(size, Direction::FromDevice).expect("a target");
+    assert_eq!(source.segments().len(), 1, "contiguous");
+    let (sent, old) = (Pattern::new(seed), Pattern::new(!seed));
+    sent.fill(&mut source, 0, size, 0).expect("in range");
+    old.fill(&mut target, 0, size, 0).expect("in range");
+    let (source, target) = edu
+        .copy(source, from, target, to, len)
+        .expect("the copy starts")
+        .wait()
+        .expect("the copy ends");
+    let ok = |checked: Result<Result<(), vfio_dma::dma::Mismatch>, _>| {
+        let checked: Result<_, vfio_dma::dma::DmaError> = checked;
+        checked.expect("in range").expect("right bytes");
+    };
+    ok(sent.check(&source, 0, size, 0));
+    ok(old.check(&target, 0, to, 0));
+    ok(sent.check(&target, to, len, from as u64));
+    ok(old.check(&target, to + len, behind, (to + len) as u64));
+}
+
+/// Runs the command line, which must fail with one message that has all of these parts.
+pub(crate) fn refused(args: &[&str], parts: &[&str]) {
+    let said = vfio_dma(args);
+    check_refusal(&said, parts);
+}
+
+pub(crate) fn check_refusal(said: &Said, parts: &[&str]) {
+    assert_eq!(said.status, 1, "{said:#?}");
+    assert_eq!(said.out, "", "nothing on standard output: {said:#?}");
+    let messages = said.err.lines().filter(|line| line.starts_with("vfio-dma: ")).count();
+    assert_eq!(messages, 1, "one message: {said:#?}");
+    for part in parts {
+        assert!(said.err.contains(part), "{part:?} is missing: {said:#?}");
+    }
+}
+
+/// The state of the machine that a refused command must not change.
+pub(crate) fn machine_state() -> String {
+    let mut state = String::new();
+    for device in Sysfs::new().enumerate().expect("sysfs") {
+        let path = Sysfs::new().device_dir(device.address).expect("it was just there");
+        let overriding = std::fs::read_to_string(path.join("driver_override")).unwrap_or_default();
+        let command = std::fs::read(path.join("config")).expect("config")[4..6].to_vec();
+        state += &format!("{} {:?} {overriding} {command:?}\n", device.address, device.driver);
+    }
+    state
+}
+
+/// Asserts that the closure leaves bindings and command registers as they were.
+pub(crate) fn leaves_machine_alone(body: impl FnOnce()) {
+    let before = machine_state();
+    body();
+    assert_eq!(before, machine_state());
+}

@@ -1,0 +1,138 @@
+//! `vfio-dma vm`: a guest with devices to drive, and a command in it.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+
+use super::size::parse_size;
+use crate::serve::{self, Served};
+use crate::vm::{Accel, Device, Guest, Input, Iommu, Kernel, Streams, VmConfig};
+
+/// Variables that the command in the guest gets from this process.
+const PASSED_ON: [&str; 4] = ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TERM"];
+
+/// Boot a guest with PCI devices and run a command in it
+///
+/// QEMU, a kernel and busybox are fetched once and kept in ~/.cache/vfio-dma; remove it to
+/// fetch them anew. This program is /bin/vfio-dma in the guest. The exit status is the
+/// command's.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A device: a name of QEMU's `-device` with properties, such as `edu,dma_mask=0xffffffff`;
+    /// the first is 0000:00:05.0 in the guest, the second 0000:00:06.0. `ioat`, `ioat-skx` and
+    /// `ioat-icx` (with `,channels=N,fault=SPEC`) are the model of the Intel I/OAT engine, served here
+    #[arg(long = "device", value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// The guest's kernel: `stock` (Debian's), `full` (built here once, with iommufd, no-IOMMU
+    /// and dmatest), or the path of a bzImage
+    #[arg(long, value_name = "stock|full|PATH", default_value = "stock")]
+    kernel: Kernel,
+    /// The guest's IOMMU: intel (also `intel,aw-bits=48`), amd, virtio or none
+    #[arg(long, value_name = "IOMMU", default_value = "intel")]
+    iommu: Iommu,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    memory: u64,
+    /// Number of the guest's processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// How the guest's processor runs: auto, kvm or tcg
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    accel: Accel,
+    /// Longest time for the command, in seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// The command and its arguments; without one, a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// Runs the subcommand; the exit code is that of the command in the guest.
+pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
+    let terminal = io::stdin().is_terminal();
+    let shell = args.command.is_empty();
+    if shell && !(terminal && io::stdout().is_terminal()) {
+        return Err("a shell needs a terminal; give a command after `--`".into());
+    }
+    let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
+    // Models live until the guest has ended.
+    let mut models = Vec::new();
+    let mut devices = Vec::new();
+    for text in &args.devices {
+        devices.push(match serve::describe(text)? {
+            Some(config) => {
+                models.push(Served::start(config)?);
+                models[models.len() - 1].device()
+            }
+            None => Device::from(text.as_str()),
+        });
+    }
+    let guest = Guest::prepare(VmConfig {
+        kernel: args.kernel.clone(),
+        iommu: args.iommu,
+        devices,
+        memory: args.memory,
+        cpus: args.cpus,
+        env: env.collect(),
+        accel: args.accel,
+        timeout: args.timeout.map(Duration::from_secs),
+        ..VmConfig::default()
+    })?;
+
+    let cancel = super::interrupted()?;
+
+    let stdin = || io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let (command, input) = if shell {
+        let (rows, columns) = console_size();
+        let login = vec![OsString::from("sh"), OsString::from("-l")];
+        (login, Input::Shell { terminal: stdin()?, rows, columns })
+    } else if terminal {
+        (args.command.clone(), Input::Lines(stdin()?))
+    } else {
+        (args.command.clone(), Input::None)
+    };
+    let _raw = if shell { Some(RawTerminal::enter()?) } else { None };
+    let finished = guest.run_streaming(
+        &command,
+        &mut Streams {
+            stdout: &mut io::stdout(),
+            stderr: &mut io::stderr(),
+            input,
+            cancel: Some(&cancel),
+        },
+    )?;
+    log::info!("the guest booted in {:.1} s", finished.boot.as_secs_f32());
+    Ok(ExitCode::from(finished.status))
+}
+
+/// Height and width of the terminal, or the classic 24 by 80.
+fn console_size() -> (u16, u16) {
+    terminal_size::terminal_size().map_or((24, 80), |(width, height)| (height.0, width.0))
+}
+
+/// The terminal in raw mode until dropped: every key goes to the guest.
+struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    fn enter() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // A terminal that hung up has no mode to restore.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before);
+    }
+}
