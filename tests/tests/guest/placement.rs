@@ -286,6 +286,26 @@ pub(crate) fn huge_pages_make_one_map_call() {
     huge_pages(0);
 }
 
+pub(crate) fn a_huge_page_of_1_gib_is_one_map_call() {
+    assert_eq!(PageSize::Huge1G.free(), Some(1), "reserved at boot");
+    let mut edu = edu_at(address(0), Completion::Polled, 40);
+    let len = 1 << 30;
+    let place = |direction| edu.place(Request::new(len, direction)).unwrap();
+    let mut buffer = place(Direction::Bidirectional);
+    let report = buffer.report();
+    assert_eq!(report.placed(), Some((Strategy::IommuContiguous(PageSize::Huge1G), 1, 1)));
+    assert_eq!(edu.device().space().usage().map_calls, 1);
+    assert_eq!(buffer.segments()[0].iova.0 % (1 << 30), 0, "so that the IOMMU can map it at once");
+    // The first bytes go to the device and come back as the last ones.
+    let (pattern, part) = (Pattern::new(12), 8192);
+    pattern.fill(&mut buffer, 0, part, 0).unwrap();
+    for start in (0..part).step_by(4096) {
+        buffer = edu.write(buffer, start, 0, 4096).unwrap().wait().unwrap();
+        buffer = edu.read(buffer, len - part + start, 0, 4096).unwrap().wait().unwrap();
+    }
+    pattern.check(&buffer, len - part, part, 0).unwrap().unwrap();
+}
+
 pub(crate) fn a_file_is_moved_in_place() {
     let mut edu = edu(Completion::Msi);
     let memory = Memory::allocate(5 * 4096, PageSize::Base, true).unwrap();
