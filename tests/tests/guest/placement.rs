@@ -13,6 +13,7 @@ use vfio_dma::dma::{
     AddressSpace, Buffer, Cause, Constraints, Direction, DmaError, Memory, PageSize, Pattern,
     Placement, Report, Request, Reservation, Strategy, place,
 };
+use vfio_dma::pci::Sysfs;
 use vfio_dma_tests::{address, vfio_dma};
 
 use crate::support::{bind, edu, edu_at};
@@ -186,7 +187,7 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
     const LIMIT: u64 = 128 << 10;
     if std::env::var_os(AS_USER).is_none() {
         bind(address(0));
-        let info = vfio_dma::pci::Sysfs::system().device(address(0)).unwrap();
+        let info = Sysfs::new().device(address(0)).unwrap();
         let node = format!("/dev/vfio/{}", info.iommu_group.unwrap());
         std::os::unix::fs::chown(&node, Some(1000), None).unwrap();
         let mut command = Command::new("/bin/vfio-dma");
