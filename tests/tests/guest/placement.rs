@@ -13,9 +13,9 @@ use vfio_dma::dma::{
     AddressSpace, Buffer, Cause, Constraints, Direction, DmaError, Memory, PageSize, Pattern,
     Placement, Report, Request, Reservation, Strategy, place,
 };
-use vfio_dma::pci::Sysfs;
 use vfio_dma_tests::{address, vfio_dma};
 
+use crate::errors::group_node;
 use crate::support::{bind, edu, edu_at};
 
 const CONTIGUOUS: Strategy = Strategy::IommuContiguous(PageSize::Base);
@@ -187,8 +187,7 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
     const LIMIT: u64 = 128 << 10;
     if std::env::var_os(AS_USER).is_none() {
         bind(address(0));
-        let info = Sysfs::new().device(address(0)).unwrap();
-        let node = format!("/dev/vfio/{}", info.iommu_group.unwrap());
+        let node = group_node(0);
         std::os::unix::fs::chown(&node, Some(1000), None).unwrap();
         let mut command = Command::new("/bin/vfio-dma");
         command.args(std::env::args().skip(1)).env(AS_USER, "1").uid(1000).gid(1000);
