@@ -50,6 +50,16 @@ fn shared_group() -> VmConfig {
     VmConfig { devices: devices.map(Device::from).into(), ..VmConfig::default() }
 }
 
+/// A huge page of 1 GiB, taken at boot: later there is no such run.
+fn gigabytes() -> VmConfig {
+    VmConfig {
+        memory: 4 << 30,
+        kernel_args: ["hugepagesz=1G", "hugepages=1"].map(Into::into).into(),
+        devices: vec![Device::from("edu,dma_mask=0xffffffffff")],
+        ..VmConfig::default()
+    }
+}
+
 fn no_iommu() -> VmConfig {
     VmConfig {
         iommu: Iommu::None,
@@ -126,6 +136,11 @@ fn main() -> ExitCode {
                 placement::a_buffer_is_promoted_between_transfers,
                 placement::physical_memory_is_found_in_every_way,
             ],
+        },
+        Scenario {
+            name: "gigabytes",
+            machine: || gigabytes().into(),
+            cases: cases![placement::a_huge_page_of_1_gib_is_one_map_call],
         },
         Scenario {
             name: "no_iommu",

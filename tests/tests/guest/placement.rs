@@ -15,6 +15,7 @@ use vfio_dma::dma::{
 };
 use vfio_dma_tests::{address, vfio_dma};
 
+use crate::errors::group_node;
 use crate::support::{bind, edu, edu_at};
 
 const CONTIGUOUS: Strategy = Strategy::IommuContiguous(PageSize::Base);
@@ -186,8 +187,7 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
     const LIMIT: u64 = 128 << 10;
     if std::env::var_os(AS_USER).is_none() {
         bind(address(0));
-        let info = vfio_dma::pci::Sysfs::new().device(address(0)).unwrap();
-        let node = info.group.unwrap().node();
+        let node = group_node(0);
         std::os::unix::fs::chown(&node, Some(1000), None).unwrap();
         let mut command = Command::new("/bin/vfio-dma");
         command.args(std::env::args().skip(1)).env(AS_USER, "1").uid(1000).gid(1000);
@@ -284,6 +284,26 @@ pub(crate) fn huge_pages_make_one_map_call() {
     sent.check(&target, at, len, at as u64).unwrap().unwrap();
     drop((source, target));
     huge_pages(0);
+}
+
+pub(crate) fn a_huge_page_of_1_gib_is_one_map_call() {
+    assert_eq!(PageSize::Huge1G.free(), Some(1), "reserved at boot");
+    let mut edu = edu_at(address(0), Completion::Polled, 40);
+    let len = 1 << 30;
+    let place = |direction| edu.place(Request::new(len, direction)).unwrap();
+    let mut buffer = place(Direction::Bidirectional);
+    let report = buffer.report();
+    assert_eq!(report.placed(), Some((Strategy::IommuContiguous(PageSize::Huge1G), 1, 1)));
+    assert_eq!(edu.device().space().usage().map_calls, 1);
+    assert_eq!(buffer.segments()[0].iova.0 % (1 << 30), 0, "so that the IOMMU can map it at once");
+    // The first bytes go to the device and come back as the last ones.
+    let (pattern, part) = (Pattern::new(12), 8192);
+    pattern.fill(&mut buffer, 0, part, 0).unwrap();
+    for start in (0..part).step_by(4096) {
+        buffer = edu.write(buffer, start, 0, 4096).unwrap().wait().unwrap();
+        buffer = edu.read(buffer, len - part + start, 0, 4096).unwrap().wait().unwrap();
+    }
+    pattern.check(&buffer, len - part, part, 0).unwrap().unwrap();
 }
 
 pub(crate) fn a_file_is_moved_in_place() {

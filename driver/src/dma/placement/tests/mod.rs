@@ -57,6 +57,20 @@ fn transparent_huge_pages_make_one_map_call() {
 }
 
 #[test]
+fn a_gibibyte_is_one_map_call_when_contiguous() {
+    // Of pages that are never touched: the table does not pin them.
+    let lab = Lab::wide();
+    let request =
+        Request::new(1 << 30, BOTH).order([Strategy::IommuContiguous(PageSize::Transparent)]);
+    let buffer = lab.place(&request).unwrap();
+    assert_eq!(buffer.segments().len(), 1);
+    drop(buffer);
+    let usage = lab.space.usage();
+    assert_eq!((usage.map_calls, usage.unmap_calls), (1, 1));
+    assert!(lab.is_empty());
+}
+
+#[test]
 fn a_pool_of_no_huge_pages_is_a_reason() {
     // More than any machine that runs this has; the kernel refuses for real.
     let lab = Lab::wide();
