@@ -43,6 +43,7 @@ mod iova;
 mod memory;
 mod pattern;
 mod placement;
+mod sg;
 mod space;
 
 pub use buffer::{Buffer, Direction, Segment};
@@ -51,4 +52,5 @@ pub use iova::{Iova, IovaAllocator, IovaError};
 pub use memory::{Memory, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
 pub use placement::{Attempt, Constraints, Outcome, Report, Request, Strategy, place};
+pub use sg::{Piece, Pieces, SgError, SgLimits, SgList, SgTable, Walk};
 pub use space::{AddressSpace, Usage};
