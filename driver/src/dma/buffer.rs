@@ -189,7 +189,8 @@ impl Buffer {
         }
     }
 
-    fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
+    /// The memory of a range, for volatile access.
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
         self.check(offset, len)?;
         self.memory.as_volatile_slice().subslice(offset, len).map_err(|_| DmaError::OutOfBounds {
             offset,
