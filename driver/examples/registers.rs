@@ -8,9 +8,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).ok_or("usage: registers PCI-ADDRESS")?.parse()?;
     let device = Session::new().open(address)?;
 
-    let (vendor, id) = device.config().ids()?;
-    println!("{address} {vendor:04x}:{id:04x}");
-    for capability in device.config().capabilities()? {
+    let config = device.config();
+    println!("{address} {:04x}:{:04x}", config.vendor_id()?, config.device_id()?);
+    let capabilities = device.capabilities()?;
+    for capability in &capabilities.standard {
+        println!("  {capability:x?}");
+    }
+    for capability in &capabilities.extended {
         println!("  {capability:x?}");
     }
     for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX] {

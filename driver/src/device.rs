@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendError, IrqKind, Region};
-use crate::config::{ConfigError, ConfigSpace};
 use crate::dma::{self, AddressSpace, Buffer, DmaError};
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
+use crate::pci::capability::PciExpress;
+use crate::pci::{Capabilities, ConfigSpace, PciError};
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,7 @@ pub enum DeviceError {
     Backend(#[from] BackendError),
     /// Configuration space could not be read, or did not take a write.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] PciError),
     /// A BAR could not be opened.
     #[error(transparent)]
     Mmio(#[from] MmioError),
@@ -83,7 +84,7 @@ impl Device {
         }
         space.refresh()?;
         let device = Device { backend, space: Arc::clone(space) };
-        device.config().ids()?;
+        device.config().check_present()?;
         device.set_bus_master(false)?;
         Ok(Arc::new(device))
     }
@@ -102,8 +103,30 @@ impl Device {
 
     /// Its configuration space.
     #[must_use]
-    pub fn config(&self) -> ConfigSpace<'_> {
+    pub fn config(&self) -> ConfigSpace<&dyn Backend> {
         ConfigSpace::new(&*self.backend)
+    }
+
+    /// Its capabilities.
+    ///
+    /// # Errors
+    ///
+    /// Fails when configuration space cannot be read.
+    pub fn capabilities(&self) -> Result<Capabilities, DeviceError> {
+        Ok(Capabilities::read(&self.config())?)
+    }
+
+    /// Whether transactions that the function began are pending (PCI Express Base 4.0,
+    /// 7.5.3.5); `None` for a function without the capability, which has no such bit.
+    ///
+    /// # Errors
+    ///
+    /// Fails when configuration space cannot be read.
+    pub fn transactions_pending(&self) -> Result<Option<bool>, DeviceError> {
+        let capabilities = self.capabilities()?;
+        let Some((offset, _)) = capabilities.pci_express() else { return Ok(None) };
+        let status = self.config().read_u16(offset + PciExpress::DEVICE_STATUS)?;
+        Ok(Some(status & PciExpress::TRANSACTIONS_PENDING != 0))
     }
 
     /// Opens BAR `index` (0 to 5), mapped where it can be.
@@ -166,9 +189,9 @@ impl Device {
     pub fn quiesce(&self) -> Result<(), DeviceError> {
         self.set_bus_master(false)?;
         let begin = Instant::now();
-        // A function without the PCI Express capability has no such bit; reading the
-        // command register back has flushed its posted writes (PCI 3.0, 3.2.5).
-        while self.config().transactions_pending()? == Some(true) {
+        // Reading the command register back has flushed the function's posted writes
+        // (PCI 3.0, 3.2.5); reads that it has begun may still be on their way.
+        while self.transactions_pending()? == Some(true) {
             if begin.elapsed() > PENDING_LIMIT {
                 let location = self.backend.location();
                 return Err(DeviceError::StillBusy { location, waited: begin.elapsed() });

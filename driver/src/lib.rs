@@ -2,9 +2,8 @@
 //!
 //! The crate is built in layers, each using only those above it in this list:
 //!
-//! - [`pci`]: addresses, registers, capabilities, and sysfs;
+//! - [`pci`]: addresses, sysfs, configuration space and its capabilities;
 //! - [`backend`]: how a device is reached: VFIO, or a model;
-//! - [`config`]: configuration space;
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
 //! - [`dma`]: IOVAs, memory, buffers and where they are placed;
@@ -14,7 +13,6 @@
 //! - [`devices`]: drivers for particular devices.
 
 pub mod backend;
-pub mod config;
 pub mod device;
 pub mod devices;
 pub mod dma;

@@ -1,6 +1,10 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
+pub mod embedded;
 pub mod function;
+pub mod ioat;
 pub mod link;
 pub mod memory;
+pub mod pci;
+pub mod regs;
 pub mod vfio_user;

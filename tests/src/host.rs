@@ -108,7 +108,8 @@ fn boot_all(mut work: Vec<(Scenario, Vec<&'static str>)>, results: &Arc<Results>
 fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, String> {
     let mut command = vec!["/bin/vfio-dma", RUN_CASES, scenario.name];
     command.extend(selected);
-    let output = (scenario.config)().run(&command).map_err(|error| error.to_string())?;
+    let machine = (scenario.machine)();
+    let output = machine.vm.run(&command).map_err(|error| error.to_string())?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let cases: Vec<CaseResult> =
         stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -116,6 +117,7 @@ fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, Strin
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(format!("the guest reported nothing; it said:\n{stdout}{stderr}"));
     }
+    (machine.verify)().map_err(|why| format!("on the host: {why}"))?;
     Ok(cases)
 }
 

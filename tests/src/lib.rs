@@ -38,13 +38,28 @@ macro_rules! cases {
     };
 }
 
+/// A guest, and what the host does for it.
+pub struct Machine {
+    /// The guest.
+    pub vm: VmConfig,
+    /// Called when the guest has ended. It owns the servers of the guest's devices, and
+    /// says what is wrong with what they saw, which fails every case of the scenario.
+    pub verify: Box<dyn FnOnce() -> Result<(), String>>,
+}
+
+impl From<VmConfig> for Machine {
+    fn from(vm: VmConfig) -> Machine {
+        Machine { vm, verify: Box::new(|| Ok(())) }
+    }
+}
+
 /// A guest, and what is tested in it.
 #[derive(Debug, Clone)]
 pub struct Scenario {
     /// Names the scenario in the report: `scenario::case`.
     pub name: &'static str,
-    /// The guest.
-    pub config: fn() -> VmConfig,
+    /// Makes the guest; on the host, once.
+    pub machine: fn() -> Machine,
     /// The tests.
     pub cases: Vec<Case>,
 }

@@ -1,4 +1,5 @@
 //! The `vfio-dma` command, and the runner of virtual machines that it shares with the tests.
 
 pub mod cli;
+pub mod serve;
 pub mod vm;

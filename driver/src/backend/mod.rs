@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::pci::SysfsError;
+use crate::pci::PciError;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
 /// `include/uapi/linux/vfio.h`).
@@ -167,9 +167,9 @@ pub enum BackendError {
         /// What mends it.
         remedy: String,
     },
-    /// Sysfs does not tell what has to be known of the device.
+    /// What sysfs tells of the device keeps it from being opened.
     #[error(transparent)]
-    Sysfs(Box<SysfsError>),
+    Pci(Box<PciError>),
     /// The device cannot join an address space that others use already.
     #[error("{location} cannot share the address space: {reason}")]
     NotShareable {
@@ -188,9 +188,9 @@ pub enum BackendError {
     },
 }
 
-impl From<SysfsError> for BackendError {
-    fn from(error: SysfsError) -> BackendError {
-        BackendError::Sysfs(Box::new(error))
+impl From<PciError> for BackendError {
+    fn from(error: PciError) -> BackendError {
+        BackendError::Pci(Box::new(error))
     }
 }
 

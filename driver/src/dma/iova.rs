@@ -44,7 +44,8 @@ pub enum IovaError {
     },
     /// Nothing at all lies under the device's address mask.
     #[error(
-        "the device reaches addresses up to {mask:#x}, the first that the IOMMU can map is {}",
+        "the device reaches addresses up to {mask:#x}, the first that the IOMMU can map is {}: if \
+         the device drives more address bits, tell its driver so",
         lowest_text(*.lowest)
     )]
     MaskTooSmall {

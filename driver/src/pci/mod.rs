@@ -1,10 +1,15 @@
-//! PCI addresses, registers of configuration space, capabilities, and sysfs.
+//! PCI addresses, configuration space, capabilities, and sysfs.
 
-mod address;
+pub mod address;
 pub mod capability;
-pub mod registers;
-mod sysfs;
+pub mod class;
+pub mod config;
+mod error;
+pub mod sysfs;
 
-pub use address::{Address, ParseAddressError};
-pub use capability::Capability;
-pub use sysfs::{Binding, DeviceInfo, Sysfs, SysfsError, Unbinding};
+pub use address::{Address, AddressError};
+pub use capability::Capabilities;
+pub use class::ClassCode;
+pub use config::{ConfigAccess, ConfigSpace};
+pub use error::{Aftermath, Holder, HostDriver, PciError, Result};
+pub use sysfs::Sysfs;

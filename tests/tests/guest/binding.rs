@@ -8,7 +8,7 @@ use vfio_dma_tests::{address, vfio_dma};
 use crate::support::machine_state;
 
 fn driver(index: u8) -> Option<String> {
-    Sysfs::system().device(address(index)).unwrap().driver
+    Sysfs::new().device(address(index)).unwrap().driver
 }
 
 pub(crate) fn bind_and_unbind_restore_the_driver() {
@@ -53,4 +53,17 @@ pub(crate) fn list_names_the_devices() {
     let text = json.to_string();
     assert!(text.contains("0000:00:08.0"), "{text}");
     assert!(fs::metadata("/sys/bus/pci/devices/0000:00:08.0").is_ok());
+}
+
+pub(crate) fn a_refused_bind_gives_the_driver_back() {
+    // Without an IOMMU vfio-pci does not take the serial card, after its own driver let go.
+    let device = address(1).to_string();
+    assert_eq!(driver(1).as_deref(), Some("serial"));
+    let before = machine_state();
+    let said = vfio_dma(&["bind", &device]);
+    crate::support::check_refusal(
+        &said,
+        &[&device, "no IOMMU group", "intel_iommu=on", "as before, with the driver serial"],
+    );
+    assert_eq!(machine_state(), before);
 }

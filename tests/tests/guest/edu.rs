@@ -127,6 +127,20 @@ pub(crate) fn can_be_dropped_in_the_middle_of_a_transfer() {
     assert_eq!(space.usage().mappings, 0, "stopped and unmapped with the driver");
 }
 
+pub(crate) fn a_panic_in_the_middle_of_a_transfer_stops_the_device() {
+    let edu = edu(Completion::Msi);
+    let device = edu.device().clone();
+    let target = edu.allocate(4096, Direction::FromDevice).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let mut edu = edu;
+        let _transfer = edu.read(target, 0, 0, 4096).unwrap();
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(device.space().usage().mappings, 0, "unmapped");
+    copy_and_verify(&mut Edu::open(device, Config::default()).unwrap(), 4096, 9);
+}
+
 pub(crate) fn refuses_what_does_not_fit() {
     let mut edu = edu(Completion::Polled);
     let buffer = edu.allocate(8192, Direction::FromDevice).unwrap();

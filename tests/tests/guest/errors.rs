@@ -16,9 +16,9 @@ pub(crate) fn unknown_and_malformed_addresses() {
             refused(&[command, "0000:00:1e.7"], &["0000:00:1e.7", "vfio-dma list"]);
         }
         for bad in ["", "5.0", "0000:00:20.0", "0000:00:05.8", "0000:00:05.0 ", "xyz", "::."] {
-            let said = vfio_dma(&["run", bad]);
-            assert_eq!(said.status, 2, "a malformed address is a matter of usage: {said:#?}");
-            assert!(said.err.contains("0000:00:05.0"), "shows the right form: {said:#?}");
+            for command in ["run", "bind", "unbind"] {
+                refused(&[command, bad], &[&format!("{bad:?}"), "0000:00:05.0"]);
+            }
         }
     });
 }
@@ -59,8 +59,8 @@ fn as_user(args: &[&str], memlock: Option<u64>) -> Said {
 }
 
 fn group_node(index: u8) -> String {
-    let group = Sysfs::system().device(address(index)).unwrap().iommu_group.unwrap();
-    format!("/dev/vfio/{group}")
+    let group = Sysfs::new().device(address(index)).unwrap().group.unwrap();
+    group.node().display().to_string()
 }
 
 pub(crate) fn not_root() {
@@ -114,7 +114,7 @@ pub(crate) fn member_on_a_host_driver() {
     let (edu, serial) = ("0000:00:05.0", "0000:00:05.1");
     let _ = vfio_dma(&["bind", edu]);
     leaves_machine_alone(|| {
-        refused(&["run", edu], &[edu, serial, "serial", "vfio-dma bind 0000:00:05.1"]);
+        refused(&["run", edu], &[edu, serial, "serial", "vfio-dma bind"]);
     });
     // The remedy works.
     assert_eq!(vfio_dma(&["bind", serial]).status, 0);
@@ -122,7 +122,7 @@ pub(crate) fn member_on_a_host_driver() {
     assert_eq!(said.status, 0, "{said:#?}");
     // And is undone: the serial card gets its driver back.
     assert_eq!(vfio_dma(&["unbind", serial]).status, 0);
-    let info = Sysfs::system().device(serial.parse().unwrap()).unwrap();
+    let info = Sysfs::new().device(serial.parse().unwrap()).unwrap();
     assert_eq!(info.driver.as_deref(), Some("serial"));
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 use vfio_dma::backend::IrqKind;
 use vfio_dma::irq::{Interrupts, IrqError};
 use vfio_dma::mmio::{ReadWrite, Reg, WriteOnly};
-use vfio_dma::pci::Capability;
 use vfio_dma_tests::address;
 
 use crate::support::open;
@@ -80,19 +79,15 @@ pub(crate) fn kinds_exclude_each_other() {
 
 pub(crate) fn capabilities_are_those_of_the_device() {
     let edu = open(address(0));
-    let found = edu.config().capabilities().unwrap();
-    let msi = found.iter().any(|c| matches!(c, Capability::Msi(msi) if msi.vectors == 1));
-    assert!(msi, "{found:?}");
-    assert_eq!(edu.config().transactions_pending().unwrap(), None, "not PCI Express");
+    let found = edu.capabilities().unwrap();
+    assert!(found.msi().is_some() && found.msi_x().is_none(), "{found:?}");
+    assert_eq!(edu.transactions_pending().unwrap(), None, "not PCI Express");
     let card = open(address(CARD));
-    let found = card.config().capabilities().unwrap();
-    let msix = found.iter().find_map(|c| match c {
-        Capability::MsiX(msix) => Some(*msix),
-        _ => None,
-    });
-    let msix = msix.expect("MSI-X");
-    assert_eq!((msix.vectors, msix.table.0), (5, 3), "{found:?}");
-    assert!(found.iter().any(|c| matches!(c, Capability::PciExpress(_))), "{found:?}");
-    assert!(found.iter().any(|c| matches!(c, Capability::Extended { id: 1, .. })), "{found:?}");
-    assert_eq!(card.config().transactions_pending().unwrap(), Some(false));
+    let found = card.capabilities().unwrap();
+    let msix = found.msi_x().expect("MSI-X");
+    assert_eq!((msix.table_bar, msix.table()), (3, 0..5 * 16), "{found:?}");
+    assert!(found.pci_express().is_some(), "{found:?}");
+    assert!(found.find_extended(1).is_some(), "advanced error reporting: {found:?}");
+    assert!(found.defects.is_empty(), "{found:?}");
+    assert_eq!(card.transactions_pending().unwrap(), Some(false));
 }

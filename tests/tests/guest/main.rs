@@ -5,7 +5,9 @@
 mod binding;
 mod edu;
 mod errors;
+mod examples;
 mod interrupts;
+mod ioatdma;
 mod memory;
 mod sharing;
 mod support;
@@ -32,6 +34,7 @@ fn machine(iommu: Iommu) -> VmConfig {
         devices: devices.map(Device::from).into(),
         // On a bus of its own, so that the kernel can reset it alone.
         qemu_args: ["-device", "edu,bus=bridge"].map(Into::into).into(),
+        files: examples::files(),
         ..VmConfig::default()
     }
 }
@@ -47,7 +50,11 @@ fn shared_group() -> VmConfig {
 }
 
 fn no_iommu() -> VmConfig {
-    VmConfig { iommu: Iommu::None, devices: vec![Device::from("edu")], ..VmConfig::default() }
+    VmConfig {
+        iommu: Iommu::None,
+        devices: ["edu", "pci-serial"].map(Device::from).into(),
+        ..VmConfig::default()
+    }
 }
 
 fn no_vfio() -> VmConfig {
@@ -64,7 +71,9 @@ fn main() -> ExitCode {
         edu::reaches_40_bits_as_far_as_the_iommu_goes,
         edu::refuses_an_address_over_its_mask,
         edu::can_be_dropped_in_the_middle_of_a_transfer,
+        edu::a_panic_in_the_middle_of_a_transfer_stops_the_device,
         edu::refuses_what_does_not_fit,
+        examples::edu_copy_and_registers_run,
         interrupts::intx_can_be_masked,
         interrupts::msix_vectors_arrive_one_by_one,
         interrupts::kinds_exclude_each_other,
@@ -94,14 +103,61 @@ fn main() -> ExitCode {
         testdev::memory_and_port_bars_pass,
     ];
     vfio_dma_tests::main(vec![
-        Scenario { name: "vtd39", config: || vtd(39), cases: vtd39 },
-        Scenario { name: "vtd48", config: || vtd(48), cases: vtd48 },
+        Scenario { name: "vtd39", machine: || vtd(39).into(), cases: vtd39 },
+        Scenario { name: "vtd48", machine: || vtd(48).into(), cases: vtd48 },
         Scenario {
             name: "group",
-            config: shared_group,
+            machine: || shared_group().into(),
             cases: cases![errors::member_on_a_host_driver],
         },
-        Scenario { name: "no_iommu", config: no_iommu, cases: cases![errors::no_iommu] },
-        Scenario { name: "no_vfio", config: no_vfio, cases: cases![errors::no_vfio_module] },
+        Scenario {
+            name: "no_iommu",
+            machine: || no_iommu().into(),
+            cases: cases![errors::no_iommu, binding::a_refused_bind_gives_the_driver_back],
+        },
+        Scenario {
+            name: "no_vfio",
+            machine: || no_vfio().into(),
+            cases: cases![errors::no_vfio_module],
+        },
+        Scenario {
+            name: "ioatdma_stock",
+            machine: ioatdma::stock,
+            cases: cases![
+                ioatdma::probes_and_tests_itself_with_msix,
+                ioatdma::probes_and_tests_itself_with_msi,
+                ioatdma::probes_and_tests_itself_with_intx,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_intel",
+            machine: ioatdma::intel,
+            cases: cases![
+                ioatdma::dmatest_one_channel_by_interrupt,
+                ioatdma::dmatest_one_channel_polled,
+                ioatdma::dmatest_four_channels_by_interrupt,
+                ioatdma::dmatest_four_channels_polled,
+            ],
+        },
+        Scenario {
+            name: "ioatdma_amd",
+            machine: ioatdma::amd,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_virtio",
+            machine: ioatdma::virtio,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_no_iommu",
+            machine: ioatdma::no_iommu,
+            cases: cases![ioatdma::dmatest_behind_this_iommu],
+        },
+        Scenario {
+            name: "ioatdma_faults",
+            machine: ioatdma::faulty,
+            cases: cases![ioatdma::recovers_from_faults],
+        },
     ])
 }

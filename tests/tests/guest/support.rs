@@ -16,7 +16,7 @@ pub(crate) fn edu_behind_port() -> Address {
 
 /// Binds a device to vfio-pci; it stays bound for the cases that follow.
 pub(crate) fn bind(address: Address) {
-    Sysfs::system().bind(address).expect("binding to vfio-pci");
+    Sysfs::new().bind(address).expect("binding to vfio-pci");
 }
 
 pub(crate) fn open(address: Address) -> Arc<Device> {
@@ -80,8 +80,8 @@ pub(crate) fn check_refusal(said: &Said, parts: &[&str]) {
 /// The state of the machine that a refused command must not change.
 pub(crate) fn machine_state() -> String {
     let mut state = String::new();
-    for device in Sysfs::system().enumerate().expect("sysfs") {
-        let path = Sysfs::system().device_path(device.address);
+    for device in Sysfs::new().enumerate().expect("sysfs") {
+        let path = Sysfs::new().device_dir(device.address).expect("it was just there");
         let overriding = std::fs::read_to_string(path.join("driver_override")).unwrap_or_default();
         let command = std::fs::read(path.join("config")).expect("config")[4..6].to_vec();
         state += &format!("{} {:?} {overriding} {command:?}\n", device.address, device.driver);

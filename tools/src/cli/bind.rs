@@ -1,51 +1,88 @@
-//! `vfio-dma bind` and `vfio-dma unbind`.
+//! `vfio-dma bind`: hands a device to vfio-pci.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::pci::sysfs::Binding;
+use vfio_dma::pci::{Address, PciError, Sysfs};
 
-use super::{Failure, print};
+use super::{Failure, output};
 
-/// Binds a device to vfio-pci, or gives it back to the driver that it had.
+/// Bind a device to vfio-pci; its driver is remembered for `unbind`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// PCI address, such as 0000:00:05.0
-    device: Address,
+    /// Address of the device, such as 0000:00:05.0
+    #[arg(value_name = "BDF")]
+    pub address: String,
 }
 
-/// Runs `bind`.
+/// Binds the device.
 ///
 /// # Errors
 ///
-/// Fails when a step is refused; those before it are taken back.
-pub fn bind(args: &Args) -> Result<ExitCode, Failure> {
-    let sysfs = Sysfs::system();
-    let binding = sysfs.bind(args.device)?;
-    let before = match (&binding.former, binding.changed()) {
-        (_, false) => "already".to_string(),
-        (Some(driver), true) => format!("taken from {driver}"),
-        (None, true) => "it had no driver".to_string(),
-    };
-    let mut text = format!("{} is bound to vfio-pci ({before})", args.device);
-    let hindering = sysfs.hindering_members(args.device)?;
-    for (member, driver) in &hindering {
-        text += &format!(
-            "\n{member} of the same IOMMU group is bound to {driver}: vfio-dma bind {member}, before \
-             the group can be used"
+/// Fails when there is no such device and when it cannot be bound; it is as before then.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let sysfs = Sysfs::new();
+    let address: Address = args.address.parse()?;
+    let binding = sysfs.bind(address)?;
+    output::print(&describe(&binding))?;
+    // The binding itself worked; what follows would fail when the device is opened.
+    match sysfs.viability(address).and_then(|viability| viability.check()) {
+        Err(warning @ (PciError::NoGroup { .. } | PciError::GroupNotViable { .. })) => {
+            output::complain(&format!("warning: it cannot be opened yet: {warning}"));
+        }
+        result => result?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(binding: &Binding) -> String {
+    let mut text = format!("{}: ", binding.address);
+    match binding.former.as_ref().map(|former| former.driver.as_deref()) {
+        None => text.push_str("was bound to vfio-pci already"),
+        Some(None) => text.push_str("bound to vfio-pci; it had no driver before"),
+        Some(Some(driver)) => {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "bound to vfio-pci; its driver was {driver}");
+        }
+    }
+    match &binding.group {
+        Some(group) if group.noiommu => text.push_str(", no IOMMU"),
+        Some(group) => {
+            let _ = write!(text, ", IOMMU group {}", group.number);
+        }
+        None => text.push_str(", no IOMMU group"),
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use vfio_dma::pci::sysfs::{Former, IommuGroup};
+
+    use super::*;
+
+    #[test]
+    fn the_line_tells_the_former_driver_and_the_group() {
+        let group = IommuGroup { number: 3, noiommu: false, members: vec![] };
+        let former = Former { driver: Some("edu".into()), driver_override: None };
+        let address = "0000:00:05.0".parse().unwrap();
+        let binding = Binding { address, former: Some(former), group: Some(group) };
+        assert_eq!(
+            describe(&binding),
+            "0000:00:05.0: bound to vfio-pci; its driver was edu, IOMMU group 3\n"
+        );
+        assert_eq!(
+            describe(&Binding { former: None, group: None, ..binding }),
+            "0000:00:05.0: was bound to vfio-pci already, no IOMMU group\n"
         );
     }
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
-}
 
-/// Runs `unbind`.
-///
-/// # Errors
-///
-/// Fails when the device is not bound to vfio-pci, is in use, or a step is refused.
-pub fn unbind(args: &Args) -> Result<ExitCode, Failure> {
-    let unbinding = Sysfs::system().unbind(args.device)?;
-    let driver = unbinding.driver.map_or("no driver".into(), |name| format!("the driver {name}"));
-    print(&format!("{} is taken from vfio-pci and has {driver} now", args.device))?;
-    Ok(ExitCode::SUCCESS)
+    #[test]
+    fn a_malformed_and_an_unknown_address_are_told_apart() {
+        let run = |address: &str| run(&Args { address: address.into() }).unwrap_err().to_string();
+        assert!(run("5").contains("\"5\" is not a PCI address"));
+        assert!(run("ffff:ff:1f.7").starts_with("no PCI device ffff:ff:1f.7"));
+    }
 }

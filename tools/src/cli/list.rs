@@ -1,144 +1,202 @@
-//! `vfio-dma list`: the PCI devices of this machine, and which of them can be driven.
+//! `vfio-dma list`: what is on the PCI bus.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use vfio_dma::devices::{KnownDevice, recognise};
-use vfio_dma::pci::{DeviceInfo, Sysfs};
+use vfio_dma::devices::{Driver, recognise};
+use vfio_dma::pci::sysfs::{Bar, IommuGroup, PciDeviceInfo};
+use vfio_dma::pci::{Address, Sysfs};
 
-use super::{Failure, print};
+use super::{Failure, output};
 
-/// Lists PCI devices: driver, IOMMU group and its members, what can be driven.
+/// Show the PCI devices: ids, class, driver, IOMMU group, and which of them can be driven
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Print JSON: an array with one object for each device
+    /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
-/// One device of `vfio-dma list --json`.
+/// What `vfio-dma list --json` prints. Fields are added, never renamed or removed.
 #[derive(Debug, Serialize)]
-struct Entry {
-    #[serde(flatten)]
-    info: DeviceInfo,
-    /// What it is in words, by its class code.
-    kind: &'static str,
-    /// The driver of vfio-dma that it has, if it has one.
-    drives: Option<KnownDevice>,
+pub struct Listing {
+    /// The functions, in the order of their addresses.
+    pub devices: Vec<Entry>,
 }
 
-/// Runs the subcommand.
+/// One PCI function.
+#[derive(Debug, Serialize)]
+pub struct Entry {
+    /// Its address, such as `0000:00:05.0`.
+    pub address: Address,
+    /// Vendor id, such as `0x8086`.
+    pub vendor: String,
+    /// Device id, such as `0x2021`.
+    pub device: String,
+    /// Subsystem vendor id.
+    pub subsystem_vendor: String,
+    /// Subsystem id.
+    pub subsystem_device: String,
+    /// Class code: base class, sub-class and programming interface, such as `0x088000`.
+    pub class: String,
+    /// The class in words.
+    pub class_name: &'static str,
+    /// Revision id, such as `0x01`.
+    pub revision: String,
+    /// The driver bound to it; `null` when there is none.
+    pub driver: Option<String>,
+    /// Its IOMMU group: `number`, `noiommu`, `members`; `null` without an IOMMU.
+    pub iommu_group: Option<IommuGroup>,
+    /// The NUMA node that it is attached to, or `null`.
+    pub numa_node: Option<u32>,
+    /// Its base address registers: `index`, `start`, `size` in bytes, `kind` (`io`,
+    /// `memory32`, `memory64`), `prefetchable`.
+    pub bars: Vec<Bar>,
+    /// Which driver of vfio-dma drives it: `edu`, `pci-testdev`, `ioat`; `null` for none.
+    pub supported_by: Option<Driver>,
+    /// What the device is, in words, where vfio-dma drives it.
+    pub description: Option<&'static str>,
+}
+
+impl From<PciDeviceInfo> for Entry {
+    fn from(info: PciDeviceInfo) -> Entry {
+        let known = recognise(info.vendor, info.device);
+        let id = |id| format!("{id:#06x}");
+        Entry {
+            address: info.address,
+            vendor: id(info.vendor),
+            device: id(info.device),
+            subsystem_vendor: id(info.subsystem_vendor),
+            subsystem_device: id(info.subsystem_device),
+            class: format!("{:#08x}", info.class.code()),
+            class_name: info.class.name(),
+            revision: format!("{:#04x}", info.revision),
+            driver: info.driver,
+            iommu_group: info.group,
+            numa_node: info.numa_node,
+            bars: info.bars,
+            supported_by: known.map(|known| known.driver),
+            description: known.map(|known| known.description),
+        }
+    }
+}
+
+/// Prints the devices of this machine.
 ///
 /// # Errors
 ///
 /// Fails when sysfs cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let entries: Vec<Entry> = Sysfs::system()
-        .enumerate()?
-        .into_iter()
-        .map(|info| Entry {
-            kind: class_name(info.class),
-            drives: recognise(info.vendor, info.device),
-            info,
-        })
-        .collect();
-    let text = if args.json { serde_json::to_string_pretty(&entries)? } else { table(&entries) };
-    print(&text)?;
+    output::print(&compose(&Sysfs::new(), args)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(entries: &[Entry]) -> String {
-    let mut text = format!(
-        "{:<13} {:<10} {:<20} {:<14} {:>5}  {:<12} group's other members",
-        "address", "ids", "kind", "driver", "group", "drives"
-    );
-    for Entry { info, kind, drives } in entries {
-        let group = info.iommu_group.map_or("-".into(), |group| group.to_string());
-        let others: Vec<String> = info
-            .group_members
-            .iter()
-            .filter(|&&member| member != info.address)
-            .map(ToString::to_string)
-            .collect();
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "\n{:<13} {:04x}:{:04x}  {:<20} {:<14} {:>5}  {:<12} {}",
-            info.address.to_string(),
-            info.vendor,
-            info.device,
-            kind,
-            info.driver.as_deref().unwrap_or("-"),
-            group,
-            drives.map_or("-".into(), |known| known.to_string()),
-            others.join(" ")
-        );
+fn compose(sysfs: &Sysfs, args: &Args) -> Result<String, Failure> {
+    let devices = sysfs.enumerate()?.into_iter().map(Entry::from).collect();
+    let listing = Listing { devices };
+    if args.json {
+        return Ok(serde_json::to_string_pretty(&listing)? + "\n");
     }
-    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+    if listing.devices.is_empty() {
+        return Ok("there are no PCI devices\n".into());
+    }
+    Ok(table(&listing.devices))
 }
 
-/// The class in words (PCI Code and ID Assignment Specification, chapter 1).
-fn class_name(class: u32) -> &'static str {
-    match (class >> 16, class >> 8) {
-        (_, 0x0106) => "SATA controller",
-        (_, 0x0108) => "NVMe controller",
-        (0x01, _) => "storage controller",
-        (0x02, _) => "network controller",
-        (0x03, _) => "display controller",
-        (0x04, _) => "multimedia",
-        (0x05, _) => "memory controller",
-        (_, 0x0600) => "host bridge",
-        (_, 0x0601) => "ISA bridge",
-        (_, 0x0604) => "PCI bridge",
-        (0x06, _) => "bridge",
-        (_, 0x0700) => "serial controller",
-        (0x07, _) => "communication",
-        (_, 0x0801) => "DMA controller",
-        (_, 0x0806) => "IOMMU",
-        (_, 0x0880) => "system peripheral",
-        (0x08, _) => "system",
-        (_, 0x0c03) => "USB controller",
-        (_, 0x0c05) => "SMBus",
-        (0x0c, _) => "serial bus",
-        (0x0d, _) => "wireless",
-        (0x10, _) => "encryption",
-        (0x12, _) => "accelerator",
-        _ => "other",
+fn table(devices: &[Entry]) -> String {
+    let head =
+        ["ADDRESS", "ID", "CLASS", "DRIVER", "DRIVEN HERE BY", "GROUP", "OTHERS IN THE GROUP"];
+    let mut rows = vec![head.map(str::to_owned)];
+    let dash = || "-".to_owned();
+    for entry in devices {
+        let address = entry.address.to_string();
+        let (group, others) = match &entry.iommu_group {
+            None => (dash(), String::new()),
+            Some(group) => {
+                let others: Vec<_> =
+                    group.members.iter().filter(|member| **member != address).cloned().collect();
+                let mode = if group.noiommu { " (no IOMMU)" } else { "" };
+                (format!("{}{mode}", group.number), others.join(" "))
+            }
+        };
+        rows.push([
+            address,
+            format!("{}:{}", &entry.vendor[2..], &entry.device[2..]),
+            entry.class_name.to_owned(),
+            entry.driver.clone().unwrap_or_else(dash),
+            entry.supported_by.map_or_else(dash, |driver| driver.to_string()),
+            group,
+            others,
+        ]);
     }
+    output::table(&rows)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::Machine;
     use super::*;
 
-    #[test]
-    fn every_column_has_its_value() {
-        let address = "0000:00:05.0".parse().unwrap();
-        let other = "0000:00:05.1".parse().unwrap();
-        let info = DeviceInfo {
-            address,
-            vendor: 0x1234,
-            device: 0x11e8,
-            subsystem_vendor: 0,
-            subsystem_device: 0,
-            class: 0x00_ff00,
-            revision: 0x10,
-            driver: Some("vfio-pci".into()),
-            iommu_group: Some(7),
-            group_members: vec![address, other],
-        };
-        let drives = recognise(info.vendor, info.device);
-        let text = table(&[Entry { kind: class_name(info.class), drives, info }]);
-        let columns: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        let wanted = ["0000:00:05.0", "1234:11e8", "other", "vfio-pci", "7", "edu", "0000:00:05.1"];
-        assert_eq!(columns, wanted);
+    fn machine() -> Machine {
+        let machine = Machine::new();
+        machine.device("0000:00:05.0", 0x1234, 0x11e8, Some("vfio-pci"), Some(3));
+        machine.device("0000:00:06.0", 0x1b36, 0x0005, None, Some(3));
+        machine.device("0000:00:07.0", 0x1af4, 0x1041, Some("virtio-pci"), None);
+        machine
     }
 
     #[test]
-    fn classes_are_in_words() {
-        assert_eq!(class_name(0x08_8000), "system peripheral");
-        assert_eq!(class_name(0x02_0000), "network controller");
-        assert_eq!(class_name(0xff_ffff), "other");
+    fn the_table_has_ids_drivers_groups_and_what_can_be_driven() {
+        let text = compose(&machine().sysfs(), &Args { json: false }).unwrap();
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let [head, edu, testdev, virtio]: [Vec<&str>; 4] = lines.try_into().unwrap();
+        assert_eq!(head[..4], ["ADDRESS", "ID", "CLASS", "DRIVER"]);
+        assert_eq!(
+            edu.join(" "),
+            "0000:00:05.0 1234:11e8 unclassified device vfio-pci edu 3 0000:00:06.0"
+        );
+        assert_eq!(
+            testdev.join(" "),
+            "0000:00:06.0 1b36:0005 unclassified device - pci-testdev 3 0000:00:05.0"
+        );
+        assert_eq!(virtio.join(" "), "0000:00:07.0 1af4:1041 unclassified device virtio-pci - -");
+    }
+
+    #[test]
+    fn the_json_has_its_documented_fields() {
+        let text = compose(&machine().sysfs(), &Args { json: true }).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let edu = &json["devices"][0];
+        assert_eq!(
+            *edu,
+            serde_json::json!({
+                "address": "0000:00:05.0",
+                "vendor": "0x1234",
+                "device": "0x11e8",
+                "subsystem_vendor": "0x1af4",
+                "subsystem_device": "0x1100",
+                "class": "0x00ff00",
+                "class_name": "unclassified device",
+                "revision": "0x10",
+                "driver": "vfio-pci",
+                "iommu_group": {
+                    "number": 3,
+                    "noiommu": false,
+                    "members": ["0000:00:05.0", "0000:00:06.0"],
+                },
+                "numa_node": null,
+                "bars": [{
+                    "index": 0,
+                    "start": 0xfea0_0000_u32,
+                    "size": 0x10_0000,
+                    "kind": "memory32",
+                    "prefetchable": false,
+                }],
+                "supported_by": "edu",
+                "description": "QEMU educational device",
+            })
+        );
+        assert_eq!(json["devices"][2]["iommu_group"], serde_json::Value::Null);
+        assert_eq!(json["devices"][2]["supported_by"], serde_json::Value::Null);
     }
 }

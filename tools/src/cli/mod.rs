@@ -5,13 +5,18 @@
 
 pub mod bind;
 pub mod demo;
+pub mod doctor;
+#[cfg(test)]
+mod fixture;
 pub mod link;
 pub mod list;
+pub mod model;
+mod output;
 pub mod run;
 pub mod size;
+pub mod unbind;
 pub mod vm;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,9 +41,11 @@ struct Cli {
 enum Command {
     List(list::Args),
     Bind(bind::Args),
-    Unbind(bind::Args),
+    Unbind(unbind::Args),
+    Doctor(doctor::Args),
     Run(run::Args),
     Vm(vm::Args),
+    Model(model::Args),
     Link(link::Args),
 }
 
@@ -51,33 +58,40 @@ pub fn main() -> ExitCode {
     let result = match &Cli::parse().command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
-        Some(Command::Bind(args)) => bind::bind(args),
-        Some(Command::Unbind(args)) => bind::unbind(args),
+        Some(Command::Bind(args)) => bind::run(args),
+        Some(Command::Unbind(args)) => unbind::run(args),
+        Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Vm(args)) => vm::run(args),
+        Some(Command::Model(args)) => model::run(args),
         Some(Command::Link(args)) => link::run(args),
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("vfio-dma: {failure}");
+        output::complain(&failure.to_string());
         ExitCode::FAILURE
     })
 }
 
-/// Prints a result and a line feed. A reader that went away (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("writing to standard output: {error}").into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process.
+/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
+/// second time ends it.
 fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || set.store(true, Ordering::SeqCst))?;
+    ctrlc::set_handler(move || {
+        // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+    })?;
     Ok(flag)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
 }

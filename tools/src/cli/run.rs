@@ -11,20 +11,21 @@ use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::{Membar, PciTestdev, TestResult};
-use vfio_dma::devices::{KnownDevice, recognise};
+use vfio_dma::devices::{Driver, recognise};
 use vfio_dma::dma::{Direction, Pattern, Report};
 use vfio_dma::pci::{Address, Sysfs};
 use vfio_dma::session::Session;
 
 use super::size::parse_size;
-use super::{Failure, interrupted, print};
+use super::{Failure, interrupted, output};
 
 /// Moves data both ways and verifies every byte (edu), or runs the device's own tests
 /// (pci-testdev).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0
-    device: Address,
+    #[arg(value_name = "BDF")]
+    device: String,
     /// Bytes to move each way; takes K, M, G (edu)
     #[arg(long, default_value = "64K", value_parser = parse_size)]
     size: u64,
@@ -108,48 +109,48 @@ struct TestdevOutcome {
 ///
 /// Fails when the device cannot be opened or driven, or a byte is wrong.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let sysfs = Sysfs::system();
-    let info = sysfs.device(args.device)?;
+    let address: Address = args.device.parse()?;
+    let sysfs = Sysfs::new();
+    let info = sysfs.device(address)?;
     let Some(known) = recognise(info.vendor, info.device) else {
         return Err(format!(
             "{} is {:04x}:{:04x}, which is not a device that vfio-dma drives\n  remedy: `vfio-dma \
              list` marks those it drives",
-            args.device, info.vendor, info.device
+            address, info.vendor, info.device
         )
         .into());
     };
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let binding = if args.bind { Some(sysfs.bind(args.device)?) } else { None };
-    let result = drive(args, known, &interrupted);
-    if let Some(binding) = binding
-        && binding.changed()
-    {
-        sysfs.unbind(args.device)?;
+    let binding = if args.bind { Some(sysfs.bind(address)?) } else { None };
+    let result = drive(args, address, known.driver, &interrupted);
+    if let Some(binding) = &binding {
+        sysfs.restore(binding)?;
     }
     let (outcome, status) = result?;
     let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { describe(&outcome) };
-    print(&text)?;
+    output::print(&format!("{text}\n"))?;
     Ok(status)
 }
 
 fn drive(
     args: &Args,
-    known: KnownDevice,
+    address: Address,
+    driver: Driver,
     interrupted: &AtomicBool,
 ) -> Result<(Outcome, ExitCode), Failure> {
-    let device = Session::new().open(args.device)?;
-    match known {
-        KnownDevice::Edu => {
-            let outcome = run_edu(args, device, interrupted)?;
+    let device = Session::new().open(address)?;
+    match driver {
+        Driver::Edu => {
+            let outcome = run_edu(args, address, device, interrupted)?;
             Ok((Outcome::Edu(Box::new(outcome)), ExitCode::SUCCESS))
         }
-        KnownDevice::PciTestdev => {
-            let outcome = run_testdev(args, device)?;
+        Driver::PciTestdev => {
+            let outcome = run_testdev(args, address, device)?;
             let status = if outcome.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
             Ok((Outcome::PciTestdev(outcome), status))
         }
-        other => Err(format!("{} is {other}: there is no driver for it yet", args.device).into()),
+        other => Err(format!("{address} is {other}, which this command does not run").into()),
     }
 }
 
@@ -158,6 +159,7 @@ const STRIDE: usize = 16 << 10;
 
 fn run_edu(
     args: &Args,
+    address: Address,
     device: Arc<Device>,
     interrupted: &AtomicBool,
 ) -> Result<EduOutcome, Failure> {
@@ -191,13 +193,12 @@ fn run_edu(
     let elapsed = begin.elapsed();
     bar.finish_and_clear();
 
-    let location = args.device;
     sent.check(&target, 0, len, 0)?
-        .map_err(|wrong| format!("{location}: what came back from the device is wrong: {wrong}"))?;
+        .map_err(|wrong| format!("{address}: what came back from the device is wrong: {wrong}"))?;
     sent.check(&source, 0, len, 0)?
-        .map_err(|wrong| format!("{location}: the source was written to: {wrong}"))?;
+        .map_err(|wrong| format!("{address}: the source was written to: {wrong}"))?;
     Ok(EduOutcome {
-        address: args.device,
+        address,
         version: format!("{major}.{minor}"),
         bytes: args.size,
         completion: config.completion,
@@ -218,12 +219,16 @@ fn progress(len: u64) -> ProgressBar {
     ProgressBar::new(len).with_style(style)
 }
 
-fn run_testdev(args: &Args, device: Arc<Device>) -> Result<TestdevOutcome, Failure> {
+fn run_testdev(
+    args: &Args,
+    address: Address,
+    device: Arc<Device>,
+) -> Result<TestdevOutcome, Failure> {
     let testdev = PciTestdev::open(device)?;
     let tests = testdev.run(args.writes)?;
     let membar = testdev.membar()?;
     let passed = tests.iter().all(TestResult::passed);
-    Ok(TestdevOutcome { address: args.device, passed, tests, membar })
+    Ok(TestdevOutcome { address, passed, tests, membar })
 }
 
 fn describe(outcome: &Outcome) -> String {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::size::parse_size;
+use crate::serve::{self, Served};
 use crate::vm::{Accel, Device, Guest, Input, Iommu, Kernel, Streams, VmConfig};
 
 /// Variables that the command in the guest gets from this process.
@@ -17,12 +18,14 @@ const PASSED_ON: [&str; 4] = ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TERM"];
 
 /// Boot a guest with PCI devices and run a command in it
 ///
-/// QEMU, a kernel and busybox are fetched once and kept in ~/.cache/vfio-dma; this program
-/// is /bin/vfio-dma in the guest. The exit status is the command's.
+/// QEMU, a kernel and busybox are fetched once and kept in ~/.cache/vfio-dma; remove it to
+/// fetch them anew. This program is /bin/vfio-dma in the guest. The exit status is the
+/// command's.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A device: a name of QEMU's `-device` with properties, such as `edu,dma_mask=0xffffffff`;
-    /// the first is 0000:00:05.0 in the guest, the second 0000:00:06.0
+    /// the first is 0000:00:05.0 in the guest, the second 0000:00:06.0. `ioat`, `ioat-skx` and
+    /// `ioat-icx` (with `,channels=N,fault=SPEC`) are the model of the Intel I/OAT engine, served here
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
     /// The guest's kernel: `stock` (Debian's), `full` (built here once, with iommufd, no-IOMMU
@@ -57,10 +60,22 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
         return Err("a shell needs a terminal; give a command after `--`".into());
     }
     let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
+    // Models live until the guest has ended.
+    let mut models = Vec::new();
+    let mut devices = Vec::new();
+    for text in &args.devices {
+        devices.push(match serve::describe(text)? {
+            Some(config) => {
+                models.push(Served::start(config)?);
+                models[models.len() - 1].device()
+            }
+            None => Device::from(text.as_str()),
+        });
+    }
     let guest = Guest::prepare(VmConfig {
         kernel: args.kernel.clone(),
         iommu: args.iommu,
-        devices: args.devices.iter().map(|text| Device::from(text.as_str())).collect(),
+        devices,
         memory: args.memory,
         cpus: args.cpus,
         env: env.collect(),

@@ -13,7 +13,7 @@ use super::progress::Step;
 const KVM: &str = "/dev/kvm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Longest time for the probe guest; under a working KVM it takes one second.
-const PROBE_LIMIT: Duration = Duration::from_secs(8);
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The choice of how the guest's processor runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,7 +96,14 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
         match guest.with(config).run(&["true"]) {
             Ok(output) if output.status == 0 => Ok("kvm".into()),
             Ok(output) => Ok(format!("exit status {}", output.status)),
-            Err(e) => Ok(e.to_string()),
+            Err(
+                e @ (VmError::BootTimeout { .. }
+                | VmError::CommandTimeout { .. }
+                | VmError::GuestDied { .. }
+                | VmError::GuestSetup { .. }),
+            ) => Ok(e.to_string()),
+            // It says nothing about KVM.
+            Err(e) => Err(e),
         }
     })?;
     if verdict == "kvm" {

@@ -20,12 +20,15 @@ const END_SLOT: u8 = 0x1d;
 pub enum Iommu {
     /// `intel-iommu` (VT-d).
     Intel {
-        /// Width of its DMA addresses in bits; QEMU's default is 39 or 48 by version.
+        /// Width of its DMA addresses in bits, 39 or 48; QEMU's default when none.
         aw_bits: Option<u8>,
     },
-    /// `amd-iommu`.
+    /// `amd-iommu`; VFIO is told to do without isolated interrupts.
     Amd,
-    /// `virtio-iommu-pci`.
+    /// `virtio-iommu-pci`, at 0000:00:02.0; VFIO is told to do without isolated interrupts.
+    ///
+    /// With a stock kernel its driver is a module, and a device has an IOMMU group only from
+    /// the time when it is bound to a driver.
     Virtio,
     /// None: devices reach physical memory.
     None,
@@ -278,8 +281,16 @@ impl VmConfig {
             "audit=0",
             "nowatchdog",
         ];
-        if let Iommu::Intel { .. } = self.iommu {
-            words.push("intel_iommu=on");
+        match self.iommu {
+            Iommu::Intel { .. } => words.push("intel_iommu=on"),
+            // virtio-iommu does not remap interrupts, and newer kernels do not let QEMU's
+            // amd-iommu do it: they look for a southbridge at 00:14.0. VFIO then attaches no
+            // device unless it is told to.
+            Iommu::Amd | Iommu::Virtio => words.extend([
+                "vfio_iommu_type1.allow_unsafe_interrupts=1",
+                "iommufd.allow_unsafe_interrupts=1",
+            ]),
+            Iommu::None => {}
         }
         words.extend(self.kernel_args.iter().map(String::as_str));
         words.join(" ")
@@ -332,6 +343,14 @@ mod tests {
         assert!(refuse(VmConfig { cpus: 0, ..base() }).contains("at least 1"));
         assert!(refuse(VmConfig { devices: vec!["edu".into(); 25], ..base() }).contains("24 fit"));
         assert!(refuse(VmConfig { devices: vec!["-edu".into()], ..base() }).contains("-edu"));
+    }
+
+    #[test]
+    fn callers_kernel_words_come_last() {
+        let config = VmConfig { kernel_args: vec!["loglevel=7".into()], ..VmConfig::default() };
+        let line = config.kernel_line();
+        assert!(line.starts_with("console=ttyS0 quiet "), "{line}");
+        assert!(line.ends_with(" intel_iommu=on loglevel=7"), "{line}");
     }
 
     #[test]

@@ -117,8 +117,16 @@ pub enum VmError {
         /// Packages that have it.
         packages: String,
     },
+    /// The build of a kernel failed.
+    #[error("building the guest's kernel failed; all that it printed is in {log}: {source}")]
+    KernelBuild {
+        /// Log of the build.
+        log: PathBuf,
+        /// What failed.
+        source: Box<VmError>,
+    },
     /// The guest did not come up in time.
-    #[error("the guest did not boot within {} s; the end of its console:\n{console}", limit.as_secs_f32())]
+    #[error("the guest did not boot within {} s{}", limit.as_secs_f32(), section("console", console))]
     BootTimeout {
         /// The limit.
         limit: Duration,
@@ -126,7 +134,7 @@ pub enum VmError {
         console: String,
     },
     /// The command did not end in time.
-    #[error("the command in the guest did not end within {} s; the end of the console:\n{console}", limit.as_secs_f32())]
+    #[error("the command in the guest did not end within {} s{}", limit.as_secs_f32(), section("console", console))]
     CommandTimeout {
         /// The limit.
         limit: Duration,

@@ -15,10 +15,11 @@ use super::config::VmConfig;
 use super::error::{Context, VmError};
 use super::initramfs::{Archive, check_static};
 use super::kernel::{self, Image};
+use super::machine::{Machine, Ports};
 use super::modules::{self, Tree};
-use super::process::{Finished, Input, Limits, Machine, Ports, Streams, serve};
 use super::progress::Step;
 use super::qemu::Qemu;
+use super::session::{Finished, Input, Limits, Streams, serve};
 
 const INIT: &str = include_str!("guest_init.sh");
 

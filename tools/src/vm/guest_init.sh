@@ -31,6 +31,22 @@ fail() {
 	poweroff -f
 }
 
+# Runs the command with this standard input and its output in pipes: a serial port would
+# look like a terminal to it, and get colours and progress bars.
+piped() {
+	mkfifo /tmp/.stdout /tmp/.stderr
+	cat /tmp/.stdout >/dev/ttyS1 3>&- &
+	out=$!
+	cat /tmp/.stderr >/dev/ttyS2 3>&- &
+	err=$!
+	sh /etc/vfio-dma/command <"$1" >/tmp/.stdout 2>/tmp/.stderr 3>&-
+	status=$?
+	# What the command left running may hold the pipes; its output is not waited for.
+	{ sleep 2; kill $out $err; } >/dev/null 2>&1 3>&- &
+	wait $out $err
+	return $status
+}
+
 . /etc/vfio-dma/settings
 
 for module in $MODULES; do
@@ -39,16 +55,20 @@ done
 
 stty -F /dev/ttyS2 raw -echo
 case $INPUT in
-shell) stty -F /dev/ttyS1 sane rows "$ROWS" columns "$COLUMNS" ;;
+shell) stty -F /dev/ttyS1 sane ;;
 lines) stty -F /dev/ttyS1 raw -echo icanon eof ^D ;;
 *) stty -F /dev/ttyS1 raw -echo ;;
 esac
 
 echo ready >&3
 case $INPUT in
-shell) setsid -c sh /etc/vfio-dma/command </dev/ttyS1 >/dev/ttyS1 2>&1 3>&- ;;
-lines) sh /etc/vfio-dma/command </dev/ttyS1 >/dev/ttyS1 2>/dev/ttyS2 3>&- ;;
-*) sh /etc/vfio-dma/command </dev/null >/dev/ttyS1 2>/dev/ttyS2 3>&- ;;
+shell)
+	# A terminal keeps its size only while it is open.
+	script="stty rows $ROWS columns $COLUMNS; . /etc/vfio-dma/command"
+	setsid -c sh -c "$script" </dev/ttyS1 >/dev/ttyS1 2>&1 3>&-
+	;;
+lines) piped /dev/ttyS1 ;;
+*) piped /dev/null ;;
 esac
 echo "exit $?" >&3
 poweroff -f

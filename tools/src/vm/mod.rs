@@ -5,7 +5,7 @@
 //! and gives back its output and exit status:
 //!
 //! ```text
-//! config ─ qemu, kernel, full (cache, apt) ─ guest (initramfs, modules) ─ process
+//! config ─ qemu, kernel, full (cache, apt) ─ guest (initramfs, modules) ─ machine, session
 //! ```
 //!
 //! Everything fetched or built is kept in `${XDG_CACHE_HOME:-~/.cache}/vfio-dma`. With what
@@ -22,10 +22,11 @@ mod full;
 mod guest;
 mod initramfs;
 mod kernel;
+mod machine;
 mod modules;
-mod process;
 mod progress;
 mod qemu;
+mod session;
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub use error::VmError;
 pub use guest::Guest;
 pub use kernel::Kernel;
 pub use modules::Modules;
-pub use process::{Finished, Input, Streams};
+pub use session::{Finished, Input, Streams};
 
 /// What a command in a guest did.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,8 @@ pub use container::Container;
 pub use device::Device;
 
 use super::{BackendError, Result};
-use crate::pci::{Address, Sysfs};
+use crate::pci::sysfs::VFIO_PCI;
+use crate::pci::{Address, PciError, Sysfs};
 
 fn os_error(action: String, errno: Errno, remedy: Option<String>) -> BackendError {
     BackendError::Os { action, source: io::Error::from(errno), remedy }
@@ -67,7 +68,7 @@ impl Container {
     /// group's node, or end who uses it. [`BackendError::NotShareable`] when the group
     /// cannot join a container that has others already.
     pub fn open(self: &Arc<Container>, address: Address) -> Result<Device> {
-        let sysfs = Sysfs::system();
+        let sysfs = Sysfs::new();
         let (path, group) = check(&sysfs, address)?;
         let node = format!("/dev/vfio/{group}");
         // Opened here once, so that the reason is told; `VfioDevice` opens it again.
@@ -138,37 +139,21 @@ impl Container {
 /// Checks what sysfs tells, and returns the device's directory and its group.
 fn check(sysfs: &Sysfs, address: Address) -> Result<(std::path::PathBuf, u32)> {
     let info = sysfs.device(address)?;
-    let Some(group) = info.iommu_group else {
-        return Err(precondition(
-            format!("{address} has no IOMMU group: the system runs without an IOMMU"),
-            "enable VT-d or AMD-Vi in the firmware and boot with intel_iommu=on (AMD: it is on \
-             by default)",
-        ));
+    let Some(group) = info.group else {
+        return Err(PciError::NoGroup { address }.into());
     };
-    match info.driver.as_deref() {
-        Some("vfio-pci") => {}
-        driver => {
-            let bound = driver.map_or("no driver".to_string(), |name| format!("the driver {name}"));
-            return Err(precondition(
-                format!("{address} is bound to {bound}, not to vfio-pci"),
-                format!("vfio-dma bind {address}"),
-            ));
-        }
-    }
-    let hindering = sysfs.hindering_members(address)?;
-    if !hindering.is_empty() {
-        let names: Vec<String> = hindering.iter().map(|(a, d)| format!("{a} ({d})")).collect();
-        let mend: Vec<String> =
-            hindering.iter().map(|(a, _)| format!("vfio-dma bind {a}")).collect();
+    if info.driver.as_deref() != Some(VFIO_PCI) {
+        let bound = info.driver.map_or("no driver".into(), |name| format!("the driver {name}"));
         return Err(precondition(
-            format!(
-                "{address}: IOMMU group {group} has members bound to host drivers: {}",
-                names.join(", ")
-            ),
-            mend.join(" && "),
+            format!("{address} is bound to {bound}, not to vfio-pci"),
+            format!("vfio-dma bind {address}"),
         ));
     }
-    Ok((sysfs.device_path(address), group))
+    if group.noiommu {
+        return Err(PciError::NoGroup { address }.into());
+    }
+    sysfs.viability(address)?.check()?;
+    Ok((sysfs.device_dir(address)?, group.number))
 }
 
 /// Why a node under /dev/vfio could not be opened.

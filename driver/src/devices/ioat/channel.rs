@@ -49,6 +49,8 @@ pub struct Channel {
     pub(super) order: VecDeque<usize>,
     /// The youngest, while parts of it wait for room in the ring.
     pub(super) feeding: Option<usize>,
+    /// Wrong completion words in a row, without any progress.
+    pub(super) lies: u32,
     /// Given up: nothing is in flight and nothing is taken on.
     pub(super) lost: bool,
     /// The device could not be stopped: it may still reach the ring.
@@ -71,6 +73,7 @@ impl Channel {
             jobs: Slab::with_capacity(capacity),
             order: VecDeque::with_capacity(capacity),
             feeding: None,
+            lies: 0,
             lost: false,
             loose: false,
             woken: None,
@@ -206,7 +209,13 @@ impl Channel {
     /// Stops the engine so that it reaches no memory any more: by suspending and resetting
     /// it, or by taking the device's bus mastering away. `false` when neither works.
     pub(super) fn silence(&self) -> bool {
-        let stopped = self.suspend().and_then(|()| self.reset());
+        // An engine that does not suspend is stopped by RESET all the same; asking for the
+        // status then pushes what it wrote before to memory.
+        let suspended = self.suspend();
+        let stopped = self.reset().and_then(|()| self.status());
+        if let (Err(error), Ok(_)) = (suspended, &stopped) {
+            log::warn!("{error}");
+        }
         let Err(error) = stopped else { return true };
         log::warn!("{error}; bus mastering is switched off for the whole device");
         match self.engine.device.quiesce() {

@@ -4,11 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::backend::IrqKind;
-use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::dma::{Direction, DmaError, Iova, SgError, SgTable};
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
+use crate::pci::PciError;
 use crate::ring::RingError;
 
 bitflags::bitflags! {
@@ -196,7 +196,7 @@ pub enum IoatError {
     Device(#[from] DeviceError),
     /// Configuration space did not answer.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] PciError),
     /// A buffer operation failed.
     #[error(transparent)]
     Dma(#[from] DmaError),

@@ -57,6 +57,7 @@ mod wait;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::{Driver, recognise};
 use crate::backend::IrqKind;
 use crate::device::Device;
 use crate::dma::{Buffer, Constraints, Direction, Request, SgLimits};
@@ -188,8 +189,9 @@ impl Ioat {
     /// something cannot be enabled.
     pub fn open(device: Arc<Device>, config: Config) -> Result<Ioat, IoatError> {
         let location = device.backend().location();
-        let (vendor, id) = device.config().ids()?;
-        if (vendor, id) != (0x8086, 0x2021) && (vendor, id) != (0x8086, 0x0b00) {
+        let (vendor, id) = (device.config().vendor_id()?, device.config().device_id()?);
+        let known = recognise(vendor, id).map(|known| known.driver);
+        if known != Some(Driver::Ioat) {
             return Err(IoatError::NotIoat { location, vendor, device: id });
         }
         let bar = device.bar(0)?;
@@ -205,9 +207,17 @@ impl Ioat {
             open: Mutex::new(0),
         };
         engine.identify()?;
-        for index in 0..engine.channels {
-            // What a former user left running would go on once bus mastering is back.
-            channel::reset(&engine, index)?;
+        // What a former user left running would go on once bus mastering is back.
+        let reset = |engine: &Engine| {
+            (0..engine.channels).try_for_each(|index| channel::reset(engine, index))
+        };
+        match reset(&engine) {
+            Err(error @ IoatError::Timeout { .. }) => {
+                log::warn!("{error}; resetting the function");
+                engine.device.reset()?;
+                reset(&engine)?;
+            }
+            result => result?,
         }
         if let Some(kind) = config.wait.irq() {
             let vectors = if kind == IrqKind::MsiX { engine.channels } else { 1 };

@@ -16,6 +16,9 @@ pub(super) fn is_halt(word: u64) -> bool {
     State::of(word) == State::Halted
 }
 
+/// How many wrong completion words a transfer survives without any progress.
+const LIES: u32 = 2;
+
 /// Who fails.
 #[derive(Debug)]
 enum Blame {
@@ -23,7 +26,7 @@ enum Blame {
     Nobody,
     /// The oldest in flight: the channel halted on it.
     Halt,
-    /// The oldest in flight: nobody knows how far it came.
+    /// The oldest in flight, if nothing moves any more: the completion word was wrong.
     Lie(RingError),
     /// All of them.
     Abort,
@@ -103,22 +106,31 @@ impl Channel {
     }
 
     /// Makes the engine stand still and resets it; returns what it said while it stood, for
-    /// RESET clears that.
-    fn stand(&self) -> Result<(u64, ChannelErrors), IoatError> {
+    /// RESET clears that. The flag is `false` when only RESET stopped it: it may have done
+    /// more than it said.
+    fn stand(&self) -> Result<(u64, ChannelErrors, bool), IoatError> {
         let mut status = self.status()?;
-        if !matches!(State::of(status), State::Halted | State::Suspended) {
-            self.suspend()?;
+        let mut stood = matches!(State::of(status), State::Halted | State::Suspended);
+        if !stood {
+            stood = match self.suspend() {
+                Ok(()) => true,
+                Err(error @ IoatError::Timeout { .. }) => {
+                    log::warn!("{error}");
+                    false
+                }
+                Err(error) => return Err(error),
+            };
             status = self.status()?;
         }
         let errors = self.errors()?;
         self.reset()?;
-        Ok((status, errors))
+        Ok((status, errors, stood))
     }
 
     /// Stops the engine, ends what has to end, and sets the channel up for the rest.
     fn recover(&mut self, blame: Blame) -> Result<usize, IoatError> {
         self.stats.recoveries += 1;
-        let (status, errors) = match self.stand() {
+        let (status, errors, stood) = match self.stand() {
             Ok(stood) => stood,
             Err(error) => return self.lose(error),
         };
@@ -126,12 +138,28 @@ impl Channel {
         if let Ok(done) = &told {
             self.stats.descriptors += done.end - done.start;
         }
+        let moved = told.as_ref().is_ok_and(|done| !done.is_empty());
         let mut ended = self.retire();
-        let blame = match told {
-            Ok(_) => blame,
-            Err(lie) => Blame::Lie(lie),
+        let blame = match (told, blame) {
+            // Whatever is not known to be done may be half done.
+            _ if !stood => Blame::Abort,
+            // Without CHANSTS there is nothing to go on from.
+            (Err(lie), _) => {
+                self.lies = LIES;
+                Blame::Lie(lie)
+            }
+            (Ok(_), Blame::Lie(lie)) => {
+                self.lies = if moved { 1 } else { self.lies + 1 };
+                Blame::Lie(lie)
+            }
+            (Ok(_), blame) => blame,
         };
-        let one_fails = !matches!(blame, Blame::Nobody) && self.ring.in_flight() > 0;
+        let nobody = match &blame {
+            Blame::Nobody => true,
+            Blame::Lie(_) => self.lies < LIES && self.engine.config.on_error == OnError::RunTheRest,
+            Blame::Halt | Blame::Abort => false,
+        };
+        let one_fails = !nobody && self.ring.in_flight() > 0;
         let rest_fails = match &blame {
             Blame::Nobody => false,
             Blame::Halt | Blame::Lie(_) => {
@@ -147,6 +175,7 @@ impl Channel {
                 self.order.pop_front();
                 self.end(key, Err(error));
                 ended += 1;
+                self.lies = 0;
                 next.unwrap_or(self.ring.filled())
             }
             _ => self.ring.done(),

@@ -195,24 +195,49 @@ fn a_halt_names_its_descriptor_and_ends_every_transfer_once() {
 }
 
 #[test]
-fn a_completion_word_that_lies_fails_one_and_not_the_channel() {
+fn a_wrong_completion_word_is_survived_once_and_fails_one_transfer_the_next_time() {
     for wrong in [0x40, u64::MAX, 0x1000_0000_0000] {
         let (backing, ioat, mut channel) = open(config());
         backing.registers().hold = true;
-        let (source, target) = scattered(&ioat, 3, 1);
-        let token = channel.copy(source, target, WhenFull::Return).unwrap();
+        let submit = |channel: &mut Channel, seed| {
+            let (source, target) = scattered(&ioat, 3, seed);
+            channel.copy(source, target, WhenFull::Return).unwrap()
+        };
+        let tokens = [submit(&mut channel, 1), submit(&mut channel, 2), submit(&mut channel, 3)];
         channel.issue().unwrap();
         let word = backing.registers().word();
-        backing.host.store(word, wrong & !7).unwrap();
-        let finished = channel.wait(token, SECOND).unwrap();
+        let mut lie = || {
+            backing.host.store(word, wrong & !7).unwrap();
+            channel.poll().unwrap()
+        };
+        assert_eq!([lie(), lie(), lie()], [0, 1, 0]);
+        let finished = channel.take(tokens[0]).unwrap().unwrap();
         assert!(finished.tables.is_some());
         let error = finished.result.unwrap_err();
         assert!(matches!(error, TransferError::Completion(_)), "{error}");
-        backing.registers().hold = false;
-        let (source, target) = scattered(&ioat, 3, 2);
-        let token = channel.copy(source, target, WhenFull::Return).unwrap();
-        check(&channel.wait(token, SECOND).unwrap().into_result().unwrap(), 2);
+        backing.registers().release();
+        for (token, seed) in [(tokens[1], 2), (tokens[2], 3)] {
+            check(&channel.wait(token, SECOND).unwrap().into_result().unwrap(), seed);
+        }
+        assert_eq!(backing.registers().executed, 6, "nothing is done twice");
     }
+}
+
+#[test]
+fn an_engine_that_does_not_suspend_is_reset() {
+    let (backing, ioat, mut channel) = open(config());
+    backing.registers().hold = true;
+    let (source, target) = scattered(&ioat, 3, 1);
+    let token = channel.copy(source, target, WhenFull::Return).unwrap();
+    channel.issue().unwrap();
+    backing.registers().no_suspend = true;
+    channel.abort().unwrap();
+    let finished = channel.take(token).unwrap().unwrap();
+    assert_eq!(finished.result, Err(TransferError::Aborted));
+    backing.registers().hold = false;
+    let (source, target) = scattered(&ioat, 3, 2);
+    let token = channel.copy(source, target, WhenFull::Return).unwrap();
+    check(&channel.wait(token, SECOND).unwrap().into_result().unwrap(), 2);
 }
 
 #[test]
@@ -243,7 +268,7 @@ fn a_device_that_is_gone_or_deaf_is_given_up_within_the_bound() {
             let late = channel.wait(token, Duration::from_millis(30)).unwrap_err();
             assert!(matches!(late, IoatError::Timeout { .. }), "{late}");
             let error = channel.abort().unwrap_err();
-            assert!(error.to_string().contains("SUSPEND"), "{error}");
+            assert!(error.to_string().contains("RESET"), "{error}");
         }
         let finished = channel.wait(token, SECOND).unwrap();
         assert!(begin.elapsed() < SECOND);

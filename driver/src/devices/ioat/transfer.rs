@@ -283,6 +283,7 @@ impl Channel {
             Ok(done) if done.is_empty() => Ok(0),
             Ok(done) => {
                 self.stats.descriptors += done.end - done.start;
+                self.lies = 0;
                 let ended = self.retire();
                 if let Some(key) = self.feeding {
                     self.feed(key);

@@ -1,315 +1,429 @@
-//! Binding a device to vfio-pci, and giving it back.
-//!
-//! The way is `driver_override`: the one device gets vfio-pci, others with its ids do not.
-//! A file in `/run/vfio-dma` remembers the former driver, so that another process can
-//! restore it; the directory is gone after a reboot, as the binding is.
+//! Handing a function to vfio-pci, and back.
 
-use std::fs;
-use std::io;
-use std::path::Path;
-use std::process::Command;
+use super::{Former, IommuGroup, PciDeviceInfo, Sysfs, VFIO_PCI};
+use crate::pci::Address;
+use crate::pci::error::{Aftermath, PciError, Result};
 
-use super::{Address, Result, Sysfs, SysfsError, read};
-
-const VFIO_PCI: &str = "vfio-pci";
-
-/// What [`Sysfs::bind`] did.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+/// How [`Sysfs::bind`] left a function; [`Sysfs::restore`] takes it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// The device.
+    /// The function, now bound to vfio-pci.
     pub address: Address,
-    /// The driver that it had.
-    pub former: Option<String>,
-    changed: bool,
+    /// What it had before; none when it was bound to vfio-pci already.
+    pub former: Option<Former>,
+    /// Its IOMMU group; none without an IOMMU, where the kernel let vfio-pci bind all the
+    /// same: opening the function will fail.
+    pub group: Option<IommuGroup>,
 }
 
 impl Binding {
-    /// Whether the device was bound to something else before.
+    /// Whether the function was bound to vfio-pci before.
     #[must_use]
-    pub fn changed(&self) -> bool {
-        self.changed
+    pub fn already_bound(&self) -> bool {
+        self.former.is_none()
     }
 }
 
-/// What [`Sysfs::unbind`] did.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Unbinding {
-    /// The device.
+/// How a function was left that was taken from vfio-pci.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unbound {
+    /// The function.
     pub address: Address,
-    /// The driver that it has now.
+    /// The driver that it has now, if any.
     pub driver: Option<String>,
+    /// What decided on that driver.
+    pub choice: Choice,
 }
 
-/// What a device was before it was bound.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Former {
-    driver: Option<String>,
-    driver_override: Option<String>,
-}
-
-impl Former {
-    /// Two lines: the driver, then its override; empty for none.
-    fn to_text(&self) -> String {
-        let line = |text: &Option<String>| text.clone().unwrap_or_default();
-        format!("{}\n{}\n", line(&self.driver), line(&self.driver_override))
-    }
-
-    fn from_text(text: &str) -> Former {
-        let mut lines = text.lines().map(|line| Some(line.to_string()).filter(|l| !l.is_empty()));
-        Former { driver: lines.next().flatten(), driver_override: lines.next().flatten() }
-    }
+/// What decided on the driver of a function that is not bound to vfio-pci any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// What was recorded when the function was bound.
+    Record,
+    /// The kernel: there was no record.
+    Kernel,
+    /// Nothing was done: the function was not bound to vfio-pci.
+    Untouched,
 }
 
 impl Sysfs {
-    /// Binds a device to vfio-pci, loading the module when it is not there.
+    /// Binds a function to vfio-pci through `driver_override`.
     ///
-    /// A device that is bound to vfio-pci already is left as it is.
+    /// Loads vfio-pci when it is absent. What the function had before is recorded in
+    /// `/run/vfio-dma`, for [`Sysfs::unbind`] in a later process. A function that is bound
+    /// to vfio-pci already is left as it is.
     ///
     /// # Errors
     ///
-    /// When a step fails, those before it are taken back.
+    /// Without an IOMMU, vfio-pci refuses the function unless VFIO's no-IOMMU mode is on; the
+    /// cause is [`PciError::NoGroup`] then.
+    ///
+    /// When a step fails half-way, everything is put back as it was, and
+    /// [`PciError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
-        let info = self.device(address)?;
-        if info.driver.as_deref() == Some(VFIO_PCI) {
-            return Ok(Binding { address, former: info.driver, changed: false });
+        let device = self.device(address)?;
+        if device.driver.as_deref() == Some(VFIO_PCI) {
+            return Ok(Binding { address, former: None, group: device.group });
         }
-        if !self.driver_path(VFIO_PCI).exists() {
-            self.load_vfio_pci(address)?;
+        if device.class.is_pci_bridge() {
+            return Err(PciError::NotAnEndpoint { address, class: device.class });
         }
+        self.check_permission(address)?;
+        self.ensure_vfio_pci()?;
         let driver_override = self.driver_override(address)?;
-        let former = Former { driver: info.driver.clone(), driver_override };
-        self.change(address, &former).map_err(|first| match self.restore(address, &former) {
-            Ok(_) => first,
-            Err(second) => {
-                SysfsError::Rollback { first: Box::new(first), second: Box::new(second) }
+        let former = Former { driver: device.driver, driver_override };
+        if let Err(error) = self.remember(address, &former) {
+            log::warn!("{address}: its driver is not recorded for a later unbind: {error}");
+        }
+        // First of all the override: from then on no other driver can take the function.
+        if let Err(error) = self.set_override(address, Some(VFIO_PCI)) {
+            self.forget(address);
+            return Err(error);
+        }
+        match self.take_over(address, former.driver.as_deref()) {
+            Ok(()) => {
+                // Without an IOMMU, VFIO's no-IOMMU mode makes a group up now.
+                let group = self.device(address)?.group;
+                Ok(Binding { address, former: Some(former), group })
             }
-        })?;
-        Ok(Binding { address, former: info.driver, changed: true })
+            Err(cause) => {
+                let aftermath = self.roll_back(address, &former, &cause);
+                let cause = match cause {
+                    PciError::WrongDriver { .. } if device.group.is_none() => {
+                        PciError::NoGroup { address }
+                    }
+                    cause => cause,
+                };
+                Err(PciError::Bind { address, cause: Box::new(cause), aftermath })
+            }
+        }
     }
 
-    /// Takes a device from vfio-pci and gives it back to the driver that it had.
-    ///
-    /// Where it is not known what it had, the kernel chooses a driver.
+    /// Takes a function from vfio-pci and gives it the driver that it had before
+    /// [`Sysfs::bind`], in this process or another one; without a record of that, the one
+    /// that the kernel chooses.
     ///
     /// # Errors
     ///
-    /// Fails when the device is not bound to vfio-pci, or a process has it open: the
-    /// kernel would wait for that process without end.
-    pub fn unbind(&self, address: Address) -> Result<Unbinding> {
-        let info = self.device(address)?;
-        if info.driver.as_deref() != Some(VFIO_PCI) {
-            let driver =
-                info.driver.map_or("no driver".into(), |name| format!("the driver {name}"));
-            return Err(SysfsError::NotBound { address, driver });
+    /// Fails when a process has the function open, and when it does not get the recorded
+    /// driver.
+    pub fn unbind(&self, address: Address) -> Result<Unbound> {
+        let device = self.device(address)?;
+        let bound = device.driver.as_deref() == Some(VFIO_PCI);
+        if !bound && self.driver_override(address)?.as_deref() != Some(VFIO_PCI) {
+            self.forget(address);
+            let driver = device.driver;
+            return Ok(Unbound { address, driver, choice: Choice::Untouched });
         }
-        if let Some(group) = info.iommu_group {
-            check_idle(address, group)?;
+        let former = self.recall(address);
+        self.give_back(&device, former.as_ref())
+    }
+
+    /// Undoes one [`Sysfs::bind`]: nothing when the function was bound already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sysfs::unbind`].
+    pub fn restore(&self, binding: &Binding) -> Result<Unbound> {
+        let device = self.device(binding.address)?;
+        match &binding.former {
+            Some(former) => self.give_back(&device, Some(former)),
+            None => Ok(Unbound {
+                address: binding.address,
+                driver: device.driver,
+                choice: Choice::Untouched,
+            }),
         }
-        let driver = match fs::read_to_string(self.state_path(address)) {
-            Ok(text) => self.restore(address, &Former::from_text(&text))?,
-            Err(_) => {
-                self.release(address, None)?;
-                // Without a former driver to name, a match is welcome but not needed.
-                let probe = self.root.join("bus/pci/drivers_probe");
-                if let Err(error) = write(&probe, &address.to_string()) {
-                    log::info!("{address}: no driver takes it: {error}");
-                }
-                self.driver_of(address)?
+    }
+
+    fn give_back(&self, device: &PciDeviceInfo, former: Option<&Former>) -> Result<Unbound> {
+        let address = device.address;
+        let holders = self.holders(device);
+        if !holders.is_empty() {
+            return Err(PciError::InUse { address, holders });
+        }
+        let driver = match former {
+            Some(former) => {
+                self.put_back(address, former)?;
+                former.driver.clone()
+            }
+            None => {
+                self.set_override(address, None)?;
+                self.detach(address)?;
+                self.probe(address)?;
+                self.driver(address)?
             }
         };
-        Ok(Unbinding { address, driver })
+        self.forget(address);
+        let choice = if former.is_some() { Choice::Record } else { Choice::Kernel };
+        Ok(Unbound { address, driver, choice })
     }
 
-    /// Every step of binding, each undone by [`Sysfs::restore`].
-    fn change(&self, address: Address, former: &Former) -> Result<()> {
-        let path = self.device_path(address);
-        // The first write tells whether this user may do it at all.
-        write(&path.join("driver_override"), VFIO_PCI)?;
-        self.remember(address, former)?;
-        if former.driver.is_some() {
-            write(&path.join("driver/unbind"), &address.to_string())?;
+    /// Exchanges the driver of a function whose override names vfio-pci.
+    fn take_over(&self, address: Address, former: Option<&str>) -> Result<()> {
+        if former.is_some() {
+            self.detach(address)?;
         }
-        let probed = write(&self.root.join("bus/pci/drivers_probe"), &address.to_string());
-        let driver = self.driver_of(address)?;
-        if driver.as_deref() == Some(VFIO_PCI) {
-            return Ok(());
-        }
-        let reason = match probed {
-            Err(SysfsError::File { source, .. }) => source.to_string(),
-            _ => "the kernel's log says why".into(),
-        };
-        let remedy = if path.join("iommu_group").exists() {
-            "dmesg | tail".into()
-        } else {
-            format!(
-                "{address} has no IOMMU group: enable VT-d or AMD-Vi in the firmware and boot with \
-                 intel_iommu=on (AMD: it is on by default)"
-            )
-        };
-        Err(SysfsError::Refused { address, reason, remedy })
+        self.probe(address)?;
+        self.expect_driver(address, Some(VFIO_PCI))
     }
 
-    /// Puts override and driver back as they were; returns the driver.
-    fn restore(&self, address: Address, former: &Former) -> Result<Option<String>> {
-        self.release(address, former.driver_override.as_deref())?;
-        if let Some(driver) = &former.driver
-            && self.driver_of(address)?.as_ref() != Some(driver)
-        {
-            write(&self.driver_path(driver).join("bind"), &address.to_string())?;
+    fn roll_back(&self, address: Address, former: &Former, cause: &PciError) -> Aftermath {
+        if matches!(cause, PciError::Stuck { .. }) {
+            // Another write would wait for the same lock of the kernel.
+            return Aftermath::Pending(address);
         }
-        self.driver_of(address)
-    }
-
-    /// Takes the device from vfio-pci, sets the override, and forgets what is remembered.
-    fn release(&self, address: Address, driver_override: Option<&str>) -> Result<()> {
-        let path = self.device_path(address);
-        if self.driver_override(address)?.as_deref() != driver_override {
-            // A line feed alone clears it.
-            write(&path.join("driver_override"), driver_override.unwrap_or("\n"))?;
-        }
-        if self.driver_of(address)?.as_deref() == Some(VFIO_PCI) {
-            write(&path.join("driver/unbind"), &address.to_string())?;
-        }
-        match fs::remove_file(self.state_path(address)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{}: {error}", self.state_path(address).display());
+        match self.put_back(address, former) {
+            Ok(()) => {
+                self.forget(address);
+                Aftermath::Restored(former.driver.clone())
             }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn driver_override(&self, address: Address) -> Result<Option<String>> {
-        let text = read(&self.device_path(address).join("driver_override"))?;
-        Ok(Some(text).filter(|text| text != "(null)" && !text.is_empty()))
-    }
-
-    fn state_path(&self, address: Address) -> std::path::PathBuf {
-        self.state.join(address.to_string())
-    }
-
-    fn remember(&self, address: Address, former: &Former) -> Result<()> {
-        let path = self.state_path(address);
-        fs::create_dir_all(&self.state)
-            .and_then(|()| fs::write(&path, former.to_text()))
-            .map_err(|source| SysfsError::File { verb: "writing", path, source })
-    }
-
-    fn load_vfio_pci(&self, address: Address) -> Result<()> {
-        let said = match Command::new("modprobe").arg(VFIO_PCI).output() {
-            Ok(output) if output.status.success() => String::new(),
-            Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_string(),
-            Err(error) => format!("modprobe: {error}"),
-        };
-        if self.driver_path(VFIO_PCI).exists() {
-            Ok(())
-        } else {
-            Err(SysfsError::NoVfioPci { address, said })
+            Err(error) => Aftermath::NotRestored(Box::new(error)),
         }
     }
-}
 
-/// Refuses a device whose group a process has open.
-fn check_idle(address: Address, group: u32) -> Result<()> {
-    let node = format!("/dev/vfio/{group}");
-    match fs::OpenOptions::new().read(true).write(true).open(&node) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-            Err(SysfsError::Busy { address, node })
+    /// Gives the function the driver and the override that it had, whatever it has now.
+    fn put_back(&self, address: Address, former: &Former) -> Result<()> {
+        if self.driver(address)? != former.driver {
+            // While the driver is attached, an override may name no other one.
+            let during = former.driver_override.as_ref().and(former.driver.as_deref());
+            self.set_override(address, during)?;
+            self.detach(address)?;
+            if let Some(driver) = &former.driver {
+                self.attach(address, driver)?;
+            }
         }
-        // Whatever else it says, it is not in use.
-        _ => Ok(()),
+        if self.driver_override(address)? != former.driver_override {
+            self.set_override(address, former.driver_override.as_deref())?;
+        }
+        self.expect_driver(address, former.driver.as_deref())
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    // Not `fs::write`: an attribute must exist, and is never made or cut.
-    fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
-        .map_err(|source| SysfsError::File { verb: "writing", path: path.into(), source })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::super::fake::Fake;
     use super::*;
-    use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
 
-    const ADDRESS: &str = "0000:00:05.0";
+    const BDF: &str = "0000:00:05.0";
 
-    /// A tree of plain files: writes are recorded, and no kernel acts on them, so binding
-    /// always fails at its last step, where everything must be taken back.
-    fn tree(driver: Option<&str>) -> (tempfile::TempDir, Sysfs, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let pci = dir.path().join("sys/bus/pci");
-        let device = pci.join("devices").join(ADDRESS);
-        fs::create_dir_all(&device).unwrap();
-        fs::create_dir_all(pci.join("drivers/vfio-pci")).unwrap();
-        fs::create_dir_all(pci.join("drivers/host")).unwrap();
-        for name in ["unbind", "bind"] {
-            fs::write(pci.join("drivers/host").join(name), "").unwrap();
-        }
-        fs::write(pci.join("drivers_probe"), "").unwrap();
-        for (name, value) in [
-            ("vendor", "0x1234"),
-            ("device", "0x11e8"),
-            ("subsystem_vendor", "0x1af4"),
-            ("subsystem_device", "0x1100"),
-            ("class", "0x00ff00"),
-            ("revision", "0x10"),
-            ("driver_override", "(null)\n"),
-        ] {
-            fs::write(device.join(name), value).unwrap();
-        }
-        if let Some(driver) = driver {
-            symlink(pci.join("drivers").join(driver), device.join("driver")).unwrap();
-        }
-        let sysfs = Sysfs::at(&dir.path().join("sys"), &dir.path().join("run"));
-        (dir, sysfs, device)
+    fn edu(driver: Option<&str>) -> (Fake, Address) {
+        let fake = Fake::new();
+        fake.register("vfio-pci", &[]);
+        let address = fake.device(BDF, 0x1234, 0x11e8, driver, Some(3));
+        (fake, address)
     }
 
     #[test]
-    fn a_refusal_takes_everything_back_and_says_why() {
-        let (dir, sysfs, device) = tree(Some("host"));
-        let error = sysfs.bind(ADDRESS.parse().unwrap()).unwrap_err();
-        assert!(matches!(error, SysfsError::Refused { .. }), "{error}");
-        assert!(error.to_string().contains("no IOMMU group"), "{error}");
-        let unbound = fs::read_to_string(dir.path().join("sys/bus/pci/drivers/host/unbind"));
-        assert_eq!(unbound.unwrap(), ADDRESS, "it had been taken from its driver");
-        let override_now = fs::read_to_string(device.join("driver_override")).unwrap();
-        assert!(override_now.starts_with('\n'), "cleared: {override_now:?}");
-        assert_eq!(fs::read_dir(dir.path().join("run")).unwrap().count(), 0, "nothing remembered");
+    fn bind_and_unbind_exchange_the_drivers_in_order() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        let binding = sysfs.bind(address).unwrap();
+        assert_eq!(binding.former.as_ref().unwrap().driver.as_deref(), Some("edu"));
+        assert_eq!(binding.group.unwrap().number, 3);
+        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("vfio-pci"));
+        assert_eq!(
+            fake.writes(),
+            ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "drivers_probe=0000:00:05.0"]
+        );
+        // As from another process: nothing but the record connects the two.
+        let unbound = fake.sysfs().unbind(address).unwrap();
+        assert_eq!(unbound.driver.as_deref(), Some("edu"));
+        assert_eq!(unbound.choice, Choice::Record);
+        assert_eq!(
+            fake.writes(),
+            ["driver_override=", "vfio-pci/unbind=0000:00:05.0", "edu/bind=0000:00:05.0"]
+        );
+        assert_eq!(sysfs.driver_override(address).unwrap(), None);
+        assert_eq!(sysfs.recall(address), None);
     }
 
     #[test]
-    fn a_device_without_attributes_is_left_alone() {
-        let (dir, sysfs, device) = tree(None);
-        fs::remove_file(device.join("driver_override")).unwrap();
-        let error = sysfs.bind(ADDRESS.parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("driver_override"), "{error}");
-        assert!(!dir.path().join("run").exists());
-        assert_eq!(fs::read_to_string(dir.path().join("sys/bus/pci/drivers_probe")).unwrap(), "");
+    fn a_binding_is_restored_without_the_record() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        let binding = sysfs.bind(address).unwrap();
+        sysfs.forget(address);
+        // The kernel would choose this one.
+        fake.register("another", &[(0x1234, 0x11e8)]);
+        assert_eq!(sysfs.restore(&binding).unwrap().driver.as_deref(), Some("edu"));
     }
 
     #[test]
-    fn bound_devices_are_not_bound_again_and_others_not_unbound() {
-        let (_dir, sysfs, _device) = tree(Some("vfio-pci"));
-        assert!(!sysfs.bind(ADDRESS.parse().unwrap()).unwrap().changed());
-        let (_dir, sysfs, _device) = tree(Some("host"));
-        let error = sysfs.unbind(ADDRESS.parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("the driver host"), "{error}");
+    fn a_function_without_a_driver_is_left_without_one() {
+        let (fake, address) = edu(None);
+        fake.register("edu", &[(0x1234, 0x11e8)]);
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        assert_eq!(sysfs.unbind(address).unwrap().driver, None);
     }
 
     #[test]
-    fn what_is_remembered_is_read_back() {
-        for former in [
-            Former::default(),
-            Former { driver: Some("e1000e".into()), driver_override: None },
-            Former { driver: None, driver_override: Some("pci-stub".into()) },
-        ] {
-            assert_eq!(Former::from_text(&former.to_text()), former);
-        }
-        assert_eq!(Former::from_text(""), Former::default());
+    fn without_a_record_the_kernel_chooses() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        sysfs.forget(address);
+        let unbound = sysfs.unbind(address).unwrap();
+        assert_eq!((unbound.driver.as_deref(), unbound.choice), (Some("edu"), Choice::Kernel));
+    }
+
+    #[test]
+    fn bound_already_is_a_success_that_changes_nothing() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        fake.writes();
+        let again = sysfs.bind(address).unwrap();
+        assert!(again.already_bound());
+        assert_eq!(sysfs.restore(&again).unwrap().choice, Choice::Untouched);
+        assert_eq!(fake.writes(), [""; 0]);
+        // The record of the first bind still holds.
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("edu"));
+    }
+
+    #[test]
+    fn unbinding_what_is_not_bound_changes_nothing() {
+        let (fake, address) = edu(Some("edu"));
+        let unbound = fake.sysfs().unbind(address).unwrap();
+        assert_eq!((unbound.driver.as_deref(), unbound.choice), (Some("edu"), Choice::Untouched));
+        assert_eq!(fake.writes(), [""; 0]);
+    }
+
+    #[test]
+    fn a_former_override_comes_back() {
+        let (fake, address) = edu(Some("pci-stub"));
+        fake.set_override(BDF, "pci-stub");
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("pci-stub"));
+        assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("pci-stub"));
+        // An override that names another driver than the one bound.
+        let (fake, address) = edu(Some("edu"));
+        fake.set_override(BDF, "vfio-pci");
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("edu"));
+        assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("vfio-pci"));
+    }
+
+    #[test]
+    fn a_refusal_of_vfio_pci_is_rolled_back_in_order() {
+        let (fake, address) = edu(Some("edu"));
+        fake.refuse("vfio-pci");
+        let sysfs = fake.sysfs();
+        let error = sysfs.bind(address).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("has no driver instead of vfio-pci"), "{text}");
+        assert!(text.contains("as before, with the driver edu"), "{text}");
+        assert_eq!(
+            fake.writes(),
+            [
+                "driver_override=vfio-pci",
+                "edu/unbind=0000:00:05.0",
+                "drivers_probe=0000:00:05.0",
+                "driver_override=",
+                "edu/bind=0000:00:05.0",
+            ]
+        );
+        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("edu"));
+        assert_eq!(sysfs.driver_override(address).unwrap(), None);
+        assert_eq!(sysfs.recall(address), None);
+    }
+
+    #[test]
+    fn a_driver_that_cannot_be_taken_away_stays() {
+        let (fake, address) = edu(Some("edu"));
+        fake.fail("edu/unbind", libc::EBUSY);
+        let error = fake.sysfs().bind(address).unwrap_err();
+        assert!(matches!(
+            &error,
+            PciError::Bind { aftermath: Aftermath::Restored(Some(driver)), .. } if driver == "edu"
+        ));
+        assert_eq!(
+            fake.writes(),
+            ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "driver_override="]
+        );
+    }
+
+    #[test]
+    fn a_rollback_that_fails_tells_both_reasons_and_keeps_the_record() {
+        let (fake, address) = edu(Some("edu"));
+        fake.refuse("vfio-pci");
+        fake.refuse("edu");
+        let sysfs = fake.sysfs();
+        let text = sysfs.bind(address).unwrap_err().to_string();
+        assert!(text.contains("instead of vfio-pci"), "{text}");
+        assert!(text.contains("putting it back failed too"), "{text}");
+        assert!(text.contains("instead of edu"), "{text}");
+        assert!(sysfs.recall(address).is_some());
+    }
+
+    #[test]
+    fn without_permission_the_file_and_the_remedy_are_named() {
+        let (fake, address) = edu(Some("edu"));
+        fake.fail("driver_override", libc::EACCES);
+        let text = fake.sysfs().bind(address).unwrap_err().to_string();
+        assert!(text.contains("0000:00:05.0/driver_override"), "{text}");
+        assert!(text.contains("run as root"), "{text}");
+        assert!(fake.sysfs().recall(address).is_none());
+        assert_eq!(fake.sysfs().driver(address).unwrap().as_deref(), Some("edu"));
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_come_back_is_not_asked_again() {
+        let (fake, address) = edu(Some("edu"));
+        fake.stall("edu/unbind");
+        let sysfs = Sysfs { timeout: Duration::from_millis(200), ..fake.sysfs() };
+        let error = sysfs.bind(address).unwrap_err();
+        assert!(matches!(error, PciError::Bind { aftermath: Aftermath::Pending(_), .. }));
+        assert!(error.to_string().contains("vfio-dma unbind 0000:00:05.0"), "{error}");
+        assert_eq!(fake.writes(), ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0"]);
+        // Later, the record brings everything back.
+        fake.resume();
+        assert_eq!(fake.sysfs().unbind(address).unwrap().driver.as_deref(), Some("edu"));
+        assert_eq!(sysfs.driver_override(address).unwrap(), None);
+    }
+
+    #[test]
+    fn a_function_in_use_is_not_taken_away() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        fake.writes();
+        let process = fake.path("proc/4711");
+        fs::create_dir_all(process.join("fd")).unwrap();
+        std::os::unix::fs::symlink("/dev/vfio/3", process.join("fd/5")).unwrap();
+        let error = sysfs.unbind(address).unwrap_err();
+        assert!(error.to_string().contains("process 4711"), "{error}");
+        assert_eq!(fake.writes(), [""; 0]);
+        fs::remove_dir_all(process).unwrap();
+        sysfs.unbind(address).unwrap();
+    }
+
+    #[test]
+    fn without_an_iommu_the_result_or_the_refusal_says_so() {
+        let fake = Fake::new();
+        fake.register("vfio-pci", &[]);
+        let address = fake.device(BDF, 0x1234, 0x11e8, Some("edu"), None);
+        assert_eq!(fake.sysfs().bind(address).unwrap().group, None);
+        fake.sysfs().unbind(address).unwrap();
+        fake.refuse("vfio-pci");
+        let text = fake.sysfs().bind(address).unwrap_err().to_string();
+        assert!(text.contains("no IOMMU group") && text.contains("intel_iommu=on"), "{text}");
+        assert!(text.contains("as before, with the driver edu"), "{text}");
+    }
+
+    #[test]
+    fn a_bridge_is_refused_untouched() {
+        let (fake, address) = edu(Some("pcieport"));
+        let class = fake.path("bus/pci/devices").join(BDF).join("class");
+        fs::write(class, "0x060400\n").unwrap();
+        let error = fake.sysfs().bind(address).unwrap_err();
+        assert!(matches!(error, PciError::NotAnEndpoint { .. }), "{error}");
+        assert_eq!(fake.writes(), [""; 0]);
     }
 }

@@ -1,305 +1,263 @@
-//! What sysfs tells of PCI devices (`Documentation/ABI/testing/sysfs-bus-pci`).
+//! PCI functions as sysfs shows them: enumeration, IOMMU groups, drivers.
+//!
+//! The files are described in the kernel's `Documentation/ABI/testing/sysfs-bus-pci` and
+//! `sysfs-kernel-iommu_groups`.
 
 mod bind;
+mod driver;
+mod enumerate;
+mod group;
+mod holder;
+mod module;
+mod record;
 
+#[cfg(test)]
+mod fake;
+
+use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
-use super::Address;
+use super::error::{PciError, Result};
+use super::{Address, ConfigSpace};
 
-pub use bind::{Binding, Unbinding};
+pub use bind::{Binding, Choice, Unbound};
+pub use enumerate::{Bar, BarKind, PciDeviceInfo};
+pub use group::{IommuGroup, Viability};
+pub use record::Former;
 
-/// A question to sysfs, or a change in it, that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SysfsError {
-    /// There is no such device.
-    #[error("there is no PCI device {address}\n  remedy: `vfio-dma list` shows what is there")]
-    NoDevice {
-        /// The address asked for.
-        address: Address,
-    },
-    /// A file could not be read or written.
-    #[error("{verb} {}: {source}{}", .path.display(), permission_remedy(.source))]
-    File {
-        /// What was being done.
-        verb: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// A file does not hold what it should.
-    #[error("{} holds {text:?}, which is not {wanted}", .path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        text: String,
-        /// What was expected.
-        wanted: &'static str,
-    },
-    /// The driver vfio-pci is not there and could not be loaded.
-    #[error(
-        "{address}: the kernel has no driver vfio-pci, and `modprobe vfio-pci` did not load it: \
-         {said}\n  remedy: install the kernel's modules, or use a kernel with CONFIG_VFIO_PCI"
-    )]
-    NoVfioPci {
-        /// The device to be bound.
-        address: Address,
-        /// What modprobe said.
-        said: String,
-    },
-    /// vfio-pci did not take the device.
-    #[error("vfio-pci does not take {address}: {reason}\n  remedy: {remedy}")]
-    Refused {
-        /// The device.
-        address: Address,
-        /// The kernel's reason, as far as it tells.
-        reason: String,
-        /// What mends it.
-        remedy: String,
-    },
-    /// The device is not bound to vfio-pci.
-    #[error("{address} is bound to {driver}, not to vfio-pci: there is nothing to unbind")]
-    NotBound {
-        /// The device.
-        address: Address,
-        /// Its driver.
-        driver: String,
-    },
-    /// A process has the device open.
-    #[error(
-        "{address} is busy: {node} is open\n  remedy: end that process; `fuser -v {node}` names it"
-    )]
-    Busy {
-        /// The device.
-        address: Address,
-        /// Node of its group.
-        node: String,
-    },
-    /// A change failed half-way, and taking it back failed too.
-    #[error("{first}\n  and taking it back failed: {second}")]
-    Rollback {
-        /// Why the change failed.
-        first: Box<SysfsError>,
-        /// Why it could not be taken back.
-        second: Box<SysfsError>,
-    },
-}
+/// The driver that hands a PCI function to userspace.
+pub const VFIO_PCI: &str = "vfio-pci";
 
-fn permission_remedy(source: &io::Error) -> &'static str {
-    if source.kind() == io::ErrorKind::PermissionDenied { "\n  remedy: run as root" } else { "" }
-}
+/// How long the kernel may take for one probe or removal of a driver. Removing a network or
+/// storage driver takes seconds; a driver that waits for a user may take for ever.
+const DRIVER_TIMEOUT: Duration = Duration::from_secs(30);
 
-type Result<T> = std::result::Result<T, SysfsError>;
+type WriteAttribute = dyn Fn(&Path, &str) -> io::Result<()> + Send + Sync;
 
-/// A PCI device as sysfs describes it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct DeviceInfo {
-    /// Its address.
-    pub address: Address,
-    /// Vendor id.
-    pub vendor: u16,
-    /// Device id.
-    pub device: u16,
-    /// Subsystem vendor id.
-    pub subsystem_vendor: u16,
-    /// Subsystem device id.
-    pub subsystem_device: u16,
-    /// Class code: class, subclass, programming interface.
-    pub class: u32,
-    /// Revision.
-    pub revision: u8,
-    /// The driver that it is bound to.
-    pub driver: Option<String>,
-    /// Its IOMMU group; `None` when the system runs without an IOMMU.
-    pub iommu_group: Option<u32>,
-    /// The members of its group, itself among them.
-    pub group_members: Vec<Address>,
-}
-
-/// Drivers that leave a group to a user: they do no DMA of their own (their
-/// `driver_managed_dma` is set in the kernel).
-fn leaves_group_viable(driver: &str) -> bool {
-    matches!(driver, "vfio-pci" | "pci-stub" | "pcieport") || driver.ends_with("vfio_pci")
-}
-
-/// The PCI part of a sysfs.
-#[derive(Debug, Clone)]
+/// The sysfs of this machine, or a tree of the same shape elsewhere.
+#[derive(Clone)]
 pub struct Sysfs {
     root: PathBuf,
-    /// Where former drivers are remembered.
-    state: PathBuf,
+    /// Where the former driver of a bound function is kept for a later process.
+    records: PathBuf,
+    /// Where processes and their open files are found.
+    proc: PathBuf,
+    /// Programs to try, in order, to load a module.
+    modprobe: Vec<PathBuf>,
+    /// How an attribute is written. The tests put the kernel's side of an attribute here.
+    write: Arc<WriteAttribute>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for Sysfs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sysfs").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Sysfs::new()
+    }
 }
 
 impl Sysfs {
-    /// The running kernel's, at `/sys`.
+    /// The sysfs of this machine, `/sys`.
     #[must_use]
-    pub fn system() -> Sysfs {
-        Sysfs { root: "/sys".into(), state: "/run/vfio-dma".into() }
+    pub fn new() -> Sysfs {
+        Sysfs::at("/sys")
     }
 
-    /// A tree elsewhere, such as one that a test makes; former drivers are remembered in
-    /// `state`.
+    /// A tree of the shape of `/sys` at another place, such as a container's view of its host.
     #[must_use]
-    pub fn at(root: &Path, state: &Path) -> Sysfs {
-        Sysfs { root: root.into(), state: state.into() }
+    pub fn at(root: impl Into<PathBuf>) -> Sysfs {
+        Sysfs {
+            root: root.into(),
+            records: PathBuf::from("/run/vfio-dma"),
+            proc: PathBuf::from("/proc"),
+            // The second is for a PATH without the system directories.
+            modprobe: vec![PathBuf::from("modprobe"), PathBuf::from("/sbin/modprobe")],
+            write: Arc::new(write_attribute),
+            timeout: DRIVER_TIMEOUT,
+        }
     }
 
-    /// The directory of a device.
+    /// Where the tree is.
     #[must_use]
-    pub fn device_path(&self, address: Address) -> PathBuf {
-        self.root.join("bus/pci/devices").join(address.to_string())
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
-    fn driver_path(&self, driver: &str) -> PathBuf {
+    /// The first 64 bytes of the function's configuration space: what sysfs lets everyone read.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no such function, and when the file cannot be read or is shorter.
+    pub fn config_header(&self, address: Address) -> Result<ConfigSpace<ConfigHeader>> {
+        let path = self.device_dir(address)?.join("config");
+        let mut header = [0; 64];
+        fs::File::open(&path)
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut header))
+            .map_err(|source| PciError::Read { path, source })?;
+        Ok(ConfigSpace::new(ConfigHeader(header)))
+    }
+
+    /// The function's directory.
+    ///
+    /// # Errors
+    ///
+    /// [`PciError::NoDevice`] when it is not there.
+    pub fn device_dir(&self, address: Address) -> Result<PathBuf> {
+        let path = self.root.join("bus/pci/devices").join(address.to_string());
+        match path.try_exists() {
+            Ok(true) => Ok(path),
+            Ok(false) => Err(PciError::NoDevice { address }),
+            Err(source) => Err(PciError::Read { path, source }),
+        }
+    }
+
+    /// The directory of a PCI driver; it exists while the driver is registered.
+    fn driver_dir(&self, driver: &str) -> PathBuf {
         self.root.join("bus/pci/drivers").join(driver)
     }
 
-    /// Every PCI device, by address.
-    ///
-    /// # Errors
-    ///
-    /// Fails when sysfs cannot be read. A device that goes meanwhile is left out.
-    pub fn enumerate(&self) -> Result<Vec<DeviceInfo>> {
-        let path = self.root.join("bus/pci/devices");
-        let mut devices = Vec::new();
-        for address in self.addresses(&path)? {
-            match self.device(address) {
-                Ok(info) => devices.push(info),
-                Err(SysfsError::NoDevice { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(devices)
-    }
-
-    /// One device.
-    ///
-    /// # Errors
-    ///
-    /// [`SysfsError::NoDevice`] when it is not there.
-    pub fn device(&self, address: Address) -> Result<DeviceInfo> {
-        let path = self.device_path(address);
-        if !path.exists() {
-            return Err(SysfsError::NoDevice { address });
-        }
-        let number = |name: &str| read_hex(&path.join(name));
-        let group = link_name(&path.join("iommu_group"))?;
-        let iommu_group = match &group {
-            Some(name) => Some(name.parse().map_err(|_| SysfsError::Format {
-                path: path.join("iommu_group"),
-                text: name.clone(),
-                wanted: "a group's number",
-            })?),
-            None => None,
+    /// Writes an attribute whose handler calls into drivers, and waits for a bounded time.
+    fn write(&self, path: &Path, value: &str) -> Result<()> {
+        log::debug!("writing {value:?} to {}", path.display());
+        let failed =
+            |source| PciError::Write { path: path.to_owned(), value: value.to_owned(), source };
+        let (sender, receiver) = mpsc::channel();
+        let (write, target, text) = (self.write.clone(), path.to_owned(), value.to_owned());
+        let writer = move || {
+            // No receiver is left when the time was over.
+            let _ = sender.send(write(&target, &text));
         };
-        let group_members = match iommu_group {
-            Some(_) => self.addresses(&path.join("iommu_group/devices"))?,
-            None => Vec::new(),
-        };
-        Ok(DeviceInfo {
-            address,
-            vendor: number("vendor")? as u16,
-            device: number("device")? as u16,
-            subsystem_vendor: number("subsystem_vendor")? as u16,
-            subsystem_device: number("subsystem_device")? as u16,
-            class: number("class")?,
-            revision: number("revision")? as u8,
-            driver: link_name(&path.join("driver"))?,
-            iommu_group,
-            group_members,
-        })
-    }
-
-    /// The members of the device's group that keep it from a user, with their drivers.
-    ///
-    /// # Errors
-    ///
-    /// Fails when sysfs cannot be read.
-    pub fn hindering_members(&self, address: Address) -> Result<Vec<(Address, String)>> {
-        let mut hindering = Vec::new();
-        for member in self.device(address)?.group_members {
-            match self.driver_of(member)? {
-                Some(driver) if !leaves_group_viable(&driver) => hindering.push((member, driver)),
-                _ => {}
-            }
+        thread::Builder::new().name("sysfs-write".into()).spawn(writer).map_err(failed)?;
+        match receiver.recv_timeout(self.timeout) {
+            Ok(result) => result.map_err(failed),
+            Err(_) => Err(PciError::Stuck {
+                path: path.to_owned(),
+                value: value.to_owned(),
+                after: self.timeout,
+            }),
         }
-        Ok(hindering)
     }
+}
 
-    fn driver_of(&self, address: Address) -> Result<Option<String>> {
-        link_name(&self.device_path(address).join("driver"))
-    }
+/// A copy of a function's configuration header; it takes no writes.
+#[derive(Debug, Clone)]
+pub struct ConfigHeader([u8; 64]);
 
-    /// The addresses that a directory's entries are named by, ascending.
-    fn addresses(&self, path: &Path) -> Result<Vec<Address>> {
-        let error = |source| SysfsError::File { verb: "reading", path: path.into(), source };
-        let mut addresses = Vec::new();
-        for entry in fs::read_dir(path).map_err(error)? {
-            let name = entry.map_err(error)?.file_name();
-            // Groups also hold devices of other buses.
-            if let Some(address) = name.to_str().and_then(|name| name.parse().ok()) {
-                addresses.push(address);
-            }
+mod config_header {
+    use super::ConfigHeader;
+    use crate::backend::{BackendError, Region};
+    use crate::pci::ConfigAccess;
+
+    impl ConfigAccess for ConfigHeader {
+        fn size(&self) -> Result<u64, BackendError> {
+            Ok(self.0.len() as u64)
         }
-        addresses.sort();
-        Ok(addresses)
+
+        fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), BackendError> {
+            let start = usize::from(offset);
+            let bytes = start.checked_add(data.len()).and_then(|end| self.0.get(start..end));
+            data.copy_from_slice(bytes.ok_or(BackendError::OutOfBounds {
+                region: Region::Config,
+                offset: u64::from(offset),
+                len: data.len(),
+                size: self.0.len() as u64,
+            })?);
+            Ok(())
+        }
+
+        fn write(&self, _offset: u16, _data: &[u8]) -> Result<(), BackendError> {
+            Err(BackendError::Unsupported {
+                what: "a write".into(),
+                by: "a copy of the configuration header".into(),
+            })
+        }
     }
 }
 
-fn read(path: &Path) -> Result<String> {
-    let text = fs::read_to_string(path).map_err(|source| SysfsError::File {
-        verb: "reading",
-        path: path.into(),
-        source,
-    })?;
-    Ok(text.trim_end().to_string())
+/// Hands `value` and a line feed to the kernel in one write, as sysfs wants it.
+fn write_attribute(path: &Path, value: &str) -> io::Result<()> {
+    // Neither created nor truncated: the attribute exists, or the write fails.
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    file.write_all(format!("{value}\n").as_bytes())
 }
 
-fn read_hex(path: &Path) -> Result<u32> {
-    let text = read(path)?;
-    let digits = text.strip_prefix("0x").unwrap_or(&text);
-    u32::from_str_radix(digits, 16).map_err(|_| SysfsError::Format {
-        path: path.into(),
-        text: text.clone(),
-        wanted: "a hexadecimal number",
-    })
+/// An attribute's text without the line feed.
+fn read_text(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim_end_matches(['\n', '\0']).to_owned()),
+        Err(source) => Err(PciError::Read { path: path.to_owned(), source }),
+    }
 }
 
-/// The last part of what a link points to; `None` when there is no link.
+/// The last component of what a symbolic link points to; `None` when there is no link.
 fn link_name(path: &Path) -> Result<Option<String>> {
     match fs::read_link(path) {
         Ok(target) => Ok(target.file_name().map(|name| name.to_string_lossy().into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(SysfsError::File { verb: "reading", path: path.into(), source }),
+        Err(source) => Err(PciError::Read { path: path.to_owned(), source }),
     }
+}
+
+/// The names in a directory, sorted.
+fn names(path: &Path) -> Result<Vec<String>> {
+    let failed = |source| PciError::Read { path: path.to_owned(), source };
+    let mut names = fs::read_dir(path)
+        .map_err(failed)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(failed)?;
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::fake::Fake;
     use super::*;
 
     #[test]
-    fn this_machines_own_tree_is_read() {
-        // Machines without PCI exist; those with it have devices with vendors.
-        if Path::new("/sys/bus/pci/devices").exists() {
-            for info in Sysfs::system().enumerate().unwrap() {
-                assert_ne!(info.vendor, 0xffff);
-                assert!(info.iommu_group.is_none() || info.group_members.contains(&info.address));
-            }
+    fn a_write_that_the_kernel_does_not_finish_is_given_up() {
+        let fake = Fake::new();
+        let pipe = fake.path("never-read");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Nobody opens the other end, so that the real write blocks.
+        let sysfs = Sysfs { timeout: Duration::from_millis(50), ..Sysfs::at(fake.path("")) };
+        match sysfs.write(&pipe, "x") {
+            Err(PciError::Stuck { value, .. }) => assert_eq!(value, "x"),
+            other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_device_that_is_not_there_is_named() {
-        let empty = tempfile::tempdir().unwrap();
-        let sysfs = Sysfs::at(empty.path(), empty.path());
-        let error = sysfs.device("00:1f.7".parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("0000:00:1f.7") && error.contains("vfio-dma list"), "{error}");
-        let error = sysfs.enumerate().unwrap_err().to_string();
-        assert!(error.contains("bus/pci/devices"), "{error}");
+    fn an_attribute_is_written_at_once_and_never_created() {
+        let fake = Fake::new();
+        let sysfs = Sysfs::at(fake.path(""));
+        let path = fake.path("attribute");
+        assert!(matches!(sysfs.write(&path, "1"), Err(PciError::Write { .. })));
+        assert!(!path.exists());
+        fs::write(&path, "").unwrap();
+        sysfs.write(&path, "0000:00:05.0").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "0000:00:05.0\n");
+    }
+
+    #[test]
+    fn the_configuration_header_is_read_and_bounded() {
+        let fake = Fake::new();
+        let address = fake.device("0000:00:05.0", 0x1234, 0x11e8, None, None);
+        let config = fake.sysfs().config_header(address).unwrap();
+        assert_eq!(config.vendor_id().unwrap(), 0x1234);
+        assert_eq!(config.device_id().unwrap(), 0x11e8);
+        assert!(config.read_u8(64).is_err());
+        assert!(config.write_u8(4, 0).is_err());
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Fake {
     pub(super) gone: bool,
     /// RESET and SUSPEND never end.
     pub(super) deaf: bool,
+    /// SUSPEND never ends.
+    pub(super) no_suspend: bool,
     /// Descriptors wait for [`Fake::release`].
     pub(super) hold: bool,
     /// The descriptor with this number, counted from the start, halts with these bits.
@@ -52,6 +54,7 @@ impl Fake {
             xfercap: 20,
             gone: false,
             deaf: false,
+            no_suspend: false,
             hold: false,
             fail_at: None,
             no_words: false,
@@ -148,7 +151,7 @@ impl Fake {
             self.command = command;
         } else if command & 0x20 != 0 {
             (self.state, self.last, self.doorbell, self.count) = (3, 0, 0, 0);
-        } else if command & 4 != 0 && self.state != 3 {
+        } else if command & 4 != 0 && self.state != 3 && !self.no_suspend {
             if self.count != self.doorbell {
                 let fields = [1, 2].map(|i: u64| self.host.load(self.next + 8 * i));
                 let mapped = |at: Option<u64>| at.is_some_and(|at| self.host.load(at).is_some());

@@ -1,25 +1,21 @@
-//! A running QEMU: its serial ports, its deadlines and its end.
+//! The conversation with a running guest: its output, its input, its deadlines and its end.
 //!
 //! One thread waits for all of it with `poll`, so that every wait is bounded by the guest's
 //! deadlines and by the caller's request to stop.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::ChildStderr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
 
 use super::error::{Context, VmError, tail};
+use super::machine::{Machine, Ports};
 
 /// Longest pause between two looks at the request to stop.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,106 +31,9 @@ const SHOWN_LINES: usize = 30;
 const KVM_FAILED: &[u8] = b"KVM internal error";
 /// The key that ends a shell's guest from outside: Ctrl-], as in telnet.
 const ESCAPE: u8 = 0x1d;
-/// The byte that ends the input of a terminal in line mode.
-const END_OF_FILE: u8 = 0x04;
-
-/// The host's end of the guest's serial ports, in their order.
-#[derive(Debug)]
-pub(super) struct Ports {
-    console: UnixStream,
-    output: UnixStream,
-    errors: UnixStream,
-    status: UnixStream,
-}
-
-/// Interrupt lines of the serial ports: unlike the PC's default, no two share one.
-const PORT_IRQS: [u8; 4] = [4, 3, 5, 7];
-
-impl Ports {
-    /// Opens four connected pairs; the other ends and their arguments go to QEMU.
-    pub(super) fn open() -> Result<(Self, Vec<OwnedFd>, Vec<String>), VmError> {
-        let mut theirs = Vec::new();
-        let mut arguments = Vec::new();
-        let mut port = |index: usize, irq: u8| -> Result<UnixStream, VmError> {
-            let (our, their) = UnixStream::pair().during("open a socket pair")?;
-            our.set_nonblocking(true).during("prepare a socket")?;
-            let fd = their.as_raw_fd();
-            arguments.extend([
-                "-chardev".to_owned(),
-                format!("socket,id=port{index},fd={fd}"),
-                "-device".to_owned(),
-                format!("isa-serial,chardev=port{index},index={index},irq={irq}"),
-            ]);
-            theirs.push(their.into());
-            Ok(our)
-        };
-        let [console, output, errors, status] = PORT_IRQS;
-        let ports = Self {
-            console: port(0, console)?,
-            output: port(1, output)?,
-            errors: port(2, errors)?,
-            status: port(3, status)?,
-        };
-        Ok((ports, theirs, arguments))
-    }
-}
-
-/// A QEMU that dies with this value, and with the thread that started it.
-#[derive(Debug)]
-pub(super) struct Machine {
-    child: Child,
-    errors: Option<ChildStderr>,
-}
-
-impl Machine {
-    /// Starts `command` with `inherited` descriptors left open under their numbers.
-    pub(super) fn start(mut command: Command, inherited: &[OwnedFd]) -> Result<Self, VmError> {
-        let name = command.get_program().to_string_lossy().into_owned();
-        log::debug!("{command:?}");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // Its own group: a Ctrl-C at the terminal reaches this process, which then ends QEMU.
-        command.process_group(0);
-        let parent = Pid::this();
-        let fds: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
-        let prepare = move || prepare_child(parent, &fds);
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed.
-        // `prepare_child` makes the system calls prctl, getppid and fcntl and does not
-        // allocate; the descriptors are open, as `inherited` outlives `spawn`.
-        unsafe { command.pre_exec(prepare) };
-        let mut child = command.spawn().during(format!("run {name}"))?;
-        let errors = child.stderr.take();
-        Ok(Self { child, errors })
-    }
-
-    fn end(&mut self) -> String {
-        // It may have ended by itself: then there is nothing to kill.
-        let _ = self.child.kill();
-        match self.child.wait() {
-            Ok(status) => status.to_string(),
-            Err(e) => e.to_string(),
-        }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// Ties the child's life to its parent's and lets it keep `fds`.
-fn prepare_child(parent: Pid, fds: &[RawFd]) -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != parent {
-        return Err(Errno::ESRCH.into());
-    }
-    for &fd in fds {
-        // SAFETY: `Machine::start` holds these descriptors open across the fork.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    Ok(())
-}
+/// What ends the input of a terminal in line mode: the first of the two ends a line that was
+/// begun.
+const END_OF_FILE: [u8; 2] = [0x04; 2];
 
 /// What a command in a guest reads and writes.
 pub struct Streams<'a> {
@@ -191,128 +90,168 @@ enum Phase {
     Ended { since: Instant, boot: Duration, status: u8 },
 }
 
-/// Serves the guest's ports until its command has ended and it is off.
+/// Serves the guest's ports until its command has ended and it is off; `ready` is called
+/// when the command starts.
 pub(super) fn serve(
     mut machine: Machine,
     ports: Ports,
     limits: Limits,
     streams: &mut Streams<'_>,
-    mut ready: impl FnMut(),
+    ready: impl FnMut(),
 ) -> Result<Finished, VmError> {
-    let mut phase = Phase::Booting { since: Instant::now() };
-    let mut console = Log::default();
-    let mut qemu = Log::default();
-    let mut lines = Vec::new();
-    let mut pending: Vec<u8> = Vec::new();
-    let (mut input, ends) = match &mut streams.input {
-        Input::None => (None, false),
-        Input::Lines(file) => (Some(file), true),
-        Input::Shell { terminal, .. } => (Some(terminal), false),
+    let mut session = Session {
+        qemu_errors: machine.errors.take(),
+        ports,
+        open: [true; 4],
+        limits,
+        phase: Phase::Booting { since: Instant::now() },
+        console: Log::default(),
+        qemu: Log::default(),
+        status: Vec::new(),
+        pending: Vec::new(),
+        ready,
     };
-    let mut errors = machine.errors.take();
-    // Console, output, errors and status, until each is at its end.
-    let mut open = [true; 4];
-
-    while open.iter().any(|&o| o) || errors.is_some() {
-        if streams.cancel.is_some_and(|c| c.load(Ordering::SeqCst)) {
-            return Err(VmError::Cancelled);
-        }
-        let shown = |log: &Log| tail(&log.text, SHOWN_LINES);
-        let left = match phase {
-            Phase::Booting { since } => {
-                limits.boot.checked_sub(since.elapsed()).ok_or_else(|| VmError::BootTimeout {
-                    limit: limits.boot,
-                    console: shown(&console),
-                })?
-            }
-            Phase::Running { since, .. } => match limits.command {
-                None => TICK,
-                Some(limit) => limit
-                    .checked_sub(since.elapsed())
-                    .ok_or_else(|| VmError::CommandTimeout { limit, console: shown(&console) })?,
-            },
-            // All output came before the status: what is left is only the power switch.
-            Phase::Ended { since, .. } => match POWER_OFF_LIMIT.checked_sub(since.elapsed()) {
-                Some(left) => left,
-                None => break,
-            },
-        };
-
-        // Keys wait until the guest has taken the ones before, and has booted.
-        let running = matches!(phase, Phase::Running { .. });
-        let reading = if running && pending.is_empty() { input.as_deref() } else { None };
-        let wanted = [
-            open[0].then(|| ports.console.as_fd()),
-            open[1].then(|| ports.output.as_fd()),
-            open[2].then(|| ports.errors.as_fd()),
-            open[3].then(|| ports.status.as_fd()),
-            errors.as_ref().map(AsFd::as_fd),
-            reading.map(AsFd::as_fd),
-        ];
-        let [at_console, at_output, at_errors, at_status, at_qemu, at_input] =
-            wait(wanted, !pending.is_empty(), left.min(TICK))?;
-
-        if at_console {
-            open[0] = read_some(&ports.console, |data| console.write_all(data))?;
-        }
-        if at_output {
-            open[1] = read_some(&ports.output, |data| {
-                streams.stdout.write_all(data)?;
-                streams.stdout.flush()
-            })?;
-        }
-        if at_errors {
-            open[2] = read_some(&ports.errors, |data| {
-                streams.stderr.write_all(data)?;
-                streams.stderr.flush()
-            })?;
-        }
-        if at_qemu && let Some(pipe) = &mut errors {
-            if !read_some(pipe, |data| qemu.write_all(data))? {
-                errors = None;
-            }
-            if qemu.contains(KVM_FAILED) {
-                break;
-            }
-        }
-        if at_input && let Some(file) = &mut input {
-            let more = read_some(&mut **file, |data| pending.write_all(data))?;
-            if !ends && pending.contains(&ESCAPE) {
-                return Err(VmError::Cancelled);
-            }
-            if !more {
-                input = None;
-                if ends {
-                    pending.push(END_OF_FILE);
-                }
-            }
-        }
-        send_pending(&ports.output, &mut pending)?;
-        if at_status {
-            open[3] = read_some(&ports.status, |data| lines.write_all(data))?;
-            while let Some(end) = lines.iter().position(|&b| b == b'\n') {
-                let line: Vec<u8> = lines.drain(..=end).collect();
-                let next = advance(phase, &String::from_utf8_lossy(&line))?;
-                if let (Phase::Booting { .. }, Phase::Running { .. }) = (phase, next) {
-                    ready();
-                }
-                phase = next;
-            }
-            if lines.len() > STATUS_LINE_LIMIT {
-                return Err(VmError::GuestSetup { why: "its status line has no end".into() });
-            }
-        }
-    }
-
+    session.run(streams)?;
     let how = machine.end();
-    match phase {
-        Phase::Ended { boot, status, .. } => Ok(Finished { status, console: console.text, boot }),
+    match session.phase {
+        Phase::Ended { boot, status, .. } => {
+            Ok(Finished { status, console: session.console.text, boot })
+        }
         _ => Err(VmError::GuestDied {
             status: how,
-            qemu: tail(&qemu.text, SHOWN_LINES),
-            console: tail(&console.text, SHOWN_LINES),
+            qemu: session.qemu.shown(),
+            console: session.console.shown(),
         }),
     }
+}
+
+struct Session<R> {
+    ports: Ports,
+    /// Console, output, errors and status, until each is at its end.
+    open: [bool; 4],
+    qemu_errors: Option<ChildStderr>,
+    limits: Limits,
+    phase: Phase,
+    console: Log,
+    qemu: Log,
+    /// The beginning of a line on the status port.
+    status: Vec<u8>,
+    /// Input that the guest has not taken yet.
+    pending: Vec<u8>,
+    ready: R,
+}
+
+impl<R: FnMut()> Session<R> {
+    /// Goes on until all ports are at their end, or nothing more is to be expected of them.
+    fn run(&mut self, streams: &mut Streams<'_>) -> Result<(), VmError> {
+        let (mut input, lines) = match &mut streams.input {
+            Input::None => (None, false),
+            Input::Lines(file) => (Some(file), true),
+            Input::Shell { terminal, .. } => (Some(terminal), false),
+        };
+        while self.open.contains(&true) || self.qemu_errors.is_some() {
+            if streams.cancel.is_some_and(|c| c.load(Ordering::SeqCst)) {
+                return Err(VmError::Cancelled);
+            }
+            let Some(left) = self.time_left()? else {
+                return Ok(());
+            };
+
+            // Input waits until the guest has taken what was before, and has booted.
+            let takes_input =
+                matches!(self.phase, Phase::Running { .. }) && self.pending.is_empty();
+            let wanted = [
+                self.open[0].then(|| self.ports.console.as_fd()),
+                self.open[1].then(|| self.ports.output.as_fd()),
+                self.open[2].then(|| self.ports.errors.as_fd()),
+                self.open[3].then(|| self.ports.status.as_fd()),
+                self.qemu_errors.as_ref().map(AsFd::as_fd),
+                input.as_deref().filter(|_| takes_input).map(AsFd::as_fd),
+            ];
+            let at = wait(wanted, !self.pending.is_empty(), left.min(TICK))?;
+
+            // The status first, so that `ready` comes before any output.
+            if at[3] {
+                self.read_status()?;
+            }
+            if at[0] {
+                self.open[0] = read_some(&self.ports.console, |d| self.console.write_all(d))?;
+            }
+            if at[1] {
+                self.open[1] = read_some(&self.ports.output, |d| pass_on(streams.stdout, d))?;
+            }
+            if at[2] {
+                self.open[2] = read_some(&self.ports.errors, |d| pass_on(streams.stderr, d))?;
+            }
+            if at[4]
+                && let Some(pipe) = &mut self.qemu_errors
+            {
+                if !read_some(pipe, |d| self.qemu.write_all(d))? {
+                    self.qemu_errors = None;
+                }
+                if self.qemu.contains(KVM_FAILED) {
+                    return Ok(());
+                }
+            }
+            if at[5]
+                && let Some(file) = &mut input
+            {
+                let more = read_some(&mut **file, |d| self.pending.write_all(d))?;
+                if !lines && self.pending.contains(&ESCAPE) {
+                    return Err(VmError::Cancelled);
+                }
+                if !more {
+                    input = None;
+                    if lines {
+                        self.pending.extend(END_OF_FILE);
+                    }
+                }
+            }
+            send(&self.ports.output, &mut self.pending)?;
+        }
+        Ok(())
+    }
+
+    /// Time until the present phase's deadline; none when there is nothing left to wait for.
+    fn time_left(&self) -> Result<Option<Duration>, VmError> {
+        let left = |limit: Duration, since: Instant| limit.checked_sub(since.elapsed());
+        match (self.phase, self.limits) {
+            (Phase::Booting { since }, Limits { boot: limit, .. }) => match left(limit, since) {
+                None => Err(VmError::BootTimeout { limit, console: self.console.shown() }),
+                left => Ok(left),
+            },
+            (Phase::Running { .. }, Limits { command: None, .. }) => Ok(Some(TICK)),
+            (Phase::Running { since, .. }, Limits { command: Some(limit), .. }) => {
+                match left(limit, since) {
+                    None => Err(VmError::CommandTimeout { limit, console: self.console.shown() }),
+                    left => Ok(left),
+                }
+            }
+            // All output came before the status: only the power switch is left.
+            (Phase::Ended { since, .. }, _) => Ok(left(POWER_OFF_LIMIT, since)),
+        }
+    }
+
+    fn read_status(&mut self) -> Result<(), VmError> {
+        self.open[3] = read_some(&self.ports.status, |d| self.status.write_all(d))?;
+        while let Some(end) = self.status.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = self.status.drain(..=end).collect();
+            let next = advance(self.phase, &String::from_utf8_lossy(&line))?;
+            if let (Phase::Booting { .. }, Phase::Running { .. }) = (self.phase, next) {
+                (self.ready)();
+            }
+            self.phase = next;
+        }
+        if self.status.len() > STATUS_LINE_LIMIT {
+            return Err(VmError::GuestSetup { why: "its status line has no end".into() });
+        }
+        Ok(())
+    }
+}
+
+fn pass_on(to: &mut dyn Write, data: &[u8]) -> io::Result<()> {
+    to.write_all(data)?;
+    to.flush()
 }
 
 /// The phase after a line on the status port.
@@ -380,7 +319,7 @@ fn read_some(
     }
 }
 
-fn send_pending(mut to: &UnixStream, pending: &mut Vec<u8>) -> Result<(), VmError> {
+fn send(mut to: &UnixStream, pending: &mut Vec<u8>) -> Result<(), VmError> {
     if pending.is_empty() {
         return Ok(());
     }
@@ -406,6 +345,11 @@ struct Log {
 }
 
 impl Log {
+    /// The lines that an error shows.
+    fn shown(&self) -> String {
+        tail(&self.text, SHOWN_LINES)
+    }
+
     fn contains(&self, what: &[u8]) -> bool {
         self.text.windows(what.len()).any(|w| w == what)
     }
@@ -428,12 +372,8 @@ impl Write for Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shell(script: &str) -> Machine {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        Machine::start(command, &[]).unwrap()
-    }
+    use std::os::fd::{AsRawFd, RawFd};
+    use std::process::Command;
 
     fn serve_with(
         script: impl FnOnce(&[RawFd]) -> String,
@@ -499,14 +439,6 @@ mod tests {
         let cancel = AtomicBool::new(true);
         let (result, ..) = serve_with(|_| "sleep 20".into(), LIMITS, Some(&cancel));
         assert!(matches!(result, Err(VmError::Cancelled)));
-    }
-
-    #[test]
-    fn a_dropped_machine_is_gone() {
-        let machine = shell("sleep 60");
-        let pid = machine.child.id();
-        drop(machine);
-        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     }
 
     #[test]

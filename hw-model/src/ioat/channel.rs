@@ -1,0 +1,420 @@
+//! The state of a channel: what software asked for, and how far the engine came.
+//!
+//! Everything here happens under the channel's lock, by the thread that accesses registers
+//! or by the channel's own thread. While the latter works without the lock, `busy` is set:
+//! only then may it touch memory or raise interrupts, and whoever must know the channel
+//! quiet waits for `busy` to end.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::registers::ChannelIds;
+
+/// The channel's state in bits 2:0 of CHANSTS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Active = 0,
+    Idle = 1,
+    Suspended = 2,
+    Halted = 3,
+    Armed = 4,
+}
+
+/// Where the chain goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Position {
+    /// There is no chain.
+    Nowhere,
+    /// At the descriptor that CHAINADDR named.
+    At(u64),
+    /// At the descriptor that the one at this address names as its next, once there is one.
+    After(u64),
+}
+
+/// A completion word that is to be written once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resend {
+    pub(super) at: Instant,
+    pub(super) address: u64,
+    pub(super) word: u64,
+}
+
+/// What the fault plan counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    pub(super) descriptors: u64,
+    pub(super) resets: u64,
+    pub(super) suspends: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) status: Status,
+    /// The last descriptor that was completed; 0 when the chain has none yet.
+    pub(super) completed: u64,
+    pub(super) position: Position,
+    /// What DMACOUNT was last written with, and how many descriptors of it are done, both
+    /// modulo 2^16.
+    pub(super) count: u16,
+    pub(super) done: u16,
+    /// Changes whenever what was fetched ahead is void.
+    pub(super) epoch: u64,
+    /// RESET is asked for; it ends when the engine is quiet.
+    pub(super) reset: bool,
+    pub(super) reset_hangs: bool,
+    /// SUSPEND is asked for; it ends after the descriptor in hand.
+    pub(super) suspend: bool,
+    pub(super) suspend_hangs: bool,
+    /// CHANCMD was written with what is no command.
+    pub(super) bad_command: bool,
+    /// An interrupt is wanted, and waits for rearming or for the delay.
+    pub(super) interrupt: bool,
+    pub(super) interrupt_due: Option<Instant>,
+    pub(super) resend: Option<Resend>,
+    /// The last completion word that was written.
+    pub(super) word: u64,
+    /// The bits of CHANERR_INT that this channel set.
+    pub(super) mirrored: u64,
+    pub(super) seen: Seen,
+    pub(super) busy: bool,
+    pub(super) sleeping: bool,
+    pub(super) stop: bool,
+}
+
+impl State {
+    fn power_on() -> State {
+        State {
+            status: Status::Halted,
+            completed: 0,
+            position: Position::Nowhere,
+            count: 0,
+            done: 0,
+            epoch: 0,
+            reset: false,
+            reset_hangs: false,
+            suspend: false,
+            suspend_hangs: false,
+            bad_command: false,
+            interrupt: false,
+            interrupt_due: None,
+            resend: None,
+            word: 0,
+            mirrored: 0,
+            seen: Seen::default(),
+            busy: false,
+            sleeping: false,
+            stop: false,
+        }
+    }
+
+    /// How many descriptors are counted and not done.
+    pub(super) fn ahead(&self) -> u16 {
+        self.count.wrapping_sub(self.done)
+    }
+
+    /// A new chain begins at `address`, with a count of zero. Returns whether the channel's
+    /// state allows it.
+    pub(super) fn arm(&mut self, address: u64) -> bool {
+        let allowed = matches!(self.status, Status::Halted | Status::Suspended | Status::Armed);
+        if allowed && !self.reset {
+            self.status = Status::Armed;
+            self.begin(Position::At(address));
+        }
+        allowed && !self.reset
+    }
+
+    /// DMACOUNT was written. It starts an armed channel, lengthens the work of a running one
+    /// and resumes a suspended one.
+    pub(super) fn ring(&mut self, count: u16) {
+        self.count = count;
+        let chained = self.position != Position::Nowhere;
+        let ahead = self.ahead() != 0;
+        self.status = match self.status {
+            Status::Armed if !ahead => Status::Armed,
+            Status::Armed | Status::Active | Status::Idle | Status::Suspended if chained => {
+                if ahead { Status::Active } else { Status::Idle }
+            }
+            unchanged => unchanged,
+        };
+    }
+
+    /// A descriptor is done.
+    pub(super) fn advance(&mut self, address: u64) {
+        self.done = self.done.wrapping_add(1);
+        self.completed = address;
+        self.position = Position::After(address);
+        self.status = if self.ahead() == 0 { Status::Idle } else { Status::Active };
+    }
+
+    /// SUSPEND takes effect.
+    pub(super) fn suspend_now(&mut self) {
+        self.suspend = false;
+        if matches!(self.status, Status::Active | Status::Idle | Status::Armed) {
+            self.status = Status::Suspended;
+            self.resend = None;
+            // Software may change descriptors that were not executed yet.
+            self.epoch += 1;
+        }
+    }
+
+    /// The channel halts; the chain is lost.
+    pub(super) fn halt_now(&mut self) {
+        self.status = Status::Halted;
+        self.suspend = false;
+        self.suspend_hangs = false;
+        self.begin_nowhere();
+    }
+
+    /// RESET takes effect.
+    pub(super) fn reset_now(&mut self) {
+        self.halt_now();
+        self.reset = false;
+        self.bad_command = false;
+        self.completed = 0;
+        self.count = 0;
+        self.done = 0;
+        self.interrupt = false;
+        self.interrupt_due = None;
+    }
+
+    /// Everything but the counts of the fault plan is as it was at power-on.
+    pub(super) fn power_cycle(&mut self) {
+        *self = State {
+            epoch: self.epoch + 1,
+            seen: self.seen,
+            sleeping: self.sleeping,
+            stop: self.stop,
+            ..State::power_on()
+        };
+    }
+
+    fn begin(&mut self, position: Position) {
+        self.position = position;
+        self.completed = 0;
+        self.count = 0;
+        self.done = 0;
+        self.resend = None;
+        self.epoch += 1;
+    }
+
+    fn begin_nowhere(&mut self) {
+        self.position = Position::Nowhere;
+        self.resend = None;
+        self.epoch += 1;
+    }
+
+    /// Whether a descriptor can be executed.
+    pub(super) fn runnable(&self) -> bool {
+        self.status == Status::Active && self.ahead() != 0 && !self.suspend && !self.reset
+    }
+
+    /// When the engine has to do something by itself.
+    pub(super) fn timer(&self) -> Option<Instant> {
+        let resend = self.resend.map(|resend| resend.at);
+        [self.interrupt_due, resend].into_iter().flatten().min()
+    }
+}
+
+/// A channel: its state, and how its engine is woken and waited for.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) index: u8,
+    pub(super) ids: ChannelIds,
+    state: Mutex<State>,
+    /// The engine sleeps here.
+    work: Condvar,
+    /// Who needs the engine quiet waits here.
+    quiet: Condvar,
+    /// Changes with each [`Channel::poke`], for an engine that spins.
+    signal: AtomicU32,
+    /// The transfer in hand is to stop between two pieces.
+    abort: AtomicBool,
+}
+
+pub(super) type Guard<'a> = MutexGuard<'a, State>;
+
+impl Channel {
+    pub(super) fn new(index: u8, ids: ChannelIds) -> Self {
+        Channel {
+            index,
+            ids,
+            state: Mutex::new(State::power_on()),
+            work: Condvar::new(),
+            quiet: Condvar::new(),
+            signal: AtomicU32::new(0),
+            abort: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn lock(&self) -> Guard<'_> {
+        // The state is changed by assignments that do not panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the engine that there may be something to do: a store when it is awake, a
+    /// system call only when it sleeps.
+    pub(super) fn poke(&self, state: &State) {
+        self.signal.fetch_add(1, Ordering::Relaxed);
+        if state.sleeping {
+            self.work.notify_one();
+        }
+    }
+
+    pub(super) fn signal(&self) -> u32 {
+        self.signal.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn abort(&self) {
+        self.abort.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn aborted(&self) -> bool {
+        self.abort.load(Ordering::Relaxed)
+    }
+
+    /// The engine has nothing in hand any more.
+    pub(super) fn release(&self, state: &mut State) {
+        state.busy = false;
+        self.abort.store(false, Ordering::Relaxed);
+        self.quiet.notify_all();
+    }
+
+    /// Waits until the engine has nothing in hand.
+    pub(super) fn wait_quiet<'a>(&self, mut state: Guard<'a>) -> Guard<'a> {
+        while state.busy {
+            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state
+    }
+
+    /// Sleeps until poked, or until `due`.
+    pub(super) fn sleep<'a>(&self, mut state: Guard<'a>, due: Option<Instant>) -> Guard<'a> {
+        state.sleeping = true;
+        state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(time) => {
+                let woken = self.work.wait_timeout(state, time);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.sleeping = false;
+        state
+    }
+
+    /// Lets `time` pass; returns early when a reset or the end is asked for.
+    pub(super) fn pause<'a>(&self, mut state: Guard<'a>, time: Duration) -> Guard<'a> {
+        let until = Instant::now() + time;
+        while !state.reset && !state.stop && Instant::now() < until {
+            state = self.sleep(state, Some(until));
+        }
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn armed() -> State {
+        let mut state = State::power_on();
+        assert_eq!(state.status, Status::Halted);
+        assert!(state.arm(0x1000));
+        state
+    }
+
+    #[test]
+    fn states_are_numbered_as_in_chansts() {
+        use Status::{Active, Armed, Halted, Idle, Suspended};
+        assert_eq!([Active, Idle, Suspended, Halted, Armed].map(|s| s as u8), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn an_armed_channel_runs_when_it_is_counted_up() {
+        let mut state = armed();
+        assert_eq!((state.status, state.runnable()), (Status::Armed, false));
+        state.ring(0);
+        assert_eq!(state.status, Status::Armed);
+        state.ring(2);
+        assert_eq!((state.status, state.runnable()), (Status::Active, true));
+        state.advance(0x1000);
+        assert_eq!((state.status, state.position), (Status::Active, Position::After(0x1000)));
+        state.advance(0x1040);
+        assert_eq!((state.status, state.runnable()), (Status::Idle, false));
+        state.ring(3);
+        assert_eq!(state.status, Status::Active);
+    }
+
+    #[test]
+    fn the_count_wraps() {
+        let mut state = armed();
+        state.ring(0xffff);
+        assert_eq!(state.ahead(), 0xffff);
+        (0..0xffff).for_each(|_| state.advance(0x1000));
+        state.ring(3);
+        assert_eq!((state.ahead(), state.status), (4, Status::Active));
+        (0..4).for_each(|_| state.advance(0x1000));
+        assert_eq!((state.done, state.status), (3, Status::Idle));
+    }
+
+    #[test]
+    fn a_halted_channel_ignores_the_doorbell() {
+        let mut state = State::power_on();
+        state.ring(5);
+        assert_eq!((state.status, state.runnable()), (Status::Halted, false));
+        state.suspend_now();
+        assert_eq!(state.status, Status::Halted);
+        assert!(state.arm(0x40));
+        assert_eq!((state.count, state.ahead()), (0, 0));
+    }
+
+    #[test]
+    fn a_suspended_channel_resumes_by_its_count_or_takes_a_new_chain() {
+        let mut state = armed();
+        state.ring(3);
+        state.advance(0x1000);
+        let epoch = state.epoch;
+        state.suspend_now();
+        assert_eq!((state.status, state.runnable()), (Status::Suspended, false));
+        assert_ne!(state.epoch, epoch);
+        state.ring(3);
+        assert_eq!((state.status, state.position), (Status::Active, Position::After(0x1000)));
+        state.suspend_now();
+        assert!(state.arm(0x2000));
+        assert_eq!((state.completed, state.done), (0, 0));
+    }
+
+    #[test]
+    fn a_running_channel_takes_no_chain() {
+        let mut state = armed();
+        state.ring(1);
+        assert!(!state.arm(0x2000));
+        state.advance(0x1000);
+        assert!(!state.arm(0x2000));
+        assert_eq!(state.position, Position::After(0x1000));
+    }
+
+    #[test]
+    fn a_reset_halts_from_every_state() {
+        let states: [fn(&mut State); 5] = [
+            |_| {},
+            |s| s.ring(1),
+            |s| {
+                s.ring(1);
+                s.advance(0x1000);
+            },
+            |s| s.suspend_now(),
+            |s| s.halt_now(),
+        ];
+        for prepare in states {
+            let mut state = armed();
+            prepare(&mut state);
+            state.reset = true;
+            assert!(!state.arm(0x40), "no chain before the reset ended");
+            state.reset_now();
+            assert_eq!((state.status, state.completed, state.count), (Status::Halted, 0, 0));
+            assert!(!state.reset && state.arm(0x40));
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The function as its channels share it: registers with their side effects, and interrupts.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vfio_dma::backend::IrqKind;
+
+use super::channel::{Channel, State, Status};
+use super::config::{IoatConfig, IoatError};
+use super::fault::{DescriptorFaults, Fault, FaultPlan};
+use super::record::{Counters, count};
+use super::registers::{
+    CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
+    CHANCTRL_INTERRUPT_DISABLED, CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds,
+    ChannelReg, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME,
+    Reg, bar0, config_space,
+};
+use crate::memory::DmaMap;
+use crate::pci::msix::Part;
+use crate::pci::{ConfigSpace, Interrupts};
+use crate::regs::{LayoutError, RegisterSet, Write};
+
+/// The version from which on CHANERR_INT need not be cleared for a channel to start again.
+const VERSION_3_3: u8 = 0x33;
+
+/// Whether the function still takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Life {
+    Alive,
+    /// It has left the bus.
+    Gone,
+    /// It asked its server to end.
+    Ended,
+}
+
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) config: IoatConfig,
+    pub(super) pci: ConfigSpace,
+    pub(super) bar: RegisterSet<Reg>,
+    pub(super) interrupts: Interrupts,
+    pub(super) memory: DmaMap,
+    pub(super) channels: Vec<Channel>,
+    pub(super) counters: Counters,
+    ids: FunctionIds,
+    /// The last level of the interrupt line: MSI is sent when it rises.
+    line: Mutex<bool>,
+    faults: Mutex<FaultPlan>,
+    faulty: AtomicBool,
+    life: AtomicU8,
+}
+
+impl Device {
+    pub(super) fn new(config: IoatConfig) -> Result<Device, IoatError> {
+        config.check()?;
+        let pci = config_space(&config)?;
+        let bar = bar0(&config)?;
+        let missing = LayoutError::Place { name: "a register of the device", offset: 0 };
+        let ids = FunctionIds::of(&bar, &pci).ok_or_else(|| missing.clone())?;
+        let channels = (0..config.channels)
+            .map(|n| ChannelIds::of(&bar, n).map(|ids| Channel::new(n, ids)))
+            .collect::<Option<_>>()
+            .ok_or(missing)?;
+        Ok(Device {
+            interrupts: Interrupts::new(1, 1, config.channels.into()),
+            memory: DmaMap::new(),
+            counters: Counters::default(),
+            ids,
+            line: Mutex::new(false),
+            faulty: AtomicBool::new(!config.faults.is_empty()),
+            faults: Mutex::new(config.faults.clone()),
+            life: AtomicU8::new(Life::Alive as u8),
+            config,
+            pci,
+            bar,
+            channels,
+        })
+    }
+
+    pub(super) fn life(&self) -> Life {
+        match self.life.load(Ordering::Acquire) {
+            0 => Life::Alive,
+            1 => Life::Gone,
+            _ => Life::Ended,
+        }
+    }
+
+    pub(super) fn end(&self, fault: Fault) {
+        let life = if fault == Fault::Exit { Life::Ended } else { Life::Gone };
+        self.life.store(life as u8, Ordering::Release);
+    }
+
+    // Faults.
+
+    pub(super) fn inject(&self, plan: FaultPlan) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        for channel in &self.channels {
+            channel.lock().seen = Default::default();
+        }
+        self.faulty.store(!plan.is_empty(), Ordering::Release);
+        *faults = plan;
+    }
+
+    fn plan<T: Default>(&self, look: impl FnOnce(&FaultPlan) -> T) -> T {
+        if !self.faulty.load(Ordering::Acquire) {
+            return T::default();
+        }
+        look(&self.faults.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What goes wrong with a channel's `number`th descriptor. The channel must not be locked.
+    pub(super) fn descriptor_faults(&self, channel: &Channel, number: u64) -> DescriptorFaults {
+        self.plan(|plan| plan.descriptor(channel.index, number))
+    }
+
+    // Registers.
+
+    /// Brings registers up to date that follow from others, before they are read.
+    pub(super) fn refresh(&self, reg: Reg) {
+        match reg {
+            Reg::InterruptControl => {
+                let id = self.ids.interrupt_control;
+                let status = self.bar.get(self.ids.attention) != 0;
+                let enabled = self.bar.get(id) & INTRCTRL_ENABLE != 0;
+                self.bar.clear_bits(id, INTRCTRL_STATUS | INTRCTRL_INTERRUPT);
+                let status_bit = if status { INTRCTRL_STATUS } else { 0 };
+                let both = if status && enabled { INTRCTRL_INTERRUPT } else { 0 };
+                self.bar.set_bits(id, status_bit | both);
+            }
+            Reg::MsiX(Part::Pending, _) => {
+                self.bar.set(self.ids.pending, self.interrupts.pending(IrqKind::MsiX));
+            }
+            _ => {}
+        }
+    }
+
+    /// A register was read.
+    pub(super) fn taken(&self, reg: Reg) {
+        if reg == Reg::AttentionStatus {
+            // The line fell when the bits were cleared, and rises again for one that was set
+            // since: without that, MSI would miss it.
+            self.restart_line();
+        }
+    }
+
+    /// A register was written.
+    pub(super) fn written(&self, reg: Reg, write: Write) {
+        match reg {
+            Reg::Channel(index, reg) => {
+                if let Some(channel) = self.channels.get(usize::from(index)) {
+                    self.channel_written(channel, reg, write);
+                }
+            }
+            Reg::InterruptControl => self.update_line(),
+            _ => {}
+        }
+    }
+
+    fn channel_written(&self, channel: &Channel, reg: ChannelReg, write: Write) {
+        let hang = match reg {
+            ChannelReg::Command => self.command_hangs(channel, write.written),
+            _ => false,
+        };
+        let mut state = channel.lock();
+        let mut deliver = false;
+        match reg {
+            ChannelReg::Count => {
+                count(&self.counters.doorbells);
+                state.ring(write.new as u16);
+            }
+            ChannelReg::ChainAddress => self.arm(channel, &mut state, write.new),
+            ChannelReg::Command => deliver = self.command(channel, &mut state, write.written, hang),
+            ChannelReg::Control if write.written & CHANCTRL_INTERRUPT_DISABLED != 0 => {
+                deliver = self.take_interrupt(channel, &mut state);
+            }
+            ChannelReg::Error => {}
+            _ => return,
+        }
+        self.publish(channel, &state);
+        channel.poke(&state);
+        drop(state);
+        if deliver {
+            self.deliver(channel);
+        }
+    }
+
+    fn arm(&self, channel: &Channel, state: &mut State, address: u64) {
+        let mut errors = self.bar.get(channel.ids.error);
+        if self.config.personality.version() < VERSION_3_3 {
+            errors |= state.mirrored & self.pci.get(self.ids.chanerr_int);
+        }
+        if errors != 0 {
+            log::warn!(
+                "channel {}: CHAINADDR {address:#x} is ignored: CHANERR or CHANERR_INT has {errors:#x}",
+                channel.index
+            );
+        } else if state.arm(address) {
+            self.bar.set(channel.ids.count, 0);
+        } else {
+            log::warn!(
+                "channel {}: CHAINADDR {address:#x} is ignored: the channel is {:?}",
+                channel.index,
+                state.status
+            );
+        }
+    }
+
+    fn command_hangs(&self, channel: &Channel, command: u64) -> bool {
+        let seen = {
+            let mut state = channel.lock();
+            state.seen.resets += u64::from(command == CHANCMD_RESET);
+            state.seen.suspends += u64::from(command == CHANCMD_SUSPEND);
+            state.seen
+        };
+        match command {
+            CHANCMD_RESET => self.plan(|plan| plan.reset_hangs(channel.index, seen.resets)),
+            CHANCMD_SUSPEND => self.plan(|plan| plan.suspend_hangs(channel.index, seen.suspends)),
+            _ => false,
+        }
+    }
+
+    /// Returns whether an interrupt is to be delivered.
+    fn command(&self, channel: &Channel, state: &mut State, command: u64, hang: bool) -> bool {
+        match command {
+            0 => {}
+            CHANCMD_RESET => {
+                state.reset = true;
+                state.reset_hangs |= hang;
+                if state.busy {
+                    channel.abort();
+                }
+            }
+            CHANCMD_SUSPEND => {
+                let stoppable = [Status::Active, Status::Idle, Status::Armed];
+                if stoppable.contains(&state.status) {
+                    state.suspend = true;
+                    state.suspend_hangs |= hang;
+                }
+            }
+            _ => state.bad_command = true,
+        }
+        !state.busy && self.settle(channel, state)
+    }
+
+    /// Carries out what software commanded; the engine has nothing in hand. Returns whether
+    /// an interrupt is to be delivered.
+    pub(super) fn settle(&self, channel: &Channel, state: &mut State) -> bool {
+        if state.reset {
+            if !state.reset_hangs {
+                state.reset_now();
+                self.bar.set(channel.ids.count, 0);
+                self.publish(channel, state);
+            }
+        } else if state.bad_command {
+            state.bad_command = false;
+            return self.halt(channel, state, ChannelError::COMMAND);
+        } else if state.suspend && !state.suspend_hangs {
+            state.suspend_now();
+            self.publish(channel, state);
+        }
+        false
+    }
+
+    /// Shows the channel's state in CHANSTS and CHANCMD.
+    pub(super) fn publish(&self, channel: &Channel, state: &State) {
+        let reset = if state.reset { CHANCMD_RESET } else { 0 };
+        let suspend = if state.suspend { CHANCMD_SUSPEND } else { 0 };
+        self.bar.set(channel.ids.command, reset | suspend);
+        self.bar.set(channel.ids.status, self.status_word(channel, state));
+    }
+
+    /// What CHANSTS reads, and what is written as the completion word.
+    pub(super) fn status_word(&self, channel: &Channel, state: &State) -> u64 {
+        let errors = ChannelError::from_bits_truncate(self.bar.get(channel.ids.error) as u32);
+        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
+        state.completed & !0x3f
+            | bit(ChannelError::SOFT, CHANSTS_SOFT)
+            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
+            | state.status as u64
+    }
+
+    // Errors.
+
+    /// The channel halts because of an error. Returns whether an interrupt is to be
+    /// delivered.
+    pub(super) fn halt(&self, channel: &Channel, state: &mut State, errors: ChannelError) -> bool {
+        count(&self.counters.errors);
+        state.halt_now();
+        let bits = u64::from(errors.bits());
+        self.bar.set_bits(channel.ids.error, bits);
+        let reported = bits & !self.bar.get(channel.ids.error_mask);
+        let mirrored = reported & !self.pci.get(self.ids.chanerrmsk_int);
+        self.pci.set_bits(self.ids.chanerr_int, mirrored);
+        state.mirrored |= mirrored;
+        self.publish(channel, state);
+        log::info!(
+            "channel {}: halted after the descriptor at {:#x}: {errors:?}",
+            channel.index,
+            state.completed
+        );
+        let control = self.bar.get(channel.ids.control);
+        if control & CHANCTRL_ERROR_COMPLETION != 0 {
+            let word = self.status_word(channel, state);
+            let address = self.bar.get(channel.ids.completion);
+            if let Err(error) = self.store_completion(state, address, word) {
+                log::warn!(
+                    "channel {}: the completion of an error, to {address:#x}: {error:?}",
+                    channel.index
+                );
+            }
+        }
+        let interrupts = control & CHANCTRL_ERROR_INTERRUPT != 0;
+        interrupts && (bits == 0 || reported != 0) && self.want_interrupt(channel, state)
+    }
+
+    /// Writes a completion word, in one piece.
+    pub(super) fn store_completion(
+        &self,
+        state: &mut State,
+        address: u64,
+        word: u64,
+    ) -> Result<(), ChannelError> {
+        self.check_completion(address)?;
+        self.memory.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
+        count(&self.counters.completions);
+        if let Some(meter) = &self.config.meter {
+            meter.translate(address, 8);
+            meter.completion_write(8);
+        }
+        state.word = word;
+        Ok(())
+    }
+
+    /// Writes one half of a completion word: 0 the lower, 1 the upper.
+    pub(super) fn store_half(
+        &self,
+        state: &mut State,
+        address: u64,
+        word: u64,
+        half: usize,
+    ) -> Result<(), ChannelError> {
+        self.check_completion(address)?;
+        let bytes = &word.to_le_bytes()[4 * half..][..4];
+        self.memory
+            .write(address + 4 * half as u64, bytes)
+            .map_err(|fault| super::execute::data_error(&fault))?;
+        if half == 1 {
+            count(&self.counters.completions);
+        }
+        if let Some(meter) = &self.config.meter {
+            meter.translate(address, 8);
+            meter.completion_write(4);
+        }
+        state.word = word;
+        Ok(())
+    }
+
+    fn check_completion(&self, address: u64) -> Result<(), ChannelError> {
+        if !address.is_multiple_of(8) || !self.config.reaches(address, 8) {
+            return Err(ChannelError::COMPLETION_ADDRESS);
+        }
+        if !self.pci.may_issue_requests() {
+            return Err(ChannelError::WRITE_DATA);
+        }
+        Ok(())
+    }
+
+    // Interrupts.
+
+    /// The channel wants an interrupt. Returns whether it is to be delivered now: not while
+    /// the channel is not rearmed, and not before the delay has passed. It is held until
+    /// then, and joined by others.
+    pub(super) fn want_interrupt(&self, channel: &Channel, state: &mut State) -> bool {
+        state.interrupt = true;
+        self.take_interrupt(channel, state)
+    }
+
+    /// Whether a wanted interrupt is to be delivered now; it is taken then.
+    pub(super) fn take_interrupt(&self, channel: &Channel, state: &mut State) -> bool {
+        let disabled = self.bar.get(channel.ids.control) & CHANCTRL_INTERRUPT_DISABLED != 0;
+        if !state.interrupt || disabled {
+            return false;
+        }
+        let delay = Duration::from_micros(self.bar.get(self.ids.delay) & INTRDELAY_TIME);
+        if !delay.is_zero() {
+            let now = Instant::now();
+            let due = *state.interrupt_due.get_or_insert(now + delay);
+            if now < due {
+                return false;
+            }
+        }
+        state.interrupt = false;
+        state.interrupt_due = None;
+        self.bar.set_bits(channel.ids.control, CHANCTRL_INTERRUPT_DISABLED);
+        true
+    }
+
+    /// Raises a channel's interrupt: its MSI-X vector, or the line that MSI and INTx share.
+    /// The channel must not be locked.
+    pub(super) fn deliver(&self, channel: &Channel) {
+        count(&self.counters.interrupts);
+        self.bar.set_bits(self.ids.attention, 1 << channel.index);
+        if self.msix_in_use() {
+            if self.pci.may_issue_requests() {
+                if let Some(meter) = &self.config.meter {
+                    meter.msi();
+                }
+                self.interrupts.signal(IrqKind::MsiX, channel.index.into());
+            }
+        } else {
+            self.update_line();
+        }
+    }
+
+    fn msix_in_use(&self) -> bool {
+        self.interrupts.connected(IrqKind::MsiX) || self.pci.msix_enabled()
+    }
+
+    fn msi_in_use(&self) -> bool {
+        self.interrupts.connected(IrqKind::Msi) || self.pci.msi_enabled()
+    }
+
+    /// The line fell, or leads elsewhere now: an attention that is there makes it rise.
+    pub(super) fn restart_line(&self) {
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.update_line();
+    }
+
+    /// Brings the line up to date with ATTNSTATUS, INTRCTRL and the Command register.
+    pub(super) fn update_line(&self) {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let enabled = self.bar.get(self.ids.interrupt_control) & INTRCTRL_ENABLE != 0;
+        let attention = self.bar.get(self.ids.attention) != 0;
+        let high = enabled && attention && !self.msix_in_use();
+        let msi = self.msi_in_use();
+        if high && msi && !*line && self.pci.may_issue_requests() {
+            if let Some(meter) = &self.config.meter {
+                meter.msi();
+            }
+            self.interrupts.signal(IrqKind::Msi, 0);
+        }
+        *line = high;
+        self.pci.show_interrupt(high && !msi);
+        self.interrupts.set_level(high && !msi && !self.pci.intx_disabled());
+    }
+
+    // Reset.
+
+    /// A function-level reset: every engine is quiet and every register has its reset value
+    /// when this returns.
+    pub(super) fn reset(&self) {
+        for channel in &self.channels {
+            let mut state = channel.lock();
+            state.reset = true;
+            if state.busy {
+                channel.abort();
+            }
+            channel.poke(&state);
+        }
+        for channel in &self.channels {
+            let mut state = channel.wait_quiet(channel.lock());
+            state.power_cycle();
+        }
+        count(&self.counters.resets);
+        self.pci.reset();
+        self.bar.reset();
+        self.interrupts.reset();
+        self.restart_line();
+    }
+}

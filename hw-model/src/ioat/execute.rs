@@ -1,0 +1,215 @@
+//! Fetching descriptors and moving data: what the engine does without a lock.
+
+use std::collections::VecDeque;
+
+use super::channel::{Channel, Position};
+use super::descriptor::{self, Descriptor, Operation};
+use super::device::Device;
+use super::registers::ChannelError;
+use crate::memory::{Direction, DmaFault, FaultReason, PIECE};
+
+/// How many descriptors are fetched at once.
+const AHEAD: usize = 16;
+/// A fetch does not cross such a boundary: the mapping may end there.
+const PAGE: u64 = 4096;
+
+/// Why a descriptor was not executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The channel halts with these bits.
+    Halt(ChannelError),
+    /// A reset does not wait for the transfer.
+    Aborted,
+}
+
+/// Descriptors that were fetched before their turn.
+///
+/// Software may extend a chain at any time: it writes a descriptor, links it to the last one
+/// and counts it. A counted descriptor does not change, but the link of the last counted one
+/// may. So nothing is used that was not counted when it was fetched, and the link of the
+/// last counted descriptor is read again when the count has passed it.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    epoch: u64,
+    ready: VecDeque<(u64, Descriptor)>,
+    /// Where the chain goes on after `ready`, if that descriptor was counted.
+    link: Option<u64>,
+    /// The last link led to the adjacent address, so that it pays to fetch several.
+    sequential: bool,
+}
+
+impl Default for Fetcher {
+    fn default() -> Self {
+        Fetcher { epoch: 0, ready: VecDeque::with_capacity(AHEAD), link: None, sequential: true }
+    }
+}
+
+impl Fetcher {
+    /// Forgets everything when the chain is not the one it was.
+    pub(super) fn follow(&mut self, epoch: u64) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.ready.clear();
+            self.link = None;
+        }
+    }
+
+    /// The next descriptor and its address; `ahead`, at least 1, are counted.
+    fn next(
+        &mut self,
+        device: &Device,
+        position: Position,
+        ahead: u16,
+    ) -> Result<(u64, Descriptor), ChannelError> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Ok(ready);
+        }
+        let address = match position {
+            Position::Nowhere => return Err(ChannelError::CHAIN_ADDRESS),
+            Position::At(address) => {
+                let good = address.is_multiple_of(descriptor::SIZE as u64)
+                    && device.config.reaches(address, descriptor::SIZE as u64);
+                if !good {
+                    return Err(ChannelError::CHAIN_ADDRESS);
+                }
+                address
+            }
+            Position::After(last) => {
+                let link = match self.link.take() {
+                    Some(link) => link,
+                    None => read_link(device, last)?,
+                };
+                if !link.is_multiple_of(descriptor::SIZE as u64) {
+                    return Err(ChannelError::DESCRIPTOR_ALIGNMENT);
+                }
+                if !device.config.reaches(link, descriptor::SIZE as u64) {
+                    return Err(ChannelError::NEXT_ADDRESS);
+                }
+                link
+            }
+        };
+        self.fetch(device, address, usize::from(ahead))
+    }
+
+    fn fetch(
+        &mut self,
+        device: &Device,
+        address: u64,
+        ahead: usize,
+    ) -> Result<(u64, Descriptor), ChannelError> {
+        let in_page = ((PAGE - address % PAGE) / descriptor::SIZE as u64) as usize;
+        let most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
+        let mut buffer = [[0; descriptor::SIZE]; AHEAD];
+        let bytes = &mut buffer.as_flattened_mut()[..most * descriptor::SIZE];
+        device.memory.read(address, bytes).map_err(|fault| data_error(&fault))?;
+        let mut run = 0;
+        let mut place = address;
+        for bytes in &buffer[..most] {
+            let descriptor = Descriptor::parse(bytes);
+            self.ready.push_back((place, descriptor));
+            run += 1;
+            place = place.wrapping_add(descriptor::SIZE as u64);
+            self.sequential = descriptor.next == place;
+            self.link = (run < ahead).then_some(descriptor.next);
+            if !self.sequential {
+                break;
+            }
+        }
+        if let Some(meter) = &device.config.meter {
+            meter.descriptor_fetch(run as u64, (most * descriptor::SIZE) as u64);
+            meter.translate(address, (most * descriptor::SIZE) as u64);
+        }
+        // The loop ran at least once: `ahead` and `in_page` are at least 1.
+        self.ready.pop_front().ok_or(ChannelError::DESCRIPTOR_COUNT)
+    }
+}
+
+/// Reads the `next` field of a descriptor that was executed.
+fn read_link(device: &Device, descriptor: u64) -> Result<u64, ChannelError> {
+    let link = device
+        .memory
+        .load_u64(descriptor + descriptor::NEXT)
+        .map_err(|fault| data_error(&fault))?;
+    if let Some(meter) = &device.config.meter {
+        meter.descriptor_fetch(0, 8);
+        meter.translate(descriptor + descriptor::NEXT, 8);
+    }
+    Ok(link)
+}
+
+/// A request that was refused is a data error; one that cannot be made is an address error.
+pub(super) fn data_error(fault: &DmaFault) -> ChannelError {
+    log::debug!("{fault}");
+    match (fault.direction, fault.reason) {
+        (Direction::Read, FaultReason::Wraps) => ChannelError::SOURCE_ADDRESS,
+        (Direction::Read, _) => ChannelError::READ_DATA,
+        (Direction::Write, FaultReason::Wraps) => ChannelError::DESTINATION_ADDRESS,
+        (Direction::Write, _) => ChannelError::WRITE_DATA,
+    }
+}
+
+/// Fetches and executes the next descriptor; returns it with its address.
+pub(super) fn execute(
+    device: &Device,
+    channel: &Channel,
+    fetcher: &mut Fetcher,
+    position: Position,
+    ahead: u16,
+) -> Result<(u64, Descriptor), Stop> {
+    if !device.pci.may_issue_requests() {
+        log::warn!("channel {}: DMA while the function is not a bus master", channel.index);
+        return Err(Stop::Halt(ChannelError::READ_DATA));
+    }
+    let (address, descriptor) = fetcher.next(device, position, ahead).map_err(Stop::Halt)?;
+    let operation = descriptor.operation(device.config.transfer_capacity).map_err(Stop::Halt)?;
+    match operation {
+        Operation::Null => {}
+        Operation::Copy { source, destination, size } => {
+            let size = u64::from(size);
+            reach(device, source, size, ChannelError::SOURCE_ADDRESS)?;
+            reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
+            pieces(channel, size, |at, len| {
+                device.memory.copy(destination + at, source + at, len)
+            })?;
+            if let Some(meter) = &device.config.meter {
+                meter.translate(source, size);
+                meter.translate(destination, size);
+                meter.data_read(size);
+                meter.data_write(size);
+            }
+        }
+        Operation::Fill { pattern, destination, size } => {
+            let size = u64::from(size);
+            reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
+            pieces(channel, size, |at, len| device.memory.fill(destination + at, pattern, len))?;
+            if let Some(meter) = &device.config.meter {
+                meter.translate(destination, size);
+                meter.data_write(size);
+            }
+        }
+    }
+    Ok((address, descriptor))
+}
+
+fn reach(device: &Device, address: u64, len: u64, error: ChannelError) -> Result<(), Stop> {
+    if device.config.reaches(address, len) { Ok(()) } else { Err(Stop::Halt(error)) }
+}
+
+/// Does a transfer in pieces, between which a reset can stop it. [`PIECE`] is a multiple of
+/// the fill pattern's 8 bytes.
+fn pieces(
+    channel: &Channel,
+    size: u64,
+    mut piece: impl FnMut(u64, u64) -> Result<(), DmaFault>,
+) -> Result<(), Stop> {
+    let mut done = 0;
+    while done < size {
+        if channel.aborted() {
+            return Err(Stop::Aborted);
+        }
+        let len = PIECE.min(size - done);
+        piece(done, len).map_err(|fault| Stop::Halt(data_error(&fault)))?;
+        done += len;
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Faults on request: what is to go wrong, and when.
+//!
+//! A [`FaultPlan`] is a list of [`Rule`]s, built in code or parsed from text:
+//!
+//! ```text
+//! PLAN = RULE *( "," RULE )
+//! RULE = FAULT [ "=" VALUE ] [ "@" WHEN ] [ "#" CHANNEL ]
+//! WHEN = N              the Nth descriptor (or RESET, or SUSPEND), counted from 1
+//!      | "/" K          each Kth
+//! ```
+//!
+//! Descriptors, RESETs and SUSPENDs are counted for each channel since the plan was put in
+//! force: at the model's start, or by [`Ioat::inject`](super::Ioat::inject). A reset does not
+//! restart the count, so that a fault at a descriptor happens once, and the retry passes.
+//! Without `@` the fault happens each time; without `#` on each channel.
+//!
+//! | fault | value | at the descriptor |
+//! |---|---|---|
+//! | `chanerr` | bits 0 to 18 with `+` between | it is not executed; the channel halts with these bits of CHANERR |
+//! | `halt` | | it is not executed; the channel halts, and CHANERR stays as it is |
+//! | `no-completion` | | its completion word is not written |
+//! | `late-completion` | time, 10ms | its completion word is written this much later; its interrupt comes before; the channel waits |
+//! | `double-completion` | time, 1ms | its completion word is written, and again this much later, also over a newer one |
+//! | `torn-completion` | time, 1ms | its completion word is written in two halves, the lower first, this far apart |
+//! | `stale-completion` | | the completion word written before is written again in place of its own |
+//! | `astray-completion` | address, CHANCMP + 64 | its completion word is written to this address |
+//! | `no-interrupt` | | its interrupt is lost |
+//! | `spurious-interrupt` | | it interrupts, whether it asks for it and is rearmed or not |
+//! | `double-interrupt` | | its interrupt is signalled twice |
+//! | `gone` | | from now on all reads are all ones, and nothing happens any more |
+//! | `exit` | | the serving process is asked to end, and nothing happens any more |
+//! | `reset-hang` | | (at a RESET) it never ends; a function-level reset helps |
+//! | `suspend-hang` | | (at a SUSPEND) it never ends and the channel does nothing; RESET helps |
+//!
+//! Times are in `us`, `ms` or `s`; addresses are hexadecimal with `0x`, or decimal. A fault
+//! of a completion or interrupt shows only on a descriptor that asks for one. Of several
+//! faults of the same kind at one descriptor the last rule's happens.
+//!
+//! `chanerr=8@100` refuses the 100th descriptor of each channel with a read-data error;
+//! `no-interrupt@/7#0,torn-completion=50us@/11` loses each 7th interrupt of channel 0 and
+//! tears each 11th completion.
+
+mod grammar;
+
+use std::time::Duration;
+
+pub use grammar::FaultError;
+
+use super::registers::ChannelError;
+
+/// Something that goes wrong; the module's table says how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// `chanerr`: the channel halts with these bits.
+    Error(ChannelError),
+    /// `halt`: the channel halts without a bit.
+    Halt,
+    /// `no-completion`: the completion word is not written.
+    NoCompletion,
+    /// `late-completion`: the completion word is written later.
+    LateCompletion(Duration),
+    /// `double-completion`: the completion word is written again later.
+    DoubleCompletion(Duration),
+    /// `torn-completion`: the completion word is written in two halves.
+    TornCompletion(Duration),
+    /// `stale-completion`: the former completion word is written.
+    StaleCompletion,
+    /// `astray-completion`: the completion word is written to this address, or to the one
+    /// 64 bytes after CHANCMP.
+    AstrayCompletion(Option<u64>),
+    /// `no-interrupt`: the interrupt is lost.
+    LostInterrupt,
+    /// `spurious-interrupt`: an interrupt that nothing asks for.
+    SpuriousInterrupt,
+    /// `double-interrupt`: the interrupt is signalled twice.
+    DoubleInterrupt,
+    /// `gone`: the device has left the bus.
+    Gone,
+    /// `exit`: the process that serves the function should end.
+    Exit,
+    /// `reset-hang`: RESET never ends.
+    ResetHang,
+    /// `suspend-hang`: SUSPEND never ends.
+    SuspendHang,
+}
+
+/// When a fault happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Once, at this number; the first is 1.
+    At(u64),
+    /// At each multiple of this number, which is not 0.
+    Every(u64),
+}
+
+impl When {
+    fn is(self, number: u64) -> bool {
+        match self {
+            When::At(at) => number == at,
+            When::Every(step) => step != 0 && number.is_multiple_of(step),
+        }
+    }
+}
+
+/// One fault, and when and where it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// What goes wrong.
+    pub fault: Fault,
+    /// When.
+    pub when: When,
+    /// On which channel; `None` for all.
+    pub channel: Option<u8>,
+}
+
+/// What is to go wrong. The module's documentation has the grammar of its text form, which
+/// is parsed by `str::parse`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FaultPlan {
+    rules: Vec<Rule>,
+}
+
+impl FaultPlan {
+    /// A plan of these rules.
+    #[must_use]
+    pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
+        FaultPlan { rules: rules.into_iter().collect() }
+    }
+
+    /// A plan with one fault, once, at the `number`th descriptor, RESET or SUSPEND of each
+    /// channel.
+    #[must_use]
+    pub fn at(number: u64, fault: Fault) -> Self {
+        FaultPlan::new([Rule { fault, when: When::At(number), channel: None }])
+    }
+
+    /// A plan with one fault at each `step`th descriptor, RESET or SUSPEND of each channel.
+    #[must_use]
+    pub fn every(step: u64, fault: Fault) -> Self {
+        FaultPlan::new([Rule { fault, when: When::Every(step), channel: None }])
+    }
+
+    /// Adds the rules of another plan, after this one's.
+    #[must_use]
+    pub fn and(mut self, other: FaultPlan) -> Self {
+        self.rules.extend(other.rules);
+        self
+    }
+
+    /// The rules.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Whether nothing is to go wrong.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    fn due(&self, channel: u8, number: u64) -> impl Iterator<Item = Fault> {
+        let here = move |rule: &&Rule| rule.channel.is_none_or(|only| only == channel);
+        let rules = self.rules.iter().filter(here);
+        rules.filter(move |rule| rule.when.is(number)).map(|rule| rule.fault)
+    }
+
+    /// What goes wrong with a channel's `number`th descriptor.
+    pub(super) fn descriptor(&self, channel: u8, number: u64) -> DescriptorFaults {
+        let mut faults = DescriptorFaults::default();
+        for fault in self.due(channel, number) {
+            match fault {
+                Fault::Error(bits) => faults.halt = Some(bits),
+                Fault::Halt => faults.halt = Some(ChannelError::empty()),
+                Fault::NoCompletion
+                | Fault::LateCompletion(_)
+                | Fault::DoubleCompletion(_)
+                | Fault::TornCompletion(_)
+                | Fault::StaleCompletion
+                | Fault::AstrayCompletion(_) => faults.completion = Some(fault),
+                Fault::LostInterrupt | Fault::SpuriousInterrupt | Fault::DoubleInterrupt => {
+                    faults.interrupt = Some(fault);
+                }
+                Fault::Gone | Fault::Exit => faults.end = Some(fault),
+                Fault::ResetHang | Fault::SuspendHang => {}
+            }
+        }
+        faults
+    }
+
+    /// Whether a channel's `number`th RESET never ends.
+    pub(super) fn reset_hangs(&self, channel: u8, number: u64) -> bool {
+        self.due(channel, number).any(|fault| fault == Fault::ResetHang)
+    }
+
+    /// Whether a channel's `number`th SUSPEND never ends.
+    pub(super) fn suspend_hangs(&self, channel: u8, number: u64) -> bool {
+        self.due(channel, number).any(|fault| fault == Fault::SuspendHang)
+    }
+}
+
+/// What goes wrong with one descriptor, one fault of each kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct DescriptorFaults {
+    pub(super) halt: Option<ChannelError>,
+    pub(super) completion: Option<Fault>,
+    pub(super) interrupt: Option<Fault>,
+    pub(super) end: Option<Fault>,
+}

@@ -1,0 +1,173 @@
+//! What one device needs beyond what the machine offers.
+
+use nix::errno::Errno;
+use vfio_dma::devices::recognise;
+use vfio_dma::pci::sysfs::{PciDeviceInfo, VFIO_PCI};
+use vfio_dma::pci::{Address, HostDriver, PciError};
+
+use super::{Check, Host, writable};
+
+/// The checks of a device; only the first when there is no such device.
+pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
+    let info = match host.sysfs.device(address) {
+        Ok(info) => info,
+        Err(error) => return vec![from_error("device", &error)],
+    };
+    let mut checks = vec![
+        Check::ok("device", format!("{address}: {}", info.class.name())),
+        support(&info),
+        header(host, &info),
+        driver(&info),
+    ];
+    match &info.group {
+        None => checks.push(from_error("group", &PciError::NoGroup { address })),
+        Some(group) => {
+            let members = group.members.join(" ");
+            let finding = format!("number {}, members: {members}", group.number);
+            checks.push(Check::ok("group", finding));
+            checks.push(viability(host, address));
+            checks.push(node(host, &info, &group.node()));
+        }
+    }
+    checks
+}
+
+/// A failed check of an error, whose remedy stands on its last line.
+fn from_error(name: &'static str, error: &PciError) -> Check {
+    let text = error.to_string();
+    match text.split_once("\n  remedy: ") {
+        Some((finding, remedy)) => Check::failed(name, finding).mend(remedy),
+        None => Check::failed(name, text),
+    }
+}
+
+fn support(info: &PciDeviceInfo) -> Check {
+    let ids = format!("{:04x}:{:04x}", info.vendor, info.device);
+    match recognise(info.vendor, info.device) {
+        Some(known) => Check::ok("support", format!("{ids}: {}", known.description)),
+        None => Check::note("support", format!("{ids} is not a device that vfio-dma drives")),
+    }
+}
+
+/// A device that lost power or hangs reads all ones.
+fn header(host: &Host, info: &PciDeviceInfo) -> Check {
+    let name = "config-space";
+    let read = host
+        .sysfs
+        .config_header(info.address)
+        .and_then(|config| config.check_present().map(|()| config))
+        .and_then(|config| Ok((config.vendor_id()?, config.device_id()?)));
+    match read {
+        Ok(ids) if ids == (info.vendor, info.device) => Check::ok(name, "answers"),
+        Ok((vendor, device)) => {
+            Check::failed(name, format!("holds the ids {vendor:04x}:{device:04x}"))
+                .mend("echo 1 > /sys/bus/pci/rescan")
+        }
+        Err(error) => from_error(name, &error),
+    }
+}
+
+fn driver(info: &PciDeviceInfo) -> Check {
+    let bind = format!("vfio-dma bind {}", info.address);
+    match info.driver.as_deref() {
+        Some(VFIO_PCI) => Check::ok("driver", VFIO_PCI),
+        Some(driver) => Check::failed("driver", format!("{driver}, not vfio-pci")).mend(bind),
+        None => Check::failed("driver", "none, not vfio-pci").mend(bind),
+    }
+}
+
+fn viability(host: &Host, address: Address) -> Check {
+    let name = "group-members";
+    let in_the_way = match host.sysfs.viability(address) {
+        Ok(viability) => viability.in_the_way,
+        Err(error) => return from_error(name, &error),
+    };
+    if in_the_way.is_empty() {
+        return Check::ok(name, "no host driver is in the way");
+    }
+    let members: Vec<_> = in_the_way.iter().map(HostDriver::to_string).collect();
+    let commands: Vec<_> =
+        in_the_way.iter().map(|member| format!("vfio-dma bind {}", member.device)).collect();
+    Check::failed(name, format!("host drivers still use {}", members.join(", ")))
+        .mend(commands.join("; "))
+}
+
+fn node(host: &Host, info: &PciDeviceInfo, node: &std::path::Path) -> Check {
+    let name = "group-node";
+    let shown = node.display();
+    match writable(&host.node(node)) {
+        Ok(()) => Check::ok(name, format!("{shown} can be opened")),
+        Err(Errno::ENOENT) => Check::failed(name, format!("{shown} is absent"))
+            .mend(format!("vfio-dma bind {}", info.address)),
+        Err(errno) => Check::failed(name, format!("{shown}: {}", errno.desc()))
+            .mend(format!("run as root, or: sudo chown $USER {shown}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{check, sound};
+    use super::super::{Status, examine};
+    use super::*;
+
+    const BDF: &str = "0000:00:05.0";
+
+    #[test]
+    fn an_unknown_device_ends_the_checks() {
+        let (_machine, host) = sound();
+        let checks = checks(&host, "0000:00:1f.7".parse().unwrap());
+        assert_eq!(checks.len(), 1);
+        assert_eq!(checks[0].status, Status::Failed);
+        assert!(checks[0].finding.contains("no PCI device 0000:00:1f.7"));
+    }
+
+    #[test]
+    fn a_device_that_is_not_bound_is_told_with_the_command() {
+        let (machine, host) = sound();
+        machine.remove("sys/bus/pci/devices/0000:00:05.0/driver");
+        machine.remove("dev/vfio/3");
+        let bind = Some("vfio-dma bind 0000:00:05.0");
+        for name in ["driver", "group-node"] {
+            let check = check(&host, name);
+            assert_eq!((check.status, check.remedy.as_deref()), (Status::Failed, bind));
+        }
+        assert!(!examine(&host, Some(BDF.parse().unwrap())).ready);
+    }
+
+    #[test]
+    fn a_member_with_a_host_driver_is_told_with_the_command() {
+        let (machine, host) = sound();
+        machine.device("0000:00:05.1", 0x1af4, 0x1041, Some("virtio-pci"), Some(3));
+        let check = check(&host, "group-members");
+        assert!(check.finding.contains("0000:00:05.1 (virtio-pci)"), "{check:?}");
+        assert_eq!(check.remedy.as_deref(), Some("vfio-dma bind 0000:00:05.1"));
+    }
+
+    #[test]
+    fn a_device_without_a_group_is_told_with_the_remedy() {
+        let (machine, host) = sound();
+        machine.remove("sys/bus/pci/devices/0000:00:05.0/iommu_group");
+        let check = check(&host, "group");
+        assert_eq!(check.status, Status::Failed);
+        assert!(check.remedy.unwrap().contains("intel_iommu=on"));
+    }
+
+    #[test]
+    fn a_device_that_does_not_answer_or_is_another_one_is_told() {
+        let (machine, host) = sound();
+        let config = "sys/bus/pci/devices/0000:00:05.0/config";
+        machine.file(config, [0xff; 64]);
+        assert!(check(&host, "config-space").finding.contains("does not answer"));
+        machine.file(config, [0x34; 64]);
+        assert!(check(&host, "config-space").finding.contains("3434:3434"));
+        machine.file(config, [0x34; 63]);
+        assert_eq!(check(&host, "config-space").status, Status::Failed);
+    }
+
+    #[test]
+    fn a_device_that_is_not_driven_here_is_a_note() {
+        let (machine, host) = sound();
+        machine.file("sys/bus/pci/devices/0000:00:05.0/device", "0x0001\n");
+        assert_eq!(check(&host, "support").status, Status::Note);
+    }
+}
