@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::registers::ChannelIds;
+use super::registers::{CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds};
 
 /// The channel's state in bits 2:0 of CHANSTS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,6 +208,15 @@ impl State {
     /// Whether a descriptor can be executed.
     pub(super) fn runnable(&self) -> bool {
         self.status == Status::Active && self.ahead() != 0 && !self.suspend && !self.reset
+    }
+
+    /// What CHANSTS reads and completion words say, with these errors.
+    pub(super) fn word_of(&self, errors: ChannelError) -> u64 {
+        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
+        (self.completed & !0x3f)
+            | bit(ChannelError::SOFT, CHANSTS_SOFT)
+            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
+            | self.status as u64
     }
 
     /// When the engine has to do something by itself.

@@ -12,9 +12,8 @@ use super::fault::{DescriptorFaults, Fault, FaultPlan};
 use super::record::{Counters, count};
 use super::registers::{
     CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
-    CHANCTRL_INTERRUPT_DISABLED, CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds,
-    ChannelReg, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME,
-    Reg, bar0, config_space,
+    CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelIds, ChannelReg, FunctionIds,
+    INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
 use crate::memory::DmaMap;
 use crate::pci::msix::Part;
@@ -273,12 +272,8 @@ impl Device {
 
     /// What CHANSTS reads, and what is written as the completion word.
     pub(super) fn status_word(&self, channel: &Channel, state: &State) -> u64 {
-        let errors = ChannelError::from_bits_truncate(self.bar.get(channel.ids.error) as u32);
-        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
-        state.completed & !0x3f
-            | bit(ChannelError::SOFT, CHANSTS_SOFT)
-            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
-            | state.status as u64
+        let errors = self.bar.get(channel.ids.error) as u32;
+        state.word_of(ChannelError::from_bits_truncate(errors))
     }
 
     // Errors.
@@ -289,12 +284,6 @@ impl Device {
         count(&self.counters.errors);
         state.halt_now();
         let bits = u64::from(errors.bits());
-        self.bar.set_bits(channel.ids.error, bits);
-        let reported = bits & !self.bar.get(channel.ids.error_mask);
-        let mirrored = reported & !self.pci.get(self.ids.chanerrmsk_int);
-        self.pci.set_bits(self.ids.chanerr_int, mirrored);
-        state.mirrored |= mirrored;
-        self.publish(channel, state);
         log::info!(
             "channel {}: halted after the descriptor at {:#x}: {errors:?}",
             channel.index,
@@ -302,7 +291,8 @@ impl Device {
         );
         let control = self.bar.get(channel.ids.control);
         if control & CHANCTRL_ERROR_COMPLETION != 0 {
-            let word = self.status_word(channel, state);
+            let all = self.bar.get(channel.ids.error) | bits;
+            let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
             let address = self.bar.get(channel.ids.completion);
             if let Err(error) = self.store_completion(state, address, word) {
                 log::warn!(
@@ -311,6 +301,13 @@ impl Device {
                 );
             }
         }
+        // After the word: a read of these registers on the bus would push it ahead.
+        self.bar.set_bits(channel.ids.error, bits);
+        let reported = bits & !self.bar.get(channel.ids.error_mask);
+        let mirrored = reported & !self.pci.get(self.ids.chanerrmsk_int);
+        self.pci.set_bits(self.ids.chanerr_int, mirrored);
+        state.mirrored |= mirrored;
+        self.publish(channel, state);
         let interrupts = control & CHANCTRL_ERROR_INTERRUPT != 0;
         interrupts && (bits == 0 || reported != 0) && self.want_interrupt(channel, state)
     }

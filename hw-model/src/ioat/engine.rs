@@ -99,7 +99,6 @@ impl<'a> Engine<'a> {
         let control = descriptor.control();
         let before = state.completed;
         state.advance(address);
-        device.publish(channel, &state);
 
         let completion = control.contains(Control::COMPLETION);
         let late = match faults.completion {
@@ -118,6 +117,11 @@ impl<'a> Engine<'a> {
                 return state;
             }
         }
+        if state.reset {
+            return state;
+        }
+        // After the word: a read of CHANSTS on the bus would push it ahead.
+        device.publish(channel, &state);
         count(&device.counters.descriptors);
         state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {

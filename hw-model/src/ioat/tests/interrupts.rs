@@ -29,7 +29,7 @@ fn a_vector_interrupts_once_until_it_is_rearmed() {
     assert_eq!(rig.completion(), RING | IDLE, "the word is there before the interrupt");
     assert_eq!(rig.read(0x80, 2), 0x1d, "disabled until rearmed");
     rig.ring(3);
-    wait("it is done", || rig.completion() == RING + 128 | IDLE);
+    wait("it is done", || rig.completion() == (RING + 128) | IDLE);
     quiet(event);
     rearm(&rig);
     wait("what was held is delivered", || event.read() == Ok(1));
@@ -139,7 +139,7 @@ fn the_delay_joins_interrupts() {
     let start = Instant::now();
     for n in 0..4 {
         rig.ring(n + 1);
-        wait("it is done", || rig.completion() == RING + 64 * u64::from(n) | IDLE);
+        wait("it is done", || rig.completion() == (RING + 64 * u64::from(n)) | IDLE);
     }
     assert_eq!(rig.read(0x80, 2) & 1, 0, "nothing was delivered yet");
     wait("they are delivered", || event.read() == Ok(1));
