@@ -43,6 +43,7 @@ mod iova;
 mod memory;
 mod pattern;
 mod placement;
+mod sg;
 mod space;
 #[cfg(test)]
 mod testing;
@@ -56,4 +57,5 @@ pub use placement::{
     Attempt, Cause, Constraints, Outcome, Placement, Pool, PoolUsage, Reason, Report, Request,
     Reservation, Strategy, place, place_in_file, place_in_range,
 };
+pub use sg::{Piece, Pieces, SgError, SgLimits, SgList, SgTable, Walk};
 pub use space::{AddressSpace, Usage};
