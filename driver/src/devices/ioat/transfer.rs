@@ -213,7 +213,7 @@ impl Channel {
         let Some(tables) = &job.tables else { return };
         let target = tables.target.list();
         let source = tables.source.as_ref().map_or(target, SgTable::list);
-        let limits = &self.engine.limits;
+        let limits = self.engine.limits;
         let told = match self.engine.interrupts {
             Some(_) => COMPLETION | INTERRUPT,
             None => COMPLETION,
@@ -221,22 +221,31 @@ impl Channel {
         // Something of a transfer that fills the ring must tell, or it never goes on.
         let quarter = u64::from(self.ring.size() / 4).max(1) - 1;
         let operation = if job.pattern.is_some() { OP_FILL } else { OP_COPY };
-        while self.ring.free() > 0 {
-            let Some(piece) = job.walk.next(source, target, limits) else { break };
-            let done = target.len() - job.left;
-            job.left -= piece.len;
-            let tell = job.left == 0 || self.ring.filled() & quarter == quarter;
+        let (mut walk, mut left) = (job.walk.clone(), job.left);
+        let free = self.ring.free();
+        // As many as are free can be reserved.
+        let Ok(mut batch) = self.ring.reserve(free) else { return };
+        while batch.room() > 0 {
+            let Some(piece) = walk.next(source, target, &limits) else { break };
+            let source_word = match job.pattern {
+                None => piece.source.0,
+                Some(pattern) => turned(pattern, target.len() - left),
+            };
+            left -= piece.len;
+            let tell = left == 0 || batch.position() & quarter == quarter;
             let command = Command {
                 // At most 2^31, by the limits.
                 len: piece.len as u32,
                 control: operation | if tell { told } else { 0 },
-                source: job.pattern.map_or(piece.source.0, |pattern| turned(pattern, done)),
+                source: source_word,
                 target: piece.target.0,
             };
-            if self.ring.push(&command).is_err() {
+            if batch.fill(&command).is_err() {
                 break;
             }
         }
+        batch.commit();
+        (job.walk, job.left) = (walk, left);
         if job.left == 0 {
             job.end = Some(self.ring.filled());
             self.feeding = None;
