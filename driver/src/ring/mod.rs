@@ -422,11 +422,11 @@ pub struct Reservation<'a, F> {
 }
 
 impl<F: Format> Reservation<'_, F> {
-    /// Descriptors that can still be filled.
+    /// Whether as many were filled as were reserved.
     #[inline]
     #[must_use]
-    pub fn room(&self) -> u32 {
-        (self.end - self.next) as u32
+    pub fn is_full(&self) -> bool {
+        self.next == self.end
     }
 
     /// The position of the next to be filled.
