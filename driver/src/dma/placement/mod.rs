@@ -94,7 +94,7 @@ pub struct Request {
     /// The strategies themselves, instead of [`Strategy::order`]'s.
     pub order: Option<Vec<Strategy>>,
     /// How often physically contiguous memory is tried for, each time holding what was
-    /// not contiguous; at most `tries * len` bytes are held. At least 1.
+    /// not contiguous; less than `2 * tries * len` bytes are held. At least 1.
     pub tries: u32,
     /// The smallest block, in bytes, that [`Strategy::SmallerBlocks`] takes.
     pub least_block: usize,
