@@ -414,6 +414,10 @@ pub(crate) fn physical_memory_is_found_in_every_way() {
         let order = [hold, Strategy::SmallerBlocks, Strategy::ScatterGather];
         let mut buffer = place(&Request { tries, ..request(64 << 10).order(order) });
         check(&mut buffer);
+        if winner(buffer.report()) != hold {
+            let why = cause(buffer.report(), hold);
+            assert!(matches!(why, Cause::NotContiguous { needed: 0x1_0000, .. }), "{why:?}");
+        }
     }
     let mut scattered = place(&request(64 << 20).placement(Placement::ScatterGather));
     check(&mut scattered);

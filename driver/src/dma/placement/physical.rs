@@ -59,7 +59,7 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
         let failed = |error: DmaError| site.failed(&error, tries);
         let found = frames(&memory).map_err(DmaError::from).map_err(failed)?;
         let runs = physical_runs(&found);
-        if clip(&runs, 0, request.len).len() == 1 {
+        if !wider && clip(&runs, 0, request.len).len() == 1 {
             match under_mask(site, &runs, 0) {
                 Ok(()) => {
                     return Ok(Site::won(Buffer::physical(site, memory, 0, &runs), tries));
@@ -67,7 +67,11 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
                 Err(error) => unreached = Some(error),
             }
         } else if wider
-            && let Some(run) = frames::runs(&found).iter().find(|run| run.len() * FRAME >= len)
+            // The lowest one, for the device's mask.
+            && let Some(run) = frames::runs(&found)
+                .into_iter()
+                .filter(|run| run.len() * FRAME >= len)
+                .min_by_key(|run| found[run.start])
         {
             let (memory, runs) =
                 moved(&memory, run.start..run.start + len / FRAME, frames).map_err(failed)?;
@@ -99,7 +103,7 @@ fn moved(
 ) -> Result<(Memory, Vec<Segment>), DmaError> {
     let mut blocks = Blocks::reserve(pages.len() * FRAME)?;
     blocks.take(from, pages)?;
-    let memory = blocks.finish();
+    let memory = blocks.finish()?;
     memory.lock()?;
     let runs = physical_runs(&frames(&memory)?);
     Ok((memory, runs))

@@ -94,7 +94,7 @@ fn tries_are_bounded_and_reported() {
 fn memory_above_the_mask_is_held_too_and_is_the_reason() {
     let constraints = Constraints { address_mask: 0xffff, alignment: 1 };
     let request = Request { tries: 3, ..Request::new(2 * FRAME, BOTH) }.constraints(constraints);
-    let script: [&[u64]; 3] = [&[0xf, 0x10], &[3, 5], &[0x20, 0x21, 0x30, 0x31]];
+    let script: [&[u64]; 4] = [&[0xf, 0x10], &[3, 5], &[0x30, 0x31, 0x20, 0x21], &[0x20, 0x21]];
     let (verdict, _) = scripted(&request, &script);
     let declined = verdict.unwrap_err();
     let expected = Cause::AddressMask { mask: 0xffff, lowest: Some(0x2_0000) };
