@@ -1,12 +1,5 @@
-//! Keeping memory resident, and what limits that.
-//!
-//! `mlock` promises that a page stays in memory: it is not swapped out. It does **not**
-//! promise that the page stays at its physical address: compaction (unless
-//! `/proc/sys/vm/compact_unevictable_allowed` is 0), NUMA balancing and memory hot-unplug
-//! may migrate a locked page. Pages of the huge page pools are not compacted. Behind an
-//! IOMMU none of this matters, as VFIO pins what it maps; where a device sees physical
-//! addresses, [`Buffer::has_moved`](super::super::Buffer::has_moved) tells whether a page
-//! was migrated.
+//! Keeping memory resident, and what limits that. What locking does not promise is told in
+//! [`crate::dma`].
 
 use nix::sys::resource::{Resource, getrlimit};
 

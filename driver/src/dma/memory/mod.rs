@@ -116,7 +116,7 @@ impl Memory {
         // From here on `memory` unmaps on every way out.
         let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
         let memory = Memory { base, len, page_size, parts, owned: true };
-        memory.advise(MmapAdvise::MADV_DONTFORK).map_err(|e| error("madvise(DONTFORK)", e))?;
+        memory.keep_from_children()?;
         if page_size == PageSize::Transparent {
             memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
         }
@@ -149,9 +149,7 @@ impl Memory {
                 Err(_) => {}
             }
         }
-        memory.advise(MmapAdvise::MADV_DONTFORK).map_err(|errno| {
-            MemoryError::new(memory.len, PageSize::Base, "madvise(DONTFORK)", errno)
-        })?;
+        memory.keep_from_children()?;
         Ok(memory)
     }
 
@@ -237,10 +235,20 @@ impl Memory {
         let own = own.map_err(|e| error("dup", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
         let base = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
         let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
-        let page_size = if page == 4096 { PageSize::Base } else { PageSize::Huge2M };
+        let page_size = match page {
+            0x4000_0000.. => PageSize::Huge1G,
+            0x20_0000.. => PageSize::Huge2M,
+            _ => PageSize::Base,
+        };
         let memory = Memory { base, len: size.get(), page_size, parts, owned: true };
-        memory.advise(MmapAdvise::MADV_DONTFORK).map_err(|e| error("madvise(DONTFORK)", e))?;
+        memory.keep_from_children()?;
         Ok((memory, (offset - first) as usize))
+    }
+
+    /// A child that shares the pages would make the next write here move them.
+    fn keep_from_children(&self) -> Result<(), MemoryError> {
+        self.advise(MmapAdvise::MADV_DONTFORK)
+            .map_err(|errno| MemoryError::new(self.len, self.page_size, "madvise(DONTFORK)", errno))
     }
 
     fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {

@@ -71,9 +71,10 @@ impl Blocks {
     }
 
     /// The memory, once nothing is missing.
-    pub(in crate::dma) fn finish(self) -> Memory {
+    pub(in crate::dma) fn finish(self) -> Result<Memory, MemoryError> {
         debug_assert_eq!(self.missing(), 0);
-        self.memory
+        self.memory.keep_from_children()?;
+        Ok(self.memory)
     }
 }
 
@@ -92,7 +93,7 @@ mod tests {
         blocks.take(&from, 2..4).unwrap();
         assert_eq!(blocks.missing(), 4096);
         blocks.take(&from, 0..1).unwrap();
-        let memory = blocks.finish();
+        let memory = blocks.finish().unwrap();
         let first = |memory: &Memory, page: usize| {
             let mut byte = [0u8];
             memory.as_volatile_slice().subslice(page * 4096, 1).unwrap().copy_to(&mut byte);

@@ -81,7 +81,7 @@ fn physical(site: &Site<'_>, frames: Frames<'_>) -> Verdict {
     }
     drop(held);
     let tries = tries.max(1);
-    let memory = blocks.finish();
+    let memory = blocks.finish().map_err(DmaError::from).map_err(failed(tries))?;
     memory.lock().map_err(DmaError::from).map_err(failed(tries))?;
     let runs = physical_runs(&frames(&memory).map_err(DmaError::from).map_err(failed(tries))?);
     under_mask(site, &runs, 0).map_err(failed(tries))?;

@@ -1,16 +1,4 @@
 //! Where a buffer is placed: strategies in order, each of which succeeds or says why not.
-//!
-//! | strategy | what it does |
-//! |---|---|
-//! | [`Strategy::Pool`] | takes from what [`Pool::reserve`] put aside at open |
-//! | [`Strategy::IommuContiguous`] | one IOVA range over pages of one size |
-//! | [`Strategy::PhysicalContiguous`] | no IOMMU: pages that lie next to each other |
-//! | [`Strategy::SmallerBlocks`] | as few and as large blocks as can be had |
-//! | [`Strategy::Deferred`] | waits for memory to be freed, see also [`Buffer::promote`] |
-//! | [`Strategy::ScatterGather`] | pages as they come, neighbours merged |
-//!
-//! Memory that the caller has already is mapped where it is: [`place_in_file`],
-//! [`place_in_range`].
 
 mod blocks;
 mod deferred;
@@ -94,7 +82,7 @@ pub struct Request {
     /// The strategies themselves, instead of [`Strategy::order`]'s.
     pub order: Option<Vec<Strategy>>,
     /// How often physically contiguous memory is tried for, each time holding what was
-    /// not contiguous; at most `tries * len` bytes are held. At least 1.
+    /// not contiguous; less than `2 * tries * len` bytes are held. At least 1.
     pub tries: u32,
     /// The smallest block, in bytes, that [`Strategy::SmallerBlocks`] takes.
     pub least_block: usize,

@@ -113,3 +113,17 @@ fn promotion_copies_when_it_cannot_remap() {
     other.verify(&mut scattered);
     assert_eq!(other.space.usage().mappings, 1, "only the pool's");
 }
+
+#[test]
+fn a_former_range_that_stays_mapped_keeps_the_memory() {
+    let lab = Lab::wide();
+    let scattered = Request::new(3 * 4096, BOTH).placement(Placement::ScatterGather);
+    let mut buffer = lab.place(&scattered).unwrap();
+    lab.table.stick(buffer.segments()[2].iova.0);
+    buffer.promote().unwrap();
+    lab.verify(&mut buffer);
+    let address = buffer.address();
+    drop(buffer);
+    assert_eq!(lab.table.mappings(), 1, "the one that is stuck");
+    assert!(super::limits::is_mapped(address), "its memory is never freed");
+}

@@ -99,8 +99,8 @@ fn a_refusal_half_way_leaves_nothing_mapped() {
     lab.verify(&mut lab.place(&Request::new(5, BOTH)).unwrap());
 }
 
-/// Bytes of this process that are mapped at the address.
-fn is_mapped(address: usize) -> bool {
+/// Whether this process has something mapped at the address.
+pub(super) fn is_mapped(address: usize) -> bool {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().any(|line| {
         let (start, rest) = line.split_once('-').unwrap();

@@ -57,15 +57,24 @@ fn scripted(request: &Request, script: &[&[u64]]) -> (Verdict, Vec<usize>) {
 #[test]
 fn failed_blocks_are_held_while_trying_again() {
     let request = Request::new(3 * FRAME - 1, BOTH);
-    let (verdict, bases) = scripted(&request, &[&[9, 8, 7], &[1, 2, 4], &[20, 21, 22]]);
+    let one =
+        |frame: u64| [Segment { iova: crate::dma::Iova(frame * FRAME as u64), len: 3 * FRAME - 1 }];
+    let (verdict, bases) = scripted(&request, &[&[9, 8, 7], &[20, 21, 22]]);
     let won = verdict.unwrap();
-    assert_eq!(won.tries, 3);
-    assert_eq!(
-        segments(&won.buffer),
-        [Segment { iova: crate::dma::Iova(20 * 4096), len: 3 * FRAME - 1 }]
-    );
+    assert_eq!((won.tries, segments(&won.buffer)), (2, one(20).to_vec()));
+    assert_ne!(bases[0], bases[1], "the first was there while the second was allocated");
+    // The third try is for twice as much; a run among it is moved and looked at again.
+    let script: [&[u64]; 4] = [&[9, 8, 7], &[1, 2, 4], &[3, 20, 21, 22, 23, 9], &[20, 21, 22]];
+    let (verdict, bases) = scripted(&request, &script);
+    let won = verdict.unwrap();
+    assert_eq!((won.tries, segments(&won.buffer)), (3, one(20).to_vec()));
     let distinct: BTreeSet<usize> = bases.iter().copied().collect();
-    assert_eq!(distinct.len(), 3, "each block was there while the next was allocated");
+    assert_eq!(distinct.len(), 4, "all of them were there at once");
+    // Pages that the kernel migrated meanwhile are not taken for contiguous.
+    let script: [&[u64]; 6] =
+        [&[9, 8, 7], &[1, 2, 4], &[3, 20, 21, 22, 23, 9], &[20, 40, 22], &[1, 3, 5, 7, 9, 11], &[]];
+    let (verdict, bases) = scripted(&request, &script);
+    assert_eq!((verdict.unwrap_err().tries, bases.len()), (4, 5));
 }
 
 #[test]
@@ -85,7 +94,8 @@ fn tries_are_bounded_and_reported() {
 fn memory_above_the_mask_is_held_too_and_is_the_reason() {
     let constraints = Constraints { address_mask: 0xffff, alignment: 1 };
     let request = Request { tries: 3, ..Request::new(2 * FRAME, BOTH) }.constraints(constraints);
-    let (verdict, _) = scripted(&request, &[&[0xf, 0x10], &[3, 5], &[0x20, 0x21]]);
+    let script: [&[u64]; 4] = [&[0xf, 0x10], &[3, 5], &[0x30, 0x31, 0x20, 0x21], &[0x20, 0x21]];
+    let (verdict, _) = scripted(&request, &script);
     let declined = verdict.unwrap_err();
     let expected = Cause::AddressMask { mask: 0xffff, lowest: Some(0x2_0000) };
     assert_eq!(declined.reason.cause, expected);
@@ -112,7 +122,7 @@ fn pages_that_are_held_do_not_return() {
     });
     assert_eq!(verdict.unwrap_err().tries, 6);
     assert_eq!(seen.len(), count, "no frame came twice");
-    assert_eq!(count, 6 * 64);
+    assert_eq!(count, (2 + 2 * 4) * 64, "twice as many from the third try on");
 }
 
 #[test]
