@@ -379,7 +379,8 @@ impl Buffer {
         }
     }
 
-    pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
+    /// The memory of a range, for volatile access.
+    pub(crate) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
         self.check(offset, len)?;
         match &self.backing {
             Backing::Leased(lease) => lease.slice(offset, len),
