@@ -199,7 +199,7 @@ pub(crate) fn buffer(len: usize) -> (Buffer, Arc<HostIommu>) {
     let host = Arc::clone(&backend.host);
     let space = AddressSpace::new(backend.iommu()).unwrap();
     let constraints = Constraints::default();
-    let request = Request { len, direction: Direction::Bidirectional, constraints };
+    let request = Request::new(len, Direction::Bidirectional).constraints(constraints);
     let device: Arc<dyn Backend> = backend;
     (place(&space, &device, &request).unwrap(), host)
 }

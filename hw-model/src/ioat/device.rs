@@ -18,6 +18,7 @@ use super::registers::{
 use crate::memory::DmaMap;
 use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
+use crate::regs::rate::RateLimit;
 use crate::regs::{LayoutError, RegisterSet, Write};
 
 /// The version from which on CHANERR_INT need not be cleared for a channel to start again.
@@ -49,6 +50,8 @@ pub(super) struct Device {
     faults: Mutex<FaultPlan>,
     faulty: AtomicBool,
     life: AtomicU8,
+    /// What software can make happen as often as it likes is not logged as often.
+    pub(super) log: RateLimit,
 }
 
 impl Device {
@@ -71,6 +74,7 @@ impl Device {
             faulty: AtomicBool::new(!config.faults.is_empty()),
             faults: Mutex::new(config.faults.clone()),
             life: AtomicU8::new(Life::Alive as u8),
+            log: RateLimit::default(),
             config,
             pci,
             bar,
@@ -191,18 +195,17 @@ impl Device {
             errors |= state.mirrored & self.pci.get(self.ids.chanerr_int);
         }
         if errors != 0 {
-            log::warn!(
+            self.log.warn(format_args!(
                 "channel {}: CHAINADDR {address:#x} is ignored: CHANERR or CHANERR_INT has {errors:#x}",
                 channel.index
-            );
+            ));
         } else if state.arm(address) {
             self.bar.set(channel.ids.count, 0);
         } else {
-            log::warn!(
+            self.log.warn(format_args!(
                 "channel {}: CHAINADDR {address:#x} is ignored: the channel is {:?}",
-                channel.index,
-                state.status
-            );
+                channel.index, state.status
+            ));
         }
     }
 
@@ -284,21 +287,20 @@ impl Device {
         count(&self.counters.errors);
         state.halt_now();
         let bits = u64::from(errors.bits());
-        log::info!(
+        self.log.warn(format_args!(
             "channel {}: halted after the descriptor at {:#x}: {errors:?}",
-            channel.index,
-            state.completed
-        );
+            channel.index, state.completed
+        ));
         let control = self.bar.get(channel.ids.control);
         if control & CHANCTRL_ERROR_COMPLETION != 0 {
             let all = self.bar.get(channel.ids.error) | bits;
             let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
             let address = self.bar.get(channel.ids.completion);
             if let Err(error) = self.store_completion(state, address, word) {
-                log::warn!(
+                self.log.warn(format_args!(
                     "channel {}: the completion of an error, to {address:#x}: {error:?}",
                     channel.index
-                );
+                ));
             }
         }
         // After the word: a read of these registers on the bus would push it ahead.
@@ -458,6 +460,9 @@ impl Device {
         }
         for channel in &self.channels {
             let mut state = channel.wait_quiet(channel.lock());
+            if state.busy {
+                log::error!("channel {}: the engine does not stop", channel.index);
+            }
             state.power_cycle();
         }
         count(&self.counters.resets);

@@ -12,7 +12,7 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::{Membar, PciTestdev, TestResult};
 use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::dma::{Direction, Pattern, Report};
+use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
 use vfio_dma::pci::{Address, Sysfs};
 use vfio_dma::session::Session;
 
@@ -29,6 +29,9 @@ pub struct Args {
     /// Bytes to move each way; takes K, M, G (edu)
     #[arg(long, default_value = "64K", value_parser = parse_size)]
     size: u64,
+    /// Which placement the buffers get (edu)
+    #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
+    placement: PlacementArg,
     /// How completion is learnt (edu)
     #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
     completion: CompletionArg,
@@ -50,6 +53,26 @@ pub struct Args {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum PlacementArg {
+    /// Contiguous where that can be had, scatter/gather otherwise
+    Auto,
+    /// One segment, or an error
+    Contiguous,
+    /// Scatter/gather at once, in pages that are not neighbours
+    Sg,
+}
+
+impl From<PlacementArg> for Placement {
+    fn from(arg: PlacementArg) -> Placement {
+        match arg {
+            PlacementArg::Auto => Placement::Auto,
+            PlacementArg::Contiguous => Placement::Contiguous,
+            PlacementArg::Sg => Placement::ScatterGather,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -86,6 +109,7 @@ struct EduOutcome {
     completion: Completion,
     address_bits: u32,
     iommu: String,
+    placement: Placement,
     /// Where the buffers were placed and what was tried.
     source: Report,
     target: Report,
@@ -171,8 +195,10 @@ fn run_edu(
     let len = usize::try_from(args.size)?;
     let mut edu = Edu::open(device, config)?;
     let (major, minor) = edu.version()?;
-    let mut source = edu.allocate(len, Direction::ToDevice)?;
-    let mut target = edu.allocate(len, Direction::FromDevice)?;
+    let placement = args.placement.into();
+    let place = |direction| edu.place(Request::new(len, direction).placement(placement));
+    let mut source = place(Direction::ToDevice)?;
+    let mut target = place(Direction::FromDevice)?;
     let (sent, stale) = (Pattern::new(args.seed), Pattern::new(!args.seed));
     sent.fill(&mut source, 0, len, 0)?;
     // Bytes that are wrong everywhere, so that what the device leaves out shows.
@@ -204,6 +230,7 @@ fn run_edu(
         completion: config.completion,
         address_bits: config.address_bits,
         iommu: edu.device().space().iommu().name().to_string(),
+        placement,
         source: source.report().clone(),
         target: target.report().clone(),
         nanoseconds: u64::try_from(elapsed.as_nanos())?,
@@ -244,10 +271,15 @@ fn describe_edu(edu: &EduOutcome) -> String {
         Completion::Intx => "by INTx",
         Completion::Polled => "polled",
     };
+    let segments = [&edu.source, &edu.target].map(|report| report.placed().map_or(0, |p| p.1));
+    let placed = match segments {
+        [1, 1] => "placed contiguous".into(),
+        [source, target] => format!("placed in {source} and {target} segments"),
+    };
     let rate = edu.bytes_per_second as f64 / 1024.0;
     format!(
         "source: {}\ntarget: {}\n{} edu {}: moved {} bytes to the device and back through {}, \
-         completion {how}, {rate:.1} KiB/s; placed contiguous; verified: every byte is right",
+         completion {how}, {rate:.1} KiB/s; {placed}; verified: every byte is right",
         edu.source, edu.target, edu.address, edu.version, edu.bytes, edu.iommu
     )
 }

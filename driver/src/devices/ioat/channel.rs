@@ -12,7 +12,7 @@ use super::descriptor::Descriptor;
 use super::regs::{self, ChannelRegs, State};
 use super::transfer::Job;
 use super::{ChannelErrors, Engine, IoatError};
-use crate::dma::{Constraints, Direction, Request};
+use crate::dma::{Constraints, Direction, Placement, Request};
 use crate::mmio::SplitOrder;
 use crate::ring::Ring;
 
@@ -90,7 +90,9 @@ impl Channel {
         let constraints = Constraints { alignment: 64, ..Constraints::default() };
         // A size that is no ring's is refused before memory is taken for it.
         let len = Ring::<Descriptor>::bytes(size.min(crate::ring::MAX_SIZE));
-        let request = Request { len, direction: Direction::Bidirectional, constraints };
+        let request = Request::new(len, Direction::Bidirectional)
+            .constraints(constraints)
+            .placement(Placement::Contiguous);
         Ok(Ring::new(engine.device.allocate(&request)?, size)?)
     }
 

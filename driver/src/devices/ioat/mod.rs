@@ -60,7 +60,7 @@ use std::time::Duration;
 use super::{Driver, recognise};
 use crate::backend::IrqKind;
 use crate::device::Device;
-use crate::dma::{Buffer, Constraints, Direction, Request, SgLimits};
+use crate::dma::{Buffer, Direction, Request, SgLimits};
 use crate::irq::Interrupts;
 use crate::mmio::Bar;
 
@@ -274,8 +274,16 @@ impl Ioat {
     ///
     /// Says what was tried and why it failed.
     pub fn allocate(&self, len: usize, direction: Direction) -> Result<Buffer, IoatError> {
-        let constraints = Constraints::default();
-        Ok(self.engine.device.allocate(&Request { len, direction, constraints })?)
+        self.place(&Request::new(len, direction))
+    }
+
+    /// Places a buffer as requested.
+    ///
+    /// # Errors
+    ///
+    /// Says what was tried and why it failed.
+    pub fn place(&self, request: &Request) -> Result<Buffer, IoatError> {
+        Ok(self.engine.device.allocate(request)?)
     }
 }
 

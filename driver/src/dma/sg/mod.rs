@@ -181,7 +181,7 @@ impl SgList {
     ///
     /// As [`SgList::new`].
     pub fn of(buffer: &Buffer) -> Result<SgList, SgError> {
-        SgList::new(buffer.segments())
+        SgList::new(buffer.segments().iter().copied())
     }
 
     /// What the device sees of several pieces of buffers: (buffer, offset, length).
