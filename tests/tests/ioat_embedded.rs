@@ -1,5 +1,7 @@
 //! The I/OAT driver on the embedded model: every way of waiting, every fault.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,7 @@ use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm::{Iommu, Kernel, Modules, VmConfig};
 
 /// A guest with these models; the first is 0000:00:05.0.
-fn machine(vm: VmConfig, models: Vec<IoatConfig>) -> Machine {
+pub(crate) fn machine(vm: VmConfig, models: Vec<IoatConfig>) -> Machine {
     let served: Vec<Served> =
         models.into_iter().map(|config| Served::start(config).expect("the model serves")).collect();
     let devices = served.iter().map(Served::device).collect();

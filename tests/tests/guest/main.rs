@@ -7,6 +7,7 @@ mod edu;
 mod errors;
 mod examples;
 mod interrupts;
+mod ioat;
 mod ioatdma;
 mod memory;
 mod placement;
@@ -151,6 +152,15 @@ fn main() -> ExitCode {
             name: "no_vfio",
             machine: || no_vfio().into(),
             cases: cases![errors::no_vfio_module],
+        },
+        Scenario {
+            name: "ioat",
+            machine: ioat::machine,
+            cases: cases![
+                ioat::every_placement_moves_the_same_bytes,
+                ioat::every_way_of_waiting_ends,
+                ioat::the_command_line_copies,
+            ],
         },
         Scenario {
             name: "ioatdma_stock",
