@@ -1,6 +1,6 @@
 //! The I/OAT driver on the embedded model: every way of waiting, every fault.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -199,13 +199,7 @@ fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError) {
     let context = format!("{fault:?} at {at}, {wait:?}, {on_error:?}");
     let bench = bench(
         IoatConfig::default(),
-        Config {
-            wait,
-            on_error,
-            ring_size: 256,
-            command_timeout: Duration::from_millis(30),
-            ..Config::default()
-        },
+        Config { wait, on_error, ring_size: 256, command_timeout: Duration::from_millis(30) },
     );
     let mut channel = bench.channel();
     bench.model.function().inject(FaultPlan::at(at, fault));

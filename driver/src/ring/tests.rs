@@ -165,7 +165,7 @@ fn run<F: Report>(size: u32, steps: u32, seed: u64) -> u32 {
                 published.drain(..worked);
                 worked = 0;
             }
-            _ if dice.roll(64) == 0 => {
+            _ if wraps > 0 && dice.roll(64) == 0 => {
                 // A halt: reap what was done, then go on anywhere in what is left.
                 ring.reap().unwrap();
                 published.drain(..worked);
