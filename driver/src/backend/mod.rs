@@ -7,6 +7,7 @@
 //! in the same process.
 
 pub mod vfio;
+pub mod vfio_user;
 
 use std::fmt;
 use std::io;
