@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::{Membar, PciTestdev, TestResult};
@@ -41,6 +42,9 @@ pub struct Args {
     /// Matching writes of each test (pci-testdev)
     #[arg(long, default_value_t = 1000)]
     writes: u32,
+    /// How the device is reached; auto takes type1 or else iommufd, never noiommu
+    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
+    iommu: IommuArg,
     /// Seconds that the device may take for one piece of 4 KiB (edu)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
@@ -65,6 +69,28 @@ impl From<CompletionArg> for Completion {
             CompletionArg::Msi => Completion::Msi,
             CompletionArg::Intx => Completion::Intx,
             CompletionArg::Polled => Completion::Polled,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IommuArg {
+    Auto,
+    /// The IOMMU group, in a VFIO container
+    Type1,
+    /// The device's own character device, in an address space of iommufd
+    Iommufd,
+    /// VFIO's no-IOMMU mode: the device can reach all memory
+    Noiommu,
+}
+
+impl From<IommuArg> for Access {
+    fn from(arg: IommuArg) -> Access {
+        match arg {
+            IommuArg::Auto => Access::Auto,
+            IommuArg::Type1 => Access::Type1,
+            IommuArg::Iommufd => Access::Iommufd,
+            IommuArg::Noiommu => Access::NoIommu,
         }
     }
 }
@@ -139,7 +165,7 @@ fn drive(
     driver: Driver,
     interrupted: &AtomicBool,
 ) -> Result<(Outcome, ExitCode), Failure> {
-    let device = Session::new().open(address)?;
+    let device = Session::through(args.iommu.into()).open(address)?;
     match driver {
         Driver::Edu => {
             let outcome = run_edu(args, address, device, interrupted)?;
