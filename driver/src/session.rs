@@ -104,7 +104,6 @@ impl Session {
 
     /// Opens a device in an address space of the session, which is returned then, or by an
     /// opener that has none yet.
-    #[expect(clippy::type_complexity, reason = "three parts for one caller")]
     fn find(
         &self,
         (access, make): Way,
