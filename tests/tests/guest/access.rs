@@ -130,10 +130,10 @@ pub(crate) fn iommufd_windows_leave_reserved_regions_out() {
     };
     let info = of(Access::Iommufd);
     assert_eq!((info.translation, info.page_sizes), (Translation::Iommu, 0x1000));
-    // The same IOMMU through the other interface: 39 bits without the MSI window.
+    // The same IOMMU through the other interface: 48 bits without the MSI window.
     assert_eq!(info.ranges, of(Access::Type1).ranges);
     assert!(info.ranges.iter().all(|range| !range.contains(&0xfee0_0000)), "{:x?}", info.ranges);
-    assert_eq!(*info.ranges.last().unwrap().end(), (1 << 39) - 1);
+    assert_eq!(*info.ranges.last().unwrap().end(), (1 << 48) - 1);
 }
 
 pub(crate) fn iommufd_refuses_what_is_mapped_and_unmaps_exactly() {
