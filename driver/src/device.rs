@@ -1,10 +1,12 @@
 //! An opened PCI device.
 
-use std::sync::Arc;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, BackendError, IrqKind, Region};
-use crate::dma::{self, AddressSpace, Buffer, DmaError};
+use crate::dma::{self, AddressSpace, Buffer, Constraints, DmaError, Pool, Reservation};
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
 use crate::pci::capability::PciExpress;
@@ -57,6 +59,8 @@ const PENDING_LIMIT: Duration = Duration::from_secs(1);
 pub struct Device {
     backend: Arc<dyn Backend>,
     space: Arc<AddressSpace>,
+    /// Put aside for as long as the device is open.
+    pools: Mutex<Vec<Arc<Pool>>>,
 }
 
 impl Device {
@@ -83,7 +87,7 @@ impl Device {
             return Err(DeviceError::ForeignSpace { location: backend.location() });
         }
         space.refresh()?;
-        let device = Device { backend, space: Arc::clone(space) };
+        let device = Device { backend, space: Arc::clone(space), pools: Mutex::default() };
         device.config().check_present()?;
         device.set_bus_master(false)?;
         Ok(Arc::new(device))
@@ -157,6 +161,55 @@ impl Device {
     /// Says what was tried and why it failed.
     pub fn allocate(&self, request: &dma::Request) -> Result<Buffer, DeviceError> {
         Ok(dma::place(&self.space, &self.backend, request)?)
+    }
+
+    /// Puts contiguous blocks aside, which buffers are taken from until the device is
+    /// closed. Devices in the same address space take from them too.
+    ///
+    /// # Errors
+    ///
+    /// Says why the first block that failed cannot be had; nothing is reserved then.
+    pub fn reserve(
+        &self,
+        reservations: &[Reservation],
+        constraints: Constraints,
+    ) -> Result<Arc<Pool>, DeviceError> {
+        let pool = Pool::reserve(&self.space, &self.backend, reservations, constraints)?;
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.push(Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// Makes a buffer of a part of a file, see [`dma::place_in_file`].
+    ///
+    /// # Errors
+    ///
+    /// As [`dma::place_in_file`].
+    pub fn adopt_file(
+        &self,
+        file: impl AsFd,
+        offset: u64,
+        request: &dma::Request,
+    ) -> Result<Buffer, DeviceError> {
+        Ok(dma::place_in_file(&self.space, &self.backend, file, offset, request)?)
+    }
+
+    /// Makes a buffer of memory of this process, see [`dma::place_in_range`].
+    ///
+    /// # Errors
+    ///
+    /// As [`dma::place_in_range`].
+    ///
+    /// # Safety
+    ///
+    /// As [`dma::place_in_range`].
+    pub unsafe fn adopt(
+        &self,
+        base: NonNull<u8>,
+        request: &dma::Request,
+    ) -> Result<Buffer, DeviceError> {
+        // SAFETY: the caller's promise is the same.
+        Ok(unsafe { dma::place_in_range(&self.space, &self.backend, base, request) }?)
     }
 
     /// Switches the device's right to start DMA and to send MSIs on or off.

@@ -7,6 +7,7 @@
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
 //! - [`dma`]: IOVAs, memory, buffers and where they are placed;
+//! - [`ring`]: descriptor rings, generic over the descriptor's format;
 //! - [`device`]: an opened PCI device, which ties the former together;
 //! - [`session`]: several devices that share an address space;
 //! - [`devices`]: drivers for particular devices.
@@ -18,4 +19,7 @@ pub mod dma;
 pub mod irq;
 pub mod mmio;
 pub mod pci;
+pub mod ring;
 pub mod session;
+#[cfg(test)]
+mod testing;

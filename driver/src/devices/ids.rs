@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Driver {
     /// QEMU's educational device (QEMU, docs/specs/edu).
     Edu,
+    /// Intel I/OAT (Xeon datasheets, volume 2, Intel QuickData Technology).
+    Ioat,
     /// QEMU's device for testing register access (QEMU, docs/specs/pci-testdev).
     PciTestdev,
 }
@@ -21,6 +23,7 @@ impl Driver {
     pub fn name(self) -> &'static str {
         match self {
             Driver::Edu => "edu",
+            Driver::Ioat => "ioat",
             Driver::PciTestdev => "pci-testdev",
         }
     }
@@ -45,13 +48,26 @@ pub struct KnownDevice {
     pub description: &'static str,
 }
 
-/// Every device that the crate drives. The ids are those of QEMU's docs/specs.
+/// Every device that the crate drives. The ids of QEMU's devices are those of
+/// its docs/specs, those of I/OAT of the Xeon Scalable datasheets.
 pub const KNOWN_DEVICES: &[KnownDevice] = &[
     KnownDevice {
         vendor: 0x1234,
         device: 0x11e8,
         driver: Driver::Edu,
         description: "QEMU educational device",
+    },
+    KnownDevice {
+        vendor: 0x8086,
+        device: 0x2021,
+        driver: Driver::Ioat,
+        description: "Intel I/OAT DMA engine, Skylake-SP",
+    },
+    KnownDevice {
+        vendor: 0x8086,
+        device: 0x0b00,
+        driver: Driver::Ioat,
+        description: "Intel I/OAT DMA engine, Ice Lake-SP",
     },
     KnownDevice {
         vendor: 0x1b36,
@@ -77,6 +93,8 @@ mod tests {
         let driver = |vendor, device| recognise(vendor, device).map(|known| known.driver);
         assert_eq!(driver(0x1234, 0x11e8), Some(Driver::Edu));
         assert_eq!(driver(0x1b36, 0x0005), Some(Driver::PciTestdev));
+        assert_eq!(driver(0x8086, 0x2021), Some(Driver::Ioat));
+        assert_eq!(driver(0x8086, 0x0b00), Some(Driver::Ioat));
         assert_eq!(driver(0x1234, 0x2021), None);
         assert_eq!(driver(0xffff, 0xffff), None);
     }

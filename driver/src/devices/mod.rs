@@ -2,6 +2,7 @@
 
 pub mod edu;
 pub mod ids;
+pub mod ioat;
 pub mod pci_testdev;
 
 pub use ids::{Driver, KnownDevice, recognise};

@@ -2,7 +2,7 @@
 
 use crate::backend::BackendError;
 
-use super::{IovaError, MemoryError, Report};
+use super::{FrameError, IovaError, MemoryError, Report};
 
 /// A DMA operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,64 @@ pub enum DmaError {
         /// The address space.
         name: String,
     },
+    /// The address space maps only memory with a file behind it.
+    #[error("{name} maps memory through its file: this memory has none (use a memfd)")]
+    NeedsFile {
+        /// The address space.
+        name: String,
+    },
+    /// The address space has too few mappings left.
+    #[error(
+        "{needed} mappings are needed, {available} are left: use larger pieces, or raise \
+         /sys/module/vfio_iommu_type1/parameters/dma_entry_limit"
+    )]
+    TooManyMappings {
+        /// Mappings needed.
+        needed: u64,
+        /// Mappings left.
+        available: u64,
+    },
+    /// The byte at this offset of its page cannot be aligned as demanded.
+    #[error("offset {offset:#x} of a page cannot be aligned to {alignment:#x}")]
+    Misaligned {
+        /// Offset of the buffer's first byte in its page.
+        offset: usize,
+        /// The alignment demanded, in bytes.
+        alignment: u64,
+    },
+    /// An alignment that is not a power of two.
+    #[error("an alignment of {alignment:#x} bytes is not a power of two")]
+    BadAlignment {
+        /// The alignment demanded, in bytes.
+        alignment: u64,
+    },
+    /// The addresses found do not begin as aligned as demanded.
+    #[error("the first address {first:#x} is not aligned to {alignment:#x}")]
+    NoAlignedRun {
+        /// The alignment demanded, in bytes.
+        alignment: u64,
+        /// The first address found.
+        first: u64,
+    },
+    /// Memory lies above what the device reaches, and there is no IOMMU to map it below.
+    #[error("{len} bytes at {address:#x} lie above the device's mask {mask:#x}")]
+    AboveMask {
+        /// First physical address.
+        address: u64,
+        /// Length in bytes.
+        len: usize,
+        /// The highest address that the device reaches.
+        mask: u64,
+    },
+    /// A length that no address space holds.
+    #[error("a buffer of {len} bytes does not fit into an address space")]
+    TooLong {
+        /// Length asked for, in bytes.
+        len: usize,
+    },
+    /// Physical addresses could not be read.
+    #[error(transparent)]
+    Frames(#[from] FrameError),
     /// The access does not lie inside the buffer.
     #[error("{len} bytes at offset {offset} are outside of the buffer's {size} bytes")]
     OutOfBounds {

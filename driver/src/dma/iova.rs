@@ -202,6 +202,60 @@ impl IovaAllocator {
         Ok(Iova(start))
     }
 
+    /// Allocates `len` bytes, rounded up to whole granules, as few ranges at or below
+    /// `mask`: the longest free runs first, each range of at most `longest` bytes and,
+    /// except for the last, of at least `least`.
+    ///
+    /// # Errors
+    ///
+    /// Says what is free under the mask when the runs of at least `least` bytes are not
+    /// enough; nothing is allocated then.
+    pub fn allocate_runs(
+        &mut self,
+        len: u64,
+        longest: u64,
+        least: u64,
+        mask: u64,
+    ) -> Result<Vec<(Iova, u64)>, IovaError> {
+        let bad = IovaError::BadRequest { len, align: self.granule };
+        let longest = longest - longest % self.granule;
+        if len == 0 || longest == 0 {
+            return Err(bad);
+        }
+        let len = len.checked_next_multiple_of(self.granule).ok_or(bad)?;
+        let runs = self.free.range(..=mask).filter_map(|(&first, &last)| {
+            let run = (last.min(mask) - first).saturating_add(1);
+            let run = run - run % self.granule;
+            (run > 0).then_some((run, first))
+        });
+        let mut runs: Vec<(u64, u64)> = runs.collect();
+        runs.sort_unstable_by(|a, b| b.cmp(a));
+        let mut plan = Vec::new();
+        let mut missing = len;
+        for (run, first) in runs {
+            let mut end = first + (run - 1);
+            let mut left = run;
+            // From the top of the run down, as single ranges are taken.
+            while missing > 0 && left > 0 {
+                let part = missing.min(longest).min(left);
+                if part < least.min(missing) {
+                    break;
+                }
+                plan.push((end - (part - 1), part));
+                (left, missing) = (left - part, missing - part);
+                end = end.saturating_sub(part);
+            }
+        }
+        if missing > 0 {
+            return Err(self.explain(least.clamp(self.granule, len), self.granule, mask));
+        }
+        for &(start, part) in &plan {
+            self.reserve(start..=start + (part - 1));
+            self.used.insert(start, start + (part - 1));
+        }
+        Ok(plan.into_iter().map(|(start, part)| (Iova(start), part)).collect())
+    }
+
     /// Gives a range back.
     ///
     /// # Errors
@@ -369,6 +423,33 @@ mod tests {
         assert!(a.free(kept, 0).is_err());
         a.free(kept, 1).unwrap();
         assert!(a.free(kept, 1).is_err(), "twice");
+    }
+
+    #[test]
+    fn several_runs_are_the_longest_ones_and_all_or_none() {
+        let windows = [0x1000..=0x2fff, 0x1_0000..=0x1_3fff, 0x2_0000..=0x2_0fff];
+        let mut a = IovaAllocator::new(PAGE, &windows);
+        let free: Vec<_> = a.free_runs().collect();
+        let runs = a.allocate_runs(0x6000, u64::MAX, PAGE, u64::MAX).unwrap();
+        assert_eq!(runs, [(Iova(0x1_0000), 0x4000), (Iova(0x1000), 0x2000)]);
+        assert!(a.allocate_runs(0x2000, u64::MAX, PAGE, u64::MAX).is_err());
+        for (start, len) in runs {
+            a.free(start, len).unwrap();
+        }
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), free, "the refusal took nothing");
+        // At most a page each: from the top down, so that no two are neighbours in order.
+        let runs = a.allocate_runs(0x3000, PAGE, PAGE, 0x1_1fff).unwrap();
+        let starts: Vec<u64> = runs.iter().map(|(start, _)| start.0).collect();
+        assert_eq!(starts, [0x1_1000, 0x1_0000, 0x2000]);
+        // Runs below the least do not count, the last range may be shorter.
+        assert!(matches!(
+            a.allocate_runs(0x4000, u64::MAX, 0x2000, u64::MAX),
+            Err(IovaError::NoRun { len: 0x2000, free: 0x4000, longest: 0x2000, .. })
+        ));
+        let runs = a.allocate_runs(0x3000, u64::MAX, 0x2000, u64::MAX).unwrap();
+        assert_eq!(runs, [(Iova(0x1_2000), 0x2000), (Iova(0x2_0000), 0x1000)]);
+        assert!(a.allocate_runs(PAGE, PAGE - 1, 1, u64::MAX).is_err());
+        assert!(a.allocate_runs(0, PAGE, 1, u64::MAX).is_err());
     }
 
     #[derive(Debug, Clone)]

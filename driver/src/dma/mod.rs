@@ -5,6 +5,32 @@
 //! of bytes, the device a list of [`Segment`]s, one when the placement is contiguous. How
 //! a buffer came to be is in its [`Report`].
 //!
+//! # Placement
+//!
+//! [`place`] tries strategies in order; each succeeds or says why not ([`Reason`]), and the
+//! buffer keeps what came of them ([`Report`]):
+//!
+//! | strategy | what it does |
+//! |---|---|
+//! | [`Strategy::Pool`] | takes from what [`Pool::reserve`] put aside at open |
+//! | [`Strategy::IommuContiguous`] | one IOVA range over pages of one size |
+//! | [`Strategy::PhysicalContiguous`] | no IOMMU: pages that lie next to each other |
+//! | [`Strategy::SmallerBlocks`] | as few and as large blocks as can be had |
+//! | [`Strategy::Deferred`] | waits for memory to be freed, see also [`Buffer::promote`] |
+//! | [`Strategy::ScatterGather`] | pages as they come, neighbours merged |
+//!
+//! Memory that the caller has already is mapped where it is: [`place_in_file`],
+//! [`place_in_range`].
+//!
+//! # Without an IOMMU
+//!
+//! Where a device sees physical addresses, memory is locked (`mlock`). That promises that a
+//! page stays in memory: it is not swapped out. It does **not** promise that the page stays
+//! at its physical address: compaction (unless `/proc/sys/vm/compact_unevictable_allowed`
+//! is 0), NUMA balancing and memory hot-unplug may migrate a locked page. Pages of the huge
+//! page pools are not compacted. [`Buffer::has_moved`] tells whether that happened. Behind
+//! an IOMMU none of this matters, as VFIO pins what it maps.
+//!
 //! # Who may touch a buffer
 //!
 //! A [`Buffer`] belongs to the processor. A driver's transfer takes it by value and gives
@@ -43,12 +69,19 @@ mod iova;
 mod memory;
 mod pattern;
 mod placement;
+mod sg;
 mod space;
+#[cfg(test)]
+mod testing;
 
 pub use buffer::{Buffer, Direction, Segment};
 pub use error::DmaError;
 pub use iova::{Iova, IovaAllocator, IovaError};
-pub use memory::{Memory, MemoryError, PageSize};
+pub use memory::{FrameError, Memory, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
-pub use placement::{Attempt, Constraints, Outcome, Report, Request, Strategy, place};
+pub use placement::{
+    Attempt, Cause, Constraints, Outcome, Placement, Pool, PoolUsage, Reason, Report, Request,
+    Reservation, Strategy, place, place_in_file, place_in_range,
+};
+pub use sg::{Piece, Pieces, SgError, SgLimits, SgList, SgTable, Walk};
 pub use space::{AddressSpace, Usage};

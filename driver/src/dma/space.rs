@@ -1,10 +1,12 @@
 //! One I/O address space: its IOVAs, and what is mapped in it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
-use crate::backend::{DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
+use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
 
-use super::{Constraints, DmaError, Iova, IovaAllocator, Memory};
+use super::placement::Pool;
+use super::{Constraints, DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
 
 /// What is mapped in an address space, and how often that changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -23,6 +25,18 @@ pub struct Usage {
 struct State {
     iovas: IovaAllocator,
     usage: Usage,
+    /// How often memory or addresses came back.
+    frees: u64,
+    /// Pools that strategies may take from.
+    pools: Vec<Weak<Pool>>,
+}
+
+/// Memory could not be mapped.
+#[derive(Debug)]
+pub(super) struct MapFailed {
+    pub(super) error: DmaError,
+    /// A part of it was mapped and could not be unmapped: the memory must never be freed.
+    pub(super) stuck: bool,
 }
 
 /// One I/O address space, shared by every device that is opened in it.
@@ -33,6 +47,7 @@ pub struct AddressSpace {
     granule: u64,
     needs_fd: bool,
     state: Mutex<State>,
+    freed: Condvar,
 }
 
 impl AddressSpace {
@@ -46,12 +61,14 @@ impl AddressSpace {
         let info = iommu.info()?;
         let granule = smallest_page(&info);
         let iovas = IovaAllocator::new(granule, &windows(&info));
+        let state = State { iovas, usage: Usage::default(), frees: 0, pools: Vec::new() };
         Ok(Arc::new(AddressSpace {
             iommu: Arc::clone(iommu),
             translation: info.translation,
             granule,
             needs_fd: info.needs_fd,
-            state: Mutex::new(State { iovas, usage: Usage::default() }),
+            state: Mutex::new(state),
+            freed: Condvar::new(),
         }))
     }
 
@@ -70,6 +87,12 @@ impl AddressSpace {
     #[must_use]
     pub fn iommu(&self) -> &Arc<dyn Iommu> {
         &self.iommu
+    }
+
+    /// How device addresses become memory.
+    #[must_use]
+    pub fn translation(&self) -> Translation {
+        self.translation
     }
 
     /// The smallest page that can be mapped, in bytes.
@@ -96,75 +119,215 @@ impl AddressSpace {
         self.lock().iovas.clone()
     }
 
+    /// How often a buffer came back, to its pool or to the kernel: while the number stays,
+    /// what failed for want of room in this address space fails again.
+    #[must_use]
+    pub fn frees(&self) -> u64 {
+        self.lock().frees
+    }
+
+    /// Waits until [`AddressSpace::frees`] is no longer `seen`, at most until the deadline.
+    /// Says whether it changed.
+    #[must_use]
+    pub fn wait_for_free(&self, seen: u64, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        while state.frees == seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.freed.wait_timeout(state, left);
+            (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    pub(super) fn note_free(&self) {
+        self.lock().frees += 1;
+        self.freed.notify_all();
+    }
+
+    pub(super) fn add_pool(&self, pool: &Arc<Pool>) {
+        let mut state = self.lock();
+        state.pools.retain(|pool| pool.strong_count() > 0);
+        state.pools.push(Arc::downgrade(pool));
+    }
+
+    /// The pools that exist, in the order that they were reserved.
+    #[must_use]
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.lock().pools.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change under the lock is complete before anything that can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Maps the first `len` bytes of `memory` at one IOVA range under the constraints,
-    /// aligned to `align` when that can be had and to the granule otherwise.
-    ///
-    /// # Safety
-    ///
-    /// The memory must live until [`AddressSpace::unmap`] of the range succeeded.
-    pub(super) unsafe fn map(
+    /// One IOVA range under the constraints, aligned to `align` when that can be had and
+    /// to what is demanded otherwise.
+    pub(super) fn take_run(
         &self,
-        memory: &Memory,
         len: usize,
-        access: DmaAccess,
-        constraints: &Constraints,
         align: u64,
-    ) -> Result<Iova, DmaError> {
-        if self.translation == Translation::Physical {
-            return Err(DmaError::NoTranslation { name: self.iommu.name().into() });
-        }
-        let mask = constraints.address_mask;
+        constraints: &Constraints,
+    ) -> Result<Vec<Segment>, IovaError> {
+        let (len64, mask) = (len as u64, constraints.address_mask);
         let least = constraints.alignment.max(self.granule);
-        let iova = {
-            let mut state = self.lock();
-            match state.iovas.allocate(len as u64, align.max(least), mask) {
-                Ok(iova) => iova,
-                Err(_) => state.iovas.allocate(len as u64, least, mask)?,
-            }
-        };
-        let request = MapRequest {
-            iova: iova.0,
-            host: memory.base(),
-            len,
-            access,
-            file: memory.file().map(|file| (file, 0)),
-        };
-        // SAFETY: the caller keeps the memory until it is unmapped, and `Memory` lets no
-        // reference point into it.
-        let mapped = unsafe { self.iommu.map(&request) };
         let mut state = self.lock();
-        state.usage.map_calls += 1;
-        match mapped {
-            Ok(()) => {
-                state.usage.mappings += 1;
-                state.usage.bytes += len as u64;
-                Ok(iova)
-            }
-            Err(error) => {
-                state.iovas.free(iova, len as u64)?;
-                Err(error.into())
+        let iova = match state.iovas.allocate(len64, align.max(least), mask) {
+            Ok(iova) => iova,
+            Err(_) => state.iovas.allocate(len64, least, mask)?,
+        };
+        Ok(vec![Segment { iova, len }])
+    }
+
+    /// As few IOVA ranges as there are free runs, see [`IovaAllocator::allocate_runs`].
+    pub(super) fn take_runs(
+        &self,
+        len: usize,
+        longest: usize,
+        least: usize,
+        mask: u64,
+    ) -> Result<Vec<Segment>, IovaError> {
+        let runs =
+            self.lock().iovas.allocate_runs(len as u64, longest as u64, least as u64, mask)?;
+        Ok(runs.into_iter().map(|(iova, len)| Segment { iova, len: len as usize }).collect())
+    }
+
+    /// Gives ranges back that nothing is mapped at.
+    pub(super) fn give_back(&self, runs: &[Segment]) {
+        let mut state = self.lock();
+        for run in runs {
+            if let Err(error) = state.iovas.free(run.iova, run.len as u64) {
+                log::error!("giving an IOVA range back: {error}");
             }
         }
     }
 
-    /// Unmaps exactly what [`AddressSpace::map`] mapped.
+    /// Maps `memory` from its start at these IOVA ranges, one after another, and returns
+    /// how many calls that took. The ranges are free again when it fails.
+    ///
+    /// # Safety
+    ///
+    /// The memory must live until [`AddressSpace::unmap`] of the ranges succeeded, and
+    /// forever when this fails and leaves it stuck.
+    pub(super) unsafe fn map(
+        &self,
+        memory: &Memory,
+        runs: &[Segment],
+        access: DmaAccess,
+    ) -> Result<u64, MapFailed> {
+        let pieces = self.pieces(memory, runs);
+        let mut done = 0;
+        let outcome = self.check_map(&pieces).and_then(|()| {
+            for &(iova, piece) in &pieces {
+                // SAFETY: the piece is inside of the memory.
+                let host = unsafe { memory.base().byte_add(piece.offset) };
+                let (len, file) = (piece.len, piece.file);
+                let request = MapRequest { iova: iova.0, host, len, access, file };
+                // SAFETY: the caller keeps the memory until it is unmapped, and `Memory`
+                // lets no reference point into it.
+                let mapped = unsafe { self.iommu.map(&request) };
+                let mut state = self.lock();
+                state.usage.map_calls += 1;
+                mapped?;
+                state.usage.mappings += 1;
+                state.usage.bytes += len as u64;
+                done += 1;
+            }
+            Ok(())
+        });
+        let Err(error) = outcome else {
+            return Ok(pieces.len() as u64);
+        };
+        // The ranges of pieces that stay mapped are never handed out again.
+        let stuck: Vec<Iova> = pieces[..done]
+            .iter()
+            .filter(|(iova, piece)| self.unmap_piece(*iova, piece.len).is_err())
+            .map(|(iova, _)| *iova)
+            .collect();
+        let within = |run: &Segment, iova: &Iova| {
+            iova.0.checked_sub(run.iova.0).is_some_and(|offset| offset < run.len as u64)
+        };
+        for run in runs.iter().filter(|run| !stuck.iter().any(|iova| within(run, iova))) {
+            if let Err(error) = self.lock().iovas.free(run.iova, run.len as u64) {
+                log::error!("giving an IOVA range back: {error}");
+            }
+        }
+        Err(MapFailed { error, stuck: !stuck.is_empty() })
+    }
+
+    /// Unmaps exactly what [`AddressSpace::map`] mapped, as far as that goes.
     ///
     /// # Errors
     ///
-    /// When the IOMMU refuses; the range then stays mapped and is never handed out again.
-    pub(super) fn unmap(&self, iova: Iova, len: usize) -> Result<(), DmaError> {
+    /// The first refusal of the IOMMU; that range stays mapped and is never handed out
+    /// again, the others are unmapped.
+    pub(super) fn unmap(&self, memory: &Memory, runs: &[Segment]) -> Result<(), DmaError> {
+        let mut outcome = Ok(());
+        let mut offset = 0;
+        for run in runs {
+            let pieces = memory.pieces(offset..offset + run.len, self.needs_fd);
+            let mut done = Ok(());
+            for piece in pieces {
+                let iova = Iova(run.iova.0 + (piece.offset - offset) as u64);
+                done = done.and(self.unmap_piece(iova, piece.len));
+            }
+            offset += run.len;
+            let done = done.map_err(DmaError::from);
+            let freed = done.and_then(|()| Ok(self.lock().iovas.free(run.iova, run.len as u64)?));
+            outcome = outcome.and(freed);
+        }
+        outcome
+    }
+
+    fn pieces<'a>(
+        &self,
+        memory: &'a Memory,
+        runs: &[Segment],
+    ) -> Vec<(Iova, super::memory::Piece<'a>)> {
+        let mut pieces = Vec::with_capacity(runs.len());
+        let mut offset = 0;
+        for run in runs {
+            let range = offset..offset + run.len;
+            pieces.extend(
+                memory
+                    .pieces(range, self.needs_fd)
+                    .map(|piece| (Iova(run.iova.0 + (piece.offset - offset) as u64), piece)),
+            );
+            offset += run.len;
+        }
+        pieces
+    }
+
+    /// What can be known to fail before the first call.
+    fn check_map(&self, pieces: &[(Iova, super::memory::Piece<'_>)]) -> Result<(), DmaError> {
+        let name = || self.iommu.name().into();
+        if self.translation == Translation::Physical {
+            return Err(DmaError::NoTranslation { name: name() });
+        }
+        if self.needs_fd && pieces.iter().any(|(_, piece)| piece.file.is_none()) {
+            return Err(DmaError::NeedsFile { name: name() });
+        }
+        // One call tells by itself; asking first saves thousands that would be undone.
+        if let needed @ 2.. = pieces.len() as u64
+            && let Some(available) = self.iommu.info()?.available_mappings
+            && u64::from(available) < needed
+        {
+            return Err(DmaError::TooManyMappings { needed, available: available.into() });
+        }
+        Ok(())
+    }
+
+    fn unmap_piece(&self, iova: Iova, len: usize) -> Result<(), BackendError> {
         let unmapped = self.iommu.unmap(iova.0, len);
         let mut state = self.lock();
         state.usage.unmap_calls += 1;
         unmapped?;
         state.usage.mappings -= 1;
         state.usage.bytes -= len as u64;
-        Ok(state.iovas.free(iova, len as u64)?)
+        Ok(())
     }
 }
 

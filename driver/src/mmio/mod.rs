@@ -1,4 +1,4 @@
-//! Register access: the only place with volatile loads and stores of device registers.
+//! Register access, and the only place with volatile loads and stores of single words.
 //!
 //! A [`Bar`] is one region of a device. Where the kernel lets it be mapped, an access is
 //! one bounds check and one load or store; where it does not (I/O ports, the page of an
@@ -18,6 +18,8 @@
 //! read is ordered before every later load from memory. That is what `writel` and `readl`
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
+mod words;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -25,6 +27,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
+
+pub(crate) use words::Words;
 
 /// A register access that failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::registers::ChannelIds;
+use super::registers::{CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds};
+
+/// How long a reset waits for an engine: thousands of times what it needs.
+const STUCK: Duration = Duration::from_secs(2);
 
 /// The channel's state in bits 2:0 of CHANSTS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +187,7 @@ impl State {
         *self = State {
             epoch: self.epoch + 1,
             seen: self.seen,
+            busy: self.busy,
             sleeping: self.sleeping,
             stop: self.stop,
             ..State::power_on()
@@ -208,6 +212,15 @@ impl State {
     /// Whether a descriptor can be executed.
     pub(super) fn runnable(&self) -> bool {
         self.status == Status::Active && self.ahead() != 0 && !self.suspend && !self.reset
+    }
+
+    /// What CHANSTS reads and completion words say, with these errors.
+    pub(super) fn word_of(&self, errors: ChannelError) -> u64 {
+        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
+        (self.completed & !0x3f)
+            | bit(ChannelError::SOFT, CHANSTS_SOFT)
+            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
+            | self.status as u64
     }
 
     /// When the engine has to do something by itself.
@@ -281,12 +294,11 @@ impl Channel {
         self.quiet.notify_all();
     }
 
-    /// Waits until the engine has nothing in hand.
-    pub(super) fn wait_quiet<'a>(&self, mut state: Guard<'a>) -> Guard<'a> {
-        while state.busy {
-            state = self.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state
+    /// Waits until the engine has nothing in hand: a piece of a transfer at most, unless the
+    /// memory itself does not answer. After [`STUCK`] it gives up.
+    pub(super) fn wait_quiet<'a>(&self, state: Guard<'a>) -> Guard<'a> {
+        let quiet = self.quiet.wait_timeout_while(state, STUCK, |state| state.busy);
+        quiet.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Sleeps until poked, or until `due`.

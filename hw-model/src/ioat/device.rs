@@ -12,13 +12,13 @@ use super::fault::{DescriptorFaults, Fault, FaultPlan};
 use super::record::{Counters, count};
 use super::registers::{
     CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
-    CHANCTRL_INTERRUPT_DISABLED, CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds,
-    ChannelReg, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME,
-    Reg, bar0, config_space,
+    CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelIds, ChannelReg, FunctionIds,
+    INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
 use crate::memory::DmaMap;
 use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
+use crate::regs::rate::RateLimit;
 use crate::regs::{LayoutError, RegisterSet, Write};
 
 /// The version from which on CHANERR_INT need not be cleared for a channel to start again.
@@ -50,6 +50,8 @@ pub(super) struct Device {
     faults: Mutex<FaultPlan>,
     faulty: AtomicBool,
     life: AtomicU8,
+    /// What software can make happen as often as it likes is not logged as often.
+    pub(super) log: RateLimit,
 }
 
 impl Device {
@@ -72,6 +74,7 @@ impl Device {
             faulty: AtomicBool::new(!config.faults.is_empty()),
             faults: Mutex::new(config.faults.clone()),
             life: AtomicU8::new(Life::Alive as u8),
+            log: RateLimit::default(),
             config,
             pci,
             bar,
@@ -192,18 +195,17 @@ impl Device {
             errors |= state.mirrored & self.pci.get(self.ids.chanerr_int);
         }
         if errors != 0 {
-            log::warn!(
+            self.log.warn(format_args!(
                 "channel {}: CHAINADDR {address:#x} is ignored: CHANERR or CHANERR_INT has {errors:#x}",
                 channel.index
-            );
+            ));
         } else if state.arm(address) {
             self.bar.set(channel.ids.count, 0);
         } else {
-            log::warn!(
+            self.log.warn(format_args!(
                 "channel {}: CHAINADDR {address:#x} is ignored: the channel is {:?}",
-                channel.index,
-                state.status
-            );
+                channel.index, state.status
+            ));
         }
     }
 
@@ -273,12 +275,8 @@ impl Device {
 
     /// What CHANSTS reads, and what is written as the completion word.
     pub(super) fn status_word(&self, channel: &Channel, state: &State) -> u64 {
-        let errors = ChannelError::from_bits_truncate(self.bar.get(channel.ids.error) as u32);
-        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
-        state.completed & !0x3f
-            | bit(ChannelError::SOFT, CHANSTS_SOFT)
-            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
-            | state.status as u64
+        let errors = self.bar.get(channel.ids.error) as u32;
+        state.word_of(ChannelError::from_bits_truncate(errors))
     }
 
     // Errors.
@@ -289,28 +287,29 @@ impl Device {
         count(&self.counters.errors);
         state.halt_now();
         let bits = u64::from(errors.bits());
+        self.log.warn(format_args!(
+            "channel {}: halted after the descriptor at {:#x}: {errors:?}",
+            channel.index, state.completed
+        ));
+        let control = self.bar.get(channel.ids.control);
+        if control & CHANCTRL_ERROR_COMPLETION != 0 {
+            let all = self.bar.get(channel.ids.error) | bits;
+            let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
+            let address = self.bar.get(channel.ids.completion);
+            if let Err(error) = self.store_completion(state, address, word) {
+                self.log.warn(format_args!(
+                    "channel {}: the completion of an error, to {address:#x}: {error:?}",
+                    channel.index
+                ));
+            }
+        }
+        // After the word: a read of these registers on the bus would push it ahead.
         self.bar.set_bits(channel.ids.error, bits);
         let reported = bits & !self.bar.get(channel.ids.error_mask);
         let mirrored = reported & !self.pci.get(self.ids.chanerrmsk_int);
         self.pci.set_bits(self.ids.chanerr_int, mirrored);
         state.mirrored |= mirrored;
         self.publish(channel, state);
-        log::info!(
-            "channel {}: halted after the descriptor at {:#x}: {errors:?}",
-            channel.index,
-            state.completed
-        );
-        let control = self.bar.get(channel.ids.control);
-        if control & CHANCTRL_ERROR_COMPLETION != 0 {
-            let word = self.status_word(channel, state);
-            let address = self.bar.get(channel.ids.completion);
-            if let Err(error) = self.store_completion(state, address, word) {
-                log::warn!(
-                    "channel {}: the completion of an error, to {address:#x}: {error:?}",
-                    channel.index
-                );
-            }
-        }
         let interrupts = control & CHANCTRL_ERROR_INTERRUPT != 0;
         interrupts && (bits == 0 || reported != 0) && self.want_interrupt(channel, state)
     }
@@ -461,6 +460,9 @@ impl Device {
         }
         for channel in &self.channels {
             let mut state = channel.wait_quiet(channel.lock());
+            if state.busy {
+                log::error!("channel {}: the engine does not stop", channel.index);
+            }
             state.power_cycle();
         }
         count(&self.counters.resets);

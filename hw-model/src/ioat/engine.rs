@@ -69,7 +69,8 @@ impl<'a> Engine<'a> {
         };
 
         let mut state = channel.lock();
-        if !state.reset {
+        // A reset that could not wait has begun anew.
+        if !state.reset && state.epoch == epoch {
             match result {
                 Ok((address, descriptor)) => {
                     state = self.complete(state, address, &descriptor, &faults);
@@ -99,7 +100,6 @@ impl<'a> Engine<'a> {
         let control = descriptor.control();
         let before = state.completed;
         state.advance(address);
-        device.publish(channel, &state);
 
         let completion = control.contains(Control::COMPLETION);
         let late = match faults.completion {
@@ -118,6 +118,11 @@ impl<'a> Engine<'a> {
                 return state;
             }
         }
+        if state.reset {
+            return state;
+        }
+        // After the word: a read of CHANSTS on the bus would push it ahead.
+        device.publish(channel, &state);
         count(&device.counters.descriptors);
         state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {
@@ -208,7 +213,8 @@ impl<'a> Engine<'a> {
         if let Some(Resend { address, word, .. }) = state.resend.filter(|r| r.at <= now) {
             state.resend = None;
             if let Err(errors) = device.store_completion(&mut state, address, word) {
-                log::warn!("channel {}: a repeated completion: {errors:?}", channel.index);
+                let n = channel.index;
+                device.log.warn(format_args!("channel {n}: a repeated completion: {errors:?}"));
             }
         }
         if state.interrupt_due.is_some_and(|due| due <= now) {

@@ -98,10 +98,16 @@ impl Fetcher {
         ahead: usize,
     ) -> Result<(u64, Descriptor), ChannelError> {
         let in_page = ((PAGE - address % PAGE) / descriptor::SIZE as u64) as usize;
-        let most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
+        let mut most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
         let mut buffer = [[0; descriptor::SIZE]; AHEAD];
-        let bytes = &mut buffer.as_flattened_mut()[..most * descriptor::SIZE];
-        device.memory.read(address, bytes).map_err(|fault| data_error(&fault))?;
+        let mut read = |count| device.memory.read(address, buffer[..count].as_flattened_mut());
+        let mut fetched = read(most);
+        if fetched.is_err() && most > 1 {
+            // What lies behind the first one need not be the chain, nor be mapped.
+            most = 1;
+            fetched = read(1);
+        }
+        fetched.map_err(|fault| data_error(&fault))?;
         let mut run = 0;
         let mut place = address;
         for bytes in &buffer[..most] {
@@ -157,7 +163,8 @@ pub(super) fn execute(
     ahead: u16,
 ) -> Result<(u64, Descriptor), Stop> {
     if !device.pci.may_issue_requests() {
-        log::warn!("channel {}: DMA while the function is not a bus master", channel.index);
+        let n = channel.index;
+        device.log.warn(format_args!("channel {n}: DMA while the function is not a bus master"));
         return Err(Stop::Halt(ChannelError::READ_DATA));
     }
     let (address, descriptor) = fetcher.next(device, position, ahead).map_err(Stop::Halt)?;

@@ -14,6 +14,7 @@
 
 mod backing;
 mod error;
+mod sorted;
 mod table;
 #[cfg(test)]
 mod tests;

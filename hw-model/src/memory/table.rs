@@ -1,12 +1,11 @@
 //! The ranges, sorted by address, and the walk of a transfer through them.
 
-use std::collections::{BTreeMap, btree_map};
-
 use vfio_dma::backend::DmaAccess;
 use vm_memory::VolatileSlice;
 
 use super::backing::{Backings, Slot};
 use super::error::{Direction, FaultReason, MemoryError};
+use super::sorted::{Entries, SortedMap};
 
 /// One mapped range. Its last address is its key in the table.
 #[derive(Debug)]
@@ -18,8 +17,8 @@ struct Entry {
     access: DmaAccess,
 }
 
-// Eight bytes of key and these; a node of the tree that was filled in ascending order is
-// about half used, so that a range costs less than 100 bytes.
+// Eight bytes of key and these; a chunk is at least half used unless ranges were taken out
+// of it, so that a range costs less than 100 bytes.
 const _: () = assert!(size_of::<Entry>() == 24);
 
 /// All ranges of a DMA map.
@@ -28,7 +27,7 @@ const _: () = assert!(size_of::<Entry>() == 24);
 /// only range that can contain it, and the ranges after it follow in order.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    entries: BTreeMap<u64, Entry>,
+    entries: SortedMap<Entry>,
     backings: Backings,
 }
 
@@ -39,7 +38,7 @@ impl Table {
             return Err(MemoryError::Empty { iova });
         }
         let last = iova.checked_add(len - 1).ok_or(MemoryError::Wraps { iova, len })?;
-        if let Some((&other_last, other)) = self.entries.range(iova..).next()
+        if let Some((other_last, other)) = self.entries.from(iova).next()
             && other.first <= last
         {
             return Err(MemoryError::Overlap {
@@ -75,7 +74,7 @@ impl Table {
         let last = iova.checked_add(len - 1).ok_or(MemoryError::Wraps { iova, len })?;
         // Only the range at either end can stick out.
         for address in [iova, last] {
-            if let Some((&other_last, other)) = self.entries.range(address..).next()
+            if let Some((other_last, other)) = self.entries.from(address).next()
                 && other.first <= last
                 && (other.first < iova || other_last > last)
             {
@@ -88,8 +87,8 @@ impl Table {
             }
         }
         let mut bytes = 0u64;
-        while let Some((&key, _)) = self.entries.range(iova..=last).next() {
-            if let Some(entry) = self.entries.remove(&key) {
+        while let Some((key, _)) = self.entries.from(iova).next().filter(|&(key, _)| key <= last) {
+            if let Some(entry) = self.entries.remove(key) {
                 bytes = bytes.saturating_add((key - entry.first).saturating_add(1));
                 self.backings.release(entry.slot);
             }
@@ -113,7 +112,7 @@ impl Table {
     pub(super) fn walk(&self, iova: u64, direction: Direction) -> Walk<'_> {
         Walk {
             backings: &self.backings,
-            entries: self.entries.range(iova..),
+            entries: self.entries.from(iova),
             direction,
             iova,
             pointer: std::ptr::null_mut(),
@@ -125,7 +124,7 @@ impl Table {
 /// A position in the address space that moves on through neighbouring ranges.
 pub(super) struct Walk<'t> {
     backings: &'t Backings,
-    entries: btree_map::Range<'t, u64, Entry>,
+    entries: Entries<'t, Entry>,
     direction: Direction,
     iova: u64,
     /// Where the byte at `iova` is, when `left` is not 0.
@@ -163,7 +162,7 @@ impl<'t> Walk<'t> {
     fn enter(&mut self) -> Result<(), FaultReason> {
         let iova = self.iova;
         let found = self.entries.next().filter(|(_, entry)| entry.first <= iova);
-        let (&last, entry) = found.ok_or(FaultReason::NotMapped)?;
+        let (last, entry) = found.ok_or(FaultReason::NotMapped)?;
         let offset = entry.offset + (iova - entry.first);
         let pointer = self.backings.pointer(entry.slot, offset).ok_or(FaultReason::Unbacked)?;
         let allowed = match self.direction {

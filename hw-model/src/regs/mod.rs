@@ -9,7 +9,7 @@
 //!
 //! Values are atomic: an engine's thread changes a status register while a driver reads it.
 
-mod rate;
+pub(crate) mod rate;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -394,13 +394,8 @@ impl<K: Copy + Eq> RegisterSet<K> {
 
     fn refuse(&self, what: &str, offset: u64, len: usize) {
         self.illegal.fetch_add(1, Ordering::Relaxed);
-        if let Some(suppressed) = self.log.admit() {
-            log::warn!(
-                "{}: illegal {what} of {len} bytes at {offset:#x}{}",
-                self.name,
-                Suppressed(suppressed)
-            );
-        }
+        let name = self.name;
+        self.log.warn(format_args!("{name}: illegal {what} of {len} bytes at {offset:#x}"));
     }
 }
 
@@ -414,17 +409,6 @@ impl<K> fmt::Debug for RegisterSet<K> {
                     .map(|(r, v)| (r.name, format!("{:#x}", v.load(Ordering::Relaxed)))),
             )
             .finish()
-    }
-}
-
-struct Suppressed(u64);
-
-impl fmt::Display for Suppressed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            n => write!(f, " ({n} more were not logged)"),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Keeps a client that does the same wrong thing forever from filling the log.
 
+use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 
 /// Admits a burst of messages, then drops the rest of the period.
 #[derive(Debug, Default)]
-pub(super) struct RateLimit(Mutex<Window>);
+pub(crate) struct RateLimit(Mutex<Window>);
 
 #[derive(Debug, Default)]
 struct Window {
@@ -19,8 +20,17 @@ struct Window {
 }
 
 impl RateLimit {
+    /// Logs a warning, or drops it.
+    pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
+        match self.admit() {
+            Some(0) => log::warn!("{message}"),
+            Some(dropped) => log::warn!("{message} ({dropped} more were not logged)"),
+            None => {}
+        }
+    }
+
     /// Whether to log now: then with the number of messages that were dropped before.
-    pub(super) fn admit(&self) -> Option<u64> {
+    fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
 

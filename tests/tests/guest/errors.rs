@@ -58,7 +58,7 @@ pub(crate) fn as_user(args: &[&str], memlock: Option<u64>) -> Said {
     }
 }
 
-fn group_node(index: u8) -> String {
+pub(crate) fn group_node(index: u8) -> String {
     let group = Sysfs::new().device(address(index)).unwrap().group.unwrap();
     group.node().display().to_string()
 }

@@ -10,6 +10,7 @@ mod examples;
 mod interrupts;
 mod ioatdma;
 mod memory;
+mod placement;
 mod sharing;
 mod support;
 mod testdev;
@@ -48,6 +49,16 @@ fn vtd(aw_bits: u8) -> VmConfig {
 fn shared_group() -> VmConfig {
     let devices = ["edu,addr=5.0,multifunction=on,bus=pcie.0", "pci-serial,addr=5.1,bus=pcie.0"];
     VmConfig { devices: devices.map(Device::from).into(), ..VmConfig::default() }
+}
+
+/// A huge page of 1 GiB, taken at boot: later there is no such run.
+fn gigabytes() -> VmConfig {
+    VmConfig {
+        memory: 4 << 30,
+        kernel_args: ["hugepagesz=1G", "hugepages=1"].map(Into::into).into(),
+        devices: vec![Device::from("edu,dma_mask=0xffffffffff")],
+        ..VmConfig::default()
+    }
 }
 
 fn no_iommu() -> VmConfig {
@@ -110,6 +121,27 @@ fn main() -> ExitCode {
             name: "group",
             machine: || shared_group().into(),
             cases: cases![errors::member_on_a_host_driver],
+        },
+        Scenario {
+            name: "placement",
+            machine: || vtd(39).into(),
+            cases: cases![
+                placement::auto_contiguous_and_scatter_gather_move_the_same_bytes,
+                placement::the_command_line_forces_a_placement,
+                placement::a_fragmented_iova_space_falls_through,
+                placement::a_device_mask_falls_through,
+                placement::a_memory_lock_limit_falls_through_to_the_pool,
+                placement::the_limit_of_mappings_is_a_reason,
+                placement::huge_pages_make_one_map_call,
+                placement::a_file_is_moved_in_place,
+                placement::a_buffer_is_promoted_between_transfers,
+                placement::physical_memory_is_found_in_every_way,
+            ],
+        },
+        Scenario {
+            name: "gigabytes",
+            machine: || gigabytes().into(),
+            cases: cases![placement::a_huge_page_of_1_gib_is_one_map_call],
         },
         Scenario {
             name: "no_iommu",

@@ -1,13 +1,13 @@
 //! `vfio-dma link`: what a PCI Express link makes of a transfer, by calculation.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use serde::Serialize;
 use vfio_dma_model::link::predict::{Operation, ScatterGather, operation_gbps};
 use vfio_dma_model::link::{IoTlbConfig, LinkConfig};
 
+use super::output;
 use super::size::parse_size;
 
 /// Calculate what a PCI Express link makes of reads, writes and both, in Gb/s of payload
@@ -179,13 +179,9 @@ impl Report {
 /// Fails when the result cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     let report = Report::new(args);
-    let mut out = io::stdout().lock();
-    if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
-    } else {
-        out.write_all(report.text().as_bytes())?;
-    }
+    let text =
+        if args.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.text() };
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::IrqKind;
 use crate::device::{Device, DeviceError};
-use crate::dma::{Buffer, Constraints, Direction, DmaError, Iova, Request};
+use crate::dma::{Buffer, Direction, DmaError, Iova, Request};
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
 
@@ -275,8 +275,17 @@ impl Edu {
     ///
     /// Says what was tried and why it failed.
     pub fn allocate(&self, len: usize, direction: Direction) -> Result<Buffer, EduError> {
-        let constraints = Constraints { address_mask: self.mask, alignment: 1 };
-        Ok(self.device.allocate(&Request { len, direction, constraints })?)
+        self.place(Request::new(len, direction))
+    }
+
+    /// Places a buffer as requested, under the device's address mask.
+    ///
+    /// # Errors
+    ///
+    /// Says what was tried and why it failed.
+    pub fn place(&self, mut request: Request) -> Result<Buffer, EduError> {
+        request.constraints.address_mask &= self.mask;
+        Ok(self.device.allocate(&request)?)
     }
 
     /// Resets the function and sets it up again as it was opened.

@@ -235,7 +235,7 @@ impl Edu {
                 };
                 self.check_buffer(buffer, need)?;
                 // The whole range is checked before the first piece: `part` may be 0.
-                buffer.segments_of(offset, len)?;
+                drop(buffer.segments_of(offset, len)?);
                 let mut device = regs::DEVICE_BUFFER + device_offset as u64;
                 for segment in buffer.segments_of(offset + done, part)? {
                     self.check_address(segment)?;

@@ -121,9 +121,9 @@ fn the_count_wraps_and_65535_may_be_ahead() {
     rig.ring(0xffff);
     wait("all are done", || rig.state() == IDLE);
     wait("all are recorded", || rig.record().descriptors == 0xffff);
-    assert_eq!(rig.status(), RING + 64 * 14 | IDLE);
+    assert_eq!(rig.status(), (RING + 64 * 14) | IDLE);
     rig.ring(9);
-    wait("ten more are done", || rig.status() == RING + 64 * 8 | IDLE);
+    wait("ten more are done", || rig.status() == (RING + 64 * 8) | IDLE);
     wait("all are recorded", || rig.record().descriptors == 0x1_0009);
 }
 
@@ -175,7 +175,7 @@ fn eight_channels_work_side_by_side() {
                 let word = rig.word(WORD + 64 * n);
                 for round in 1..=20u16 {
                     rig.write(Rig::reg(channel, 0x06), 2, u64::from(round) * 64);
-                    let done = || rig.read(Rig::reg(channel, 0x08), 8) == ring + 64 * 63 | IDLE;
+                    let done = || rig.read(Rig::reg(channel, 0x08), 8) == (ring + 64 * 63) | IDLE;
                     wait("the round is done", done);
                     wait("its word is written", || word.load(Ordering::Acquire) & 7 == IDLE);
                 }

@@ -166,17 +166,20 @@ impl Rig {
     // Memory.
 
     fn put(&self, iova: u64, bytes: &[u8]) {
-        let at = self.arena.at(iova, bytes.len());
         for (n, &byte) in bytes.iter().enumerate() {
-            // SAFETY: `at` has room for all bytes, and the memory is only accessed volatilely.
-            unsafe { at.add(n).write_volatile(byte) };
+            let at = self.arena.at(iova + n as u64, 1);
+            // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
+            unsafe { at.write_volatile(byte) };
         }
     }
 
     fn get(&self, iova: u64, len: usize) -> Vec<u8> {
-        let at = self.arena.at(iova, len);
-        // SAFETY: `at` has `len` bytes, and the memory is only accessed volatilely.
-        (0..len).map(|n| unsafe { at.add(n).read_volatile() }).collect()
+        let byte = |n| {
+            let at = self.arena.at(iova + n as u64, 1);
+            // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
+            unsafe { at.read_volatile() }
+        };
+        (0..len).map(byte).collect()
     }
 
     fn word(&self, iova: u64) -> &AtomicU64 {

@@ -28,23 +28,27 @@ fn engines() -> Vec<u64> {
 
 #[test]
 fn an_idle_model_sleeps() {
-    let before = engines();
     let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     rig.works();
-    // Other tests run in this process: their engines come and go, ours are looked at alone.
     let wakeups = || rig.record().wakeups;
-    wait("the engines sleep", || {
-        let now = wakeups();
-        settle();
-        wakeups() == now
-    });
-    let quiet = wakeups();
-    let ours: Vec<u64> = engines().into_iter().filter(|tid| !before.contains(tid)).collect();
-    assert!(ours.len() >= 8);
+    let quiet = stable(wakeups);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(wakeups(), quiet, "no engine woke up in 200 ms");
-    rig.works_again();
-    assert!(wakeups() > quiet, "and one did for work");
+    rig.reset();
+    rig.clear_completion();
+    rig.works();
+    assert!(stable(wakeups) > quiet, "and one did for work");
+}
+
+/// A number that stays the same for a while.
+fn stable(number: impl Fn() -> u64) -> u64 {
+    let mut last = number();
+    wait("the engines sleep", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = number();
+        std::mem::replace(&mut last, now) == now
+    });
+    last
 }
 
 #[test]
@@ -63,20 +67,12 @@ fn a_sleeping_engine_makes_no_switches() {
 fn idle_child() {
     let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     rig.works();
-    settle();
+    // A thread names itself when it first runs.
+    wait("all engines run", || engines().len() == 8);
     let threads = engines();
-    assert_eq!(threads.len(), 8);
-    let before = sleeps(&threads);
+    let before = stable(|| sleeps(&threads));
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(sleeps(&threads), before);
-}
-
-impl Rig {
-    fn works_again(&self) {
-        self.reset();
-        self.clear_completion();
-        self.works();
-    }
 }
 
 #[derive(Debug, Clone)]

@@ -17,8 +17,8 @@ fn a_channel_is_halted_until_it_is_armed() {
     assert_eq!(rig.status(), ARMED);
     rig.ring(2);
     wait("it is idle", || rig.state() == IDLE);
-    assert_eq!(rig.status(), RING + 64 | IDLE);
-    assert_eq!(rig.completion(), RING + 64 | IDLE);
+    assert_eq!(rig.status(), (RING + 64) | IDLE);
+    assert_eq!(rig.completion(), (RING + 64) | IDLE);
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn words_say_active_before_the_last() {
     rig.arm(RING);
     rig.ring(2);
     wait("the first is done", || rig.completion() == RING | ACTIVE);
-    wait("the second is done", || rig.completion() == RING + 64 | IDLE);
+    wait("the second is done", || rig.completion() == (RING + 64) | IDLE);
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_suspended_channel_takes_a_new_chain() {
     rig.arm(RING + 0x1000);
     assert_eq!(rig.status(), ARMED);
     rig.ring(2);
-    wait("the chain is done", || rig.completion() == RING + 0x1040 | IDLE);
+    wait("the chain is done", || rig.completion() == (RING + 0x1040) | IDLE);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_running_channel_takes_no_chain_and_a_halted_one_no_suspend() {
     rig.arm(RING + 0x1000);
     assert_eq!(rig.status(), RING | IDLE);
     rig.ring(2);
-    wait("the old chain goes on", || rig.completion() == RING + 64 | IDLE);
+    wait("the old chain goes on", || rig.completion() == (RING + 64) | IDLE);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod hostile;
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering;
@@ -153,6 +153,37 @@ fn memory_is_mapped_reached_and_taken_away() {
     let all = [words(&[24, 2]), longs(&[0, 0])].concat();
     assert_eq!(client.call(3, &all).error, 0);
     assert_eq!(memory.ranges(), 0);
+}
+
+#[test]
+fn two_hundred_thousand_ranges_are_served() {
+    const RANGES: u64 = 200_000;
+    const IN_FLIGHT: u64 = 100;
+    let running = Running::start();
+    let mut client = running.connect();
+    let guest = memfd(RANGES << 12);
+    // What a guest's IOMMU makes of scattered pages: no two ranges touch, and every one
+    // comes with a descriptor of its own.
+    for batch in (0..RANGES).step_by(IN_FLIGHT as usize) {
+        for n in batch..batch + IN_FLIGHT {
+            let payload = [words(&[32, 3]), longs(&[n << 12, n << 13, 1 << 12])].concat();
+            client.send(&message(n as u16, 2, 0, &payload), &[guest.as_raw_fd()]);
+        }
+        for n in batch..batch + IN_FLIGHT {
+            let (id, _, reply) = client.reply();
+            assert_eq!((id, reply.error), (n as u16, 0), "range {n}");
+        }
+    }
+    let memory = &running.probe.memory;
+    assert_eq!((memory.ranges() as u64, memory.files()), (RANGES, 1));
+    for n in [0, 1, RANGES / 2, RANGES - 1] {
+        memory.store_u64(n << 13, n).unwrap();
+        let mut word = [0; 8];
+        guest.read_exact_at(&mut word, n << 12).unwrap();
+        assert_eq!(u64::from_le_bytes(word), n);
+    }
+    assert_eq!(client.unmap(0, RANGES << 13), 0);
+    assert_eq!((memory.ranges(), memory.files()), (0, 0));
 }
 
 #[test]

@@ -1,0 +1,425 @@
+//! The memory that backs a buffer.
+
+pub(super) mod frames;
+pub(super) mod lock;
+mod map;
+mod page_size;
+pub(super) mod physical;
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use nix::errno::Errno;
+use nix::sys::mman::{MmapAdvise, madvise, mlock, munmap};
+use vm_memory::VolatileSlice;
+
+pub use frames::FrameError;
+pub use page_size::PageSize;
+
+/// Why memory could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes of {page_size}: {action}: {source}{}", remedy_text(.remedy))]
+pub struct MemoryError {
+    /// Bytes asked for, rounded up to whole pages.
+    pub len: usize,
+    /// The pages asked for.
+    pub page_size: PageSize,
+    /// The step that failed.
+    pub action: &'static str,
+    /// The kernel's reason.
+    pub source: Errno,
+    /// What would help.
+    pub remedy: Option<String>,
+}
+
+impl MemoryError {
+    fn new(len: usize, page_size: PageSize, action: &'static str, source: Errno) -> MemoryError {
+        let remedy = remedy(len, page_size, source);
+        MemoryError { len, page_size, action, source, remedy }
+    }
+}
+
+fn remedy_text(remedy: &Option<String>) -> String {
+    remedy.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
+}
+
+/// A run of memory with one backing.
+#[derive(Debug)]
+struct Part {
+    len: usize,
+    /// The file and the offset that the run starts at in it.
+    file: Option<(OwnedFd, u64)>,
+}
+
+/// A run of memory that one map call can take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece<'a> {
+    pub(super) offset: usize,
+    pub(super) len: usize,
+    pub(super) file: Option<(BorrowedFd<'a>, u64)>,
+}
+
+/// Memory of this process that a device can be given: page-aligned and never reachable
+/// through a Rust reference. What is allocated here is zeroed and kept out of children
+/// made by `fork`.
+pub struct Memory {
+    base: NonNull<u8>,
+    len: usize,
+    page_size: PageSize,
+    /// Cover the memory in order.
+    parts: Vec<Part>,
+    /// Unmapped when dropped; memory that a caller has lent is not.
+    owned: bool,
+}
+
+// SAFETY: the mapping belongs to the value alone, or its owner vouched for it, and is only
+// reached by volatile copies.
+unsafe impl Send for Memory {}
+// SAFETY: as above; concurrent volatile accesses to plain memory are as defined as those
+// of the device itself.
+unsafe impl Sync for Memory {}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("base", &self.base)
+            .field("len", &self.len)
+            .field("page_size", &self.page_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// Allocates at least `len` bytes in whole pages of the size given.
+    ///
+    /// With `with_file` the memory is a memfd, which another process can map too.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the kernel has no such pages left, or `len` is 0 or too large.
+    pub fn allocate(
+        len: usize,
+        page_size: PageSize,
+        with_file: bool,
+    ) -> Result<Memory, MemoryError> {
+        let size = whole_pages(len, page_size)?;
+        let len = size.get();
+        let error = |action, source| MemoryError::new(len, page_size, action, source);
+        let file = match with_file {
+            true => Some(map::memfd(len, page_size).map_err(|(a, e)| error(a, e))?),
+            false => None,
+        };
+        let base = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
+        // From here on `memory` unmaps on every way out.
+        let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
+        let memory = Memory { base, len, page_size, parts, owned: true };
+        memory.keep_from_children()?;
+        if page_size == PageSize::Transparent {
+            memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
+        }
+        Ok(memory)
+    }
+
+    /// Allocates at least `len` bytes from pages of every size, the largest first: as many
+    /// of the pools as are free and fit, transparent huge pages and base pages for the rest.
+    /// The processor sees one run.
+    ///
+    /// # Errors
+    ///
+    /// Fails when not even base pages are left, or `len` is 0 or too large.
+    pub fn assemble(len: usize, with_file: bool) -> Result<Memory, MemoryError> {
+        let mut memory = Memory::reserve(len)?;
+        let mut at = 0;
+        for page_size in PageSize::DESCENDING {
+            let fit = (memory.len - at) / page_size.bytes();
+            let free =
+                if page_size.pool().is_some() { page_size.free().unwrap_or(0) } else { u64::MAX };
+            let pages = fit.min(usize::try_from(free).unwrap_or(usize::MAX));
+            let Some(run) = NonZeroUsize::new(pages * page_size.bytes()) else { continue };
+            match memory.fill(at, run, page_size, with_file) {
+                Ok(part) => {
+                    memory.parts.push(part);
+                    at += run.get();
+                }
+                Err(error) if page_size == PageSize::Base => return Err(error),
+                // The pages went elsewhere since they were counted: smaller ones follow.
+                Err(_) => {}
+            }
+        }
+        memory.keep_from_children()?;
+        Ok(memory)
+    }
+
+    /// Addresses for `len` bytes, without pages.
+    fn reserve(len: usize) -> Result<Memory, MemoryError> {
+        let page_size = PageSize::Base;
+        let size = whole_pages(len, page_size)?;
+        let len = size.get();
+        let fits = |page: &PageSize| page.bytes() <= len;
+        let align = PageSize::DESCENDING.into_iter().find(fits).unwrap_or(page_size).bytes();
+        let base = map::reserve(size, align)
+            .map_err(|errno| MemoryError::new(len, page_size, "mmap", errno))?;
+        Ok(Memory { base, len, page_size, parts: Vec::new(), owned: true })
+    }
+
+    /// Puts pages at `at`, which has none yet.
+    fn fill(
+        &mut self,
+        at: usize,
+        len: NonZeroUsize,
+        page_size: PageSize,
+        with_file: bool,
+    ) -> Result<Part, MemoryError> {
+        let error = |action, source| MemoryError::new(len.get(), page_size, action, source);
+        let file = match with_file {
+            true => Some(map::memfd(len.get(), page_size).map_err(|(a, e)| error(a, e))?),
+            false => None,
+        };
+        debug_assert!(at + len.get() <= self.len);
+        // SAFETY: `at` is inside the reservation, which is this value's own.
+        let start = unsafe { self.base.byte_add(at) };
+        // SAFETY: the range is inside the reservation and has no pages that anyone uses.
+        unsafe { map::map_over(start, len, page_size, file.as_ref()) }
+            .map_err(|errno| error("mmap", errno))?;
+        if page_size == PageSize::Transparent {
+            // SAFETY: the range was mapped above. Without transparent huge pages in the
+            // kernel the memory is base pages, which is as good.
+            let _ = unsafe { madvise(start.cast(), len.get(), MmapAdvise::MADV_HUGEPAGE) };
+        }
+        Ok(Part { len: len.get(), file: file.map(|file| (file, 0)) })
+    }
+
+    /// Memory that somebody else has mapped and goes on owning: `[base, base + len)`, both
+    /// multiples of 4 KiB.
+    ///
+    /// # Safety
+    ///
+    /// The range must be mapped for reading and writing for as long as the value lives,
+    /// and no Rust reference may point into it meanwhile.
+    pub(super) unsafe fn lend(base: NonNull<u8>, len: NonZeroUsize) -> Memory {
+        let parts = vec![Part { len: len.get(), file: None }];
+        Memory { base, len: len.get(), page_size: PageSize::Base, parts, owned: false }
+    }
+
+    /// Maps `len` bytes of a file from `offset` on, shared, in whole pages of the file.
+    /// Returns the memory and the offset of the first byte in it.
+    ///
+    /// The file has to be open for reading and writing, and as long as it is mapped must
+    /// not be cut shorter: the process ends with SIGBUS then (a memfd can be sealed with
+    /// `F_SEAL_SHRINK`).
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file ends before the range, or cannot be mapped.
+    pub fn of_file(
+        file: impl AsFd,
+        offset: u64,
+        len: usize,
+    ) -> Result<(Memory, usize), MemoryError> {
+        const HUGETLBFS: i64 = 0x9584_58f6;
+        let error = |action, source| MemoryError::new(len, PageSize::Base, action, source);
+        let stat = nix::sys::stat::fstat(&file).map_err(|errno| error("fstat", errno))?;
+        let end = offset.checked_add(len as u64).filter(|&end| end <= stat.st_size as u64);
+        let Some(end) = end.filter(|_| len > 0) else {
+            return Err(error("mapping past the end of the file", Errno::EINVAL));
+        };
+        let fs = nix::sys::statfs::fstatfs(&file).map_err(|errno| error("fstatfs", errno))?;
+        let page = if fs.filesystem_type().0 == HUGETLBFS { stat.st_blksize as u64 } else { 4096 };
+        let first = offset - offset % page;
+        let whole = usize::try_from(end.next_multiple_of(page) - first).ok();
+        let size = whole.and_then(NonZeroUsize::new).ok_or(error("mmap", Errno::EOVERFLOW))?;
+        let own = file.as_fd().try_clone_to_owned();
+        let own = own.map_err(|e| error("dup", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        let base = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
+        let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
+        let page_size = match page {
+            0x4000_0000.. => PageSize::Huge1G,
+            0x20_0000.. => PageSize::Huge2M,
+            _ => PageSize::Base,
+        };
+        let memory = Memory { base, len: size.get(), page_size, parts, owned: true };
+        memory.keep_from_children()?;
+        Ok((memory, (offset - first) as usize))
+    }
+
+    /// A child that shares the pages would make the next write here move them.
+    fn keep_from_children(&self) -> Result<(), MemoryError> {
+        self.advise(MmapAdvise::MADV_DONTFORK)
+            .map_err(|errno| MemoryError::new(self.len, self.page_size, "madvise(DONTFORK)", errno))
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
+        // SAFETY: the range is this value's own mapping, and the advice given does not
+        // take its contents away from this process.
+        unsafe { madvise(self.base.cast(), self.len, advice) }
+    }
+
+    /// Makes every page present and keeps it in memory, see [`lock`].
+    pub(super) fn lock(&self) -> Result<(), MemoryError> {
+        // SAFETY: locking changes neither contents nor accessibility.
+        unsafe { mlock(self.base.cast(), self.len) }
+            .map_err(|errno| MemoryError::new(self.len, self.page_size, "mlock", errno))
+    }
+
+    /// Moves pages of another memory to `at` of this one; both are private and anonymous.
+    fn take_pages(
+        &mut self,
+        at: usize,
+        from: &Memory,
+        pages: Range<usize>,
+    ) -> Result<(), MemoryError> {
+        let len = pages.len() * frames::FRAME;
+        let offset = pages.start * frames::FRAME;
+        debug_assert!(at + len <= self.len && offset + len <= from.len);
+        // SAFETY: inside of `from`.
+        let source = unsafe { from.base.byte_add(offset) };
+        // SAFETY: inside of this memory.
+        let target = unsafe { self.base.byte_add(at) };
+        // SAFETY: two values' own mappings are disjoint, and nothing refers into either.
+        unsafe { map::move_pages(source, target, len) }
+            .map_err(|errno| MemoryError::new(len, PageSize::Base, "mremap", errno))
+    }
+
+    /// Where the memory starts in this process.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Length in bytes: whole pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: memory has at least one page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The pages it was asked to be made of; the smallest of them when they differ.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Whether it belongs to a caller, who unmaps it.
+    pub(super) fn is_lent(&self) -> bool {
+        !self.owned
+    }
+
+    /// The file behind it, where there is one that backs all of it.
+    #[must_use]
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match &self.parts[..] {
+            [Part { file: Some((file, _)), .. }] => Some(file.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// Cuts a range where the backing changes, if each piece needs its file.
+    pub(super) fn pieces(
+        &self,
+        range: Range<usize>,
+        by_file: bool,
+    ) -> impl Iterator<Item = Piece<'_>> {
+        let whole = (!by_file && self.parts.len() != 1).then_some(Piece {
+            offset: range.start,
+            len: range.len(),
+            file: None,
+        });
+        let parts = if whole.is_some() { &[] } else { &self.parts[..] };
+        let mut start = 0;
+        let cut = parts.iter().filter_map(move |part| {
+            let first = start.max(range.start);
+            let end = (start + part.len).min(range.end);
+            let inside = (first - start) as u64;
+            start += part.len;
+            let file = part.file.as_ref().map(|(file, at)| (file.as_fd(), at + inside));
+            (first < end).then(|| Piece { offset: first, len: end - first, file })
+        });
+        whole.into_iter().chain(cut)
+    }
+
+    /// The memory for volatile copies in and out.
+    #[must_use]
+    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the mapping is `len` bytes long and lives as long as `self`, which the
+        // returned lifetime is tied to; nothing makes a reference into it.
+        unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
+        // SAFETY: the mapping is this value's own, and nothing can reach it any more.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
+            log::error!("unmapping {} bytes at {:?}: {errno}", self.len, self.base);
+        }
+    }
+}
+
+fn whole_pages(len: usize, page_size: PageSize) -> Result<NonZeroUsize, MemoryError> {
+    let rounded =
+        len.checked_next_multiple_of(page_size.bytes()).filter(|&l| l <= isize::MAX as usize);
+    rounded
+        .and_then(NonZeroUsize::new)
+        .ok_or_else(|| MemoryError::new(len, page_size, "choosing a size", Errno::EINVAL))
+}
+
+/// What would help, with the figures of the pool.
+fn remedy(len: usize, page_size: PageSize, errno: Errno) -> Option<String> {
+    let path = page_size.pool()?;
+    if !matches!(errno, Errno::ENOMEM | Errno::EINVAL | Errno::ENOENT | Errno::ENODEV) {
+        return None;
+    }
+    let needed = len.div_ceil(page_size.bytes());
+    Some(match page_size.free() {
+        Some(free) => format!("{needed} needed, {free} free: echo {needed} > {path}/nr_hugepages"),
+        None => format!("the kernel has no pool of {page_size}: {path} is missing"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::VolatileMemory;
+
+    #[test]
+    fn every_kind_of_small_page_gives_zeroed_memory_that_keeps_what_is_written() {
+        for (page_size, with_file) in [
+            (PageSize::Base, false),
+            (PageSize::Base, true),
+            (PageSize::Transparent, false),
+            (PageSize::Transparent, true),
+        ] {
+            let memory = Memory::allocate(100_000, page_size, with_file).unwrap();
+            assert!(memory.len() >= 100_000 && memory.len().is_multiple_of(page_size.bytes()));
+            assert_eq!(memory.base().addr().get() % page_size.bytes(), 0);
+            assert_eq!(memory.file().is_some(), with_file);
+            let slice = memory.as_volatile_slice();
+            let mut bytes = [1u8; 3];
+            slice.subslice(99_997, 3).unwrap().copy_to(&mut bytes);
+            assert_eq!(bytes, [0; 3]);
+            slice.subslice(99_997, 3).unwrap().copy_from(&[7u8, 8, 9]);
+            slice.get_slice(99_997, 3).unwrap().copy_to(&mut bytes);
+            assert_eq!(bytes, [7, 8, 9]);
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        for len in [0, usize::MAX, usize::MAX / 2] {
+            assert!(Memory::allocate(len, PageSize::Base, false).is_err());
+        }
+        let error = Memory::allocate(1 << 46, PageSize::Huge1G, false).unwrap_err();
+        assert!(error.to_string().contains("hugepages-1048576kB"), "{error}");
+    }
+}

@@ -1,0 +1,64 @@
+//! The pages that memory is made of.
+
+use std::fmt;
+
+/// The size of a page of memory, as the kernel hands it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub enum PageSize {
+    /// The base page: 4 KiB.
+    #[serde(rename = "4K")]
+    Base,
+    /// Base pages that the kernel is asked to make huge (`MADV_HUGEPAGE`), 2 MiB aligned.
+    #[serde(rename = "transparent-2M")]
+    Transparent,
+    /// A page of the 2 MiB pool (`/sys/kernel/mm/hugepages/hugepages-2048kB`).
+    #[serde(rename = "2M")]
+    Huge2M,
+    /// A page of the 1 GiB pool (`/sys/kernel/mm/hugepages/hugepages-1048576kB`).
+    #[serde(rename = "1G")]
+    Huge1G,
+}
+
+impl PageSize {
+    /// From the largest to the smallest, in the order that they are worth trying.
+    pub const DESCENDING: [PageSize; 4] =
+        [PageSize::Huge1G, PageSize::Huge2M, PageSize::Transparent, PageSize::Base];
+
+    /// Alignment and granularity in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            PageSize::Base => 4096,
+            PageSize::Transparent | PageSize::Huge2M => 2 << 20,
+            PageSize::Huge1G => 1 << 30,
+        }
+    }
+
+    /// The directory of the kernel's pool, for pages that come from one.
+    #[must_use]
+    pub const fn pool(self) -> Option<&'static str> {
+        match self {
+            PageSize::Huge2M => Some("/sys/kernel/mm/hugepages/hugepages-2048kB"),
+            PageSize::Huge1G => Some("/sys/kernel/mm/hugepages/hugepages-1048576kB"),
+            PageSize::Base | PageSize::Transparent => None,
+        }
+    }
+
+    /// Pages that are free in the kernel's pool; `None` when there is no such pool.
+    #[must_use]
+    pub fn free(self) -> Option<u64> {
+        let text = std::fs::read_to_string(format!("{}/free_hugepages", self.pool()?)).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PageSize::Base => "4 KiB pages",
+            PageSize::Transparent => "transparent huge pages",
+            PageSize::Huge2M => "2 MiB huge pages",
+            PageSize::Huge1G => "1 GiB huge pages",
+        })
+    }
+}

@@ -1,0 +1,339 @@
+//! Scatter/gather lists: what a device sees of memory that need not be contiguous for it.
+//!
+//! A [`SgList`] is the segments of one side of a transfer, in the order of the bytes, with
+//! neighbours merged. [`Pieces`] walks two lists of different shape together and cuts them
+//! where the device demands ([`SgLimits`]). A [`SgTable`] is a list together with the
+//! buffers that keep its addresses mapped.
+
+mod table;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use super::{Buffer, DmaError, Iova, Segment};
+
+pub use table::SgTable;
+pub use walk::{Piece, Pieces, Walk};
+
+/// A scatter/gather list that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SgError {
+    /// The list has no bytes.
+    #[error("a scatter/gather list has at least one byte")]
+    Empty,
+    /// A segment runs past the end of the address space.
+    #[error("{} bytes at IOVA {} run past the end of the address space", .0.len, .0.iova)]
+    Wraps(Segment),
+    /// The limits of a device make no sense.
+    #[error(
+        "a longest segment of {max_len} bytes, an alignment of {alignment:#x} and a boundary of \
+         {boundary:#x} cannot be met: the latter two are powers of two, and no segment is shorter \
+         than the alignment"
+    )]
+    BadLimits {
+        /// Longest segment in bytes.
+        max_len: u64,
+        /// Alignment in bytes.
+        alignment: u64,
+        /// Boundary in bytes, 0 for none.
+        boundary: u64,
+    },
+    /// A segment starts where the device cannot start one.
+    #[error("a segment starts at IOVA {iova}, the device needs multiples of {alignment:#x}")]
+    Misaligned {
+        /// Where it starts.
+        iova: Iova,
+        /// What the device needs, in bytes.
+        alignment: u64,
+    },
+    /// The device takes fewer segments.
+    #[error("{needed} segments are needed for {len} bytes, the device takes {limit}")]
+    TooManySegments {
+        /// Segments needed after cutting.
+        needed: u64,
+        /// Segments that the device takes.
+        limit: u64,
+        /// Bytes of the list.
+        len: u64,
+    },
+    /// The two sides of a copy differ in length.
+    #[error("the source has {source_len} bytes, the target {target_len}")]
+    Lengths {
+        /// Bytes of the source.
+        source_len: u64,
+        /// Bytes of the target.
+        target_len: u64,
+    },
+    /// Bytes would be written twice, or be read after they were written.
+    #[error(
+        "{what}: {} bytes at IOVA {} and {} bytes at IOVA {}",
+        .first.len, .first.iova, .second.len, .second.iova
+    )]
+    Overlap {
+        /// Which lists overlap.
+        what: &'static str,
+        /// The one segment.
+        first: Segment,
+        /// The other segment.
+        second: Segment,
+    },
+    /// A range is not inside its buffer.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
+}
+
+/// What a device demands of the segments that it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SgLimits {
+    /// Longest segment in bytes.
+    pub max_len: u64,
+    /// Alignment of every segment's first byte, a power of two in bytes. Only the last
+    /// segment may have a length that is not a multiple of it.
+    pub alignment: u64,
+    /// No segment crosses a multiple of this many bytes, a power of two.
+    pub boundary: Option<u64>,
+    /// The most segments of one transfer.
+    pub max_segments: u64,
+}
+
+impl Default for SgLimits {
+    /// No limit at all.
+    fn default() -> Self {
+        SgLimits { max_len: u64::MAX, alignment: 1, boundary: None, max_segments: u64::MAX }
+    }
+}
+
+impl SgLimits {
+    /// Refuses limits that no segment meets, and makes cuts keep the alignment.
+    pub(super) fn checked(self) -> Result<SgLimits, SgError> {
+        let boundary = self.boundary.unwrap_or(0);
+        let powers = self.alignment.is_power_of_two()
+            && self.boundary.is_none_or(|b| b.is_power_of_two() && b >= self.alignment);
+        if !powers || self.max_len < self.alignment {
+            let SgLimits { max_len, alignment, .. } = self;
+            return Err(SgError::BadLimits { max_len, alignment, boundary });
+        }
+        Ok(SgLimits { max_len: self.max_len & !(self.alignment - 1), ..self })
+    }
+
+    /// How many of `left` bytes at `iova` one segment may have.
+    #[inline]
+    pub(super) fn run(&self, iova: u64, left: u64) -> u64 {
+        let run = left.min(self.max_len);
+        match self.boundary {
+            // The distance to the next multiple: of a power of two, and at least 1.
+            Some(boundary) => run.min(boundary - (iova & (boundary - 1))),
+            None => run,
+        }
+    }
+
+    fn check_start(&self, iova: u64) -> Result<(), SgError> {
+        if iova & (self.alignment - 1) == 0 {
+            return Ok(());
+        }
+        Err(SgError::Misaligned { iova: Iova(iova), alignment: self.alignment })
+    }
+}
+
+/// The segments of one side of a transfer: never empty, neighbours merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SgList {
+    segments: Vec<Segment>,
+    /// The segments by address, where that is not their order already.
+    sorted: Vec<Segment>,
+    /// Two segments that share bytes: a source may have them, a target may not.
+    overlap: Option<(Segment, Segment)>,
+    len: u64,
+    last: u64,
+}
+
+impl SgList {
+    /// Collects segments in the order of the bytes; empty ones are left out.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there are no bytes, or a segment leaves the address space.
+    pub fn new(segments: impl IntoIterator<Item = Segment>) -> Result<SgList, SgError> {
+        let mut list: Vec<Segment> = Vec::new();
+        let mut len = 0u64;
+        for segment in segments {
+            if segment.len == 0 {
+                continue;
+            }
+            let wraps = || SgError::Wraps(segment);
+            segment.iova.checked_add(segment.len as u64 - 1).ok_or_else(wraps)?;
+            len = len.checked_add(segment.len as u64).ok_or_else(wraps)?;
+            match list.last_mut() {
+                Some(last) if end(last) == Some(segment.iova.0) => last.len += segment.len,
+                _ => list.push(segment),
+            }
+        }
+        let (sorted, overlap) = in_order(&list);
+        let by_address = if sorted.is_empty() { &list } else { &sorted };
+        let last = by_address.iter().map(last_byte).max().ok_or(SgError::Empty)?;
+        Ok(SgList { segments: list, sorted, overlap, len, last })
+    }
+
+    /// What the device sees of a whole buffer.
+    ///
+    /// # Errors
+    ///
+    /// As [`SgList::new`].
+    pub fn of(buffer: &Buffer) -> Result<SgList, SgError> {
+        SgList::new(buffer.segments().iter().copied())
+    }
+
+    /// What the device sees of several pieces of buffers: (buffer, offset, length).
+    ///
+    /// # Errors
+    ///
+    /// Fails when a range is not inside its buffer, and as [`SgList::new`].
+    pub fn of_ranges<'a>(
+        ranges: impl IntoIterator<Item = (&'a Buffer, usize, usize)>,
+    ) -> Result<SgList, SgError> {
+        let mut segments = Vec::new();
+        for (buffer, offset, len) in ranges {
+            segments.extend(buffer.segments_of(offset, len)?);
+        }
+        SgList::new(segments)
+    }
+
+    /// The segments in the order of the bytes.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: a list has at least one byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The list as a device with these limits takes it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a segment starts misaligned, or more segments result than the device takes.
+    pub fn cut(&self, limits: &SgLimits) -> Result<Vec<Segment>, SgError> {
+        let limits = limits.checked()?;
+        let mut cut = Vec::new();
+        for segment in &self.segments {
+            let (mut at, mut left) = (segment.iova.0, segment.len as u64);
+            while left > 0 {
+                limits.check_start(at)?;
+                let run = limits.run(at, left);
+                cut.push(Segment { iova: Iova(at), len: run as usize });
+                // The end of the address space itself is not a start of another run.
+                at = at.wrapping_add(run);
+                left -= run;
+            }
+        }
+        let (needed, limit) = (cut.len() as u64, limits.max_segments);
+        if needed > limit {
+            return Err(SgError::TooManySegments { needed, limit, len: self.len });
+        }
+        Ok(cut)
+    }
+
+    /// Refuses a list that a device would write some bytes of twice.
+    ///
+    /// # Errors
+    ///
+    /// [`SgError::Overlap`] with two segments that share bytes.
+    pub fn check_disjoint(&self) -> Result<(), SgError> {
+        match self.overlap {
+            None => Ok(()),
+            Some((first, second)) => {
+                let what = "segments of the target overlap";
+                Err(SgError::Overlap { what, first, second })
+            }
+        }
+    }
+
+    /// Refuses a target that shares bytes with the source: what arrives would depend on the
+    /// order in which the device works.
+    ///
+    /// # Errors
+    ///
+    /// [`SgError::Overlap`] with two segments that share bytes.
+    pub fn check_apart(&self, target: &SgList) -> Result<(), SgError> {
+        let (ours, theirs) = (self.by_address(), target.by_address());
+        // Mostly the lists lie apart as a whole.
+        if self.last < theirs[0].iova.0 || target.last < ours[0].iova.0 {
+            return Ok(());
+        }
+        let (mut i, mut j) = (0, 0);
+        while i < ours.len() && j < theirs.len() {
+            let (a, b) = (&ours[i], &theirs[j]);
+            if last_byte(a) < b.iova.0 {
+                i += 1;
+            } else if last_byte(b) < a.iova.0 {
+                j += 1;
+            } else {
+                let what = "source and target overlap";
+                return Err(SgError::Overlap { what, first: *a, second: *b });
+            }
+        }
+        Ok(())
+    }
+
+    fn by_address(&self) -> &[Segment] {
+        if self.sorted.is_empty() { &self.segments } else { &self.sorted }
+    }
+}
+
+fn last_byte(segment: &Segment) -> u64 {
+    segment.iova.0 + (segment.len as u64 - 1)
+}
+
+fn end(segment: &Segment) -> Option<u64> {
+    last_byte(segment).checked_add(1)
+}
+
+/// The segments by address (empty when they are so already), and two that overlap.
+fn in_order(list: &[Segment]) -> (Vec<Segment>, Option<(Segment, Segment)>) {
+    if list.windows(2).all(|pair| last_byte(&pair[0]) < pair[1].iova.0) {
+        return (Vec::new(), None);
+    }
+    let mut sorted = list.to_vec();
+    sorted.sort_unstable_by_key(|segment| segment.iova);
+    let mut overlap = None;
+    let mut reach = sorted[0];
+    for &segment in &sorted[1..] {
+        if segment.iova.0 <= last_byte(&reach) {
+            overlap.get_or_insert((reach, segment));
+        }
+        if last_byte(&segment) > last_byte(&reach) {
+            reach = segment;
+        }
+    }
+    if overlap.is_some() {
+        // Only a source may overlap itself. Its runs are made disjoint, so that two lists
+        // can be compared in one pass.
+        sorted = unite(&sorted);
+    }
+    (sorted, overlap)
+}
+
+/// Joins what overlaps in a list that is sorted by address.
+fn unite(sorted: &[Segment]) -> Vec<Segment> {
+    let mut united: Vec<Segment> = Vec::new();
+    for segment in sorted {
+        match united.last_mut() {
+            Some(last) if segment.iova.0 <= last_byte(last) => {
+                let reach = last_byte(last).max(last_byte(segment));
+                last.len = (reach - last.iova.0 + 1) as usize;
+            }
+            _ => united.push(*segment),
+        }
+    }
+    united
+}

@@ -1,0 +1,104 @@
+//! A scatter/gather list and the buffers behind it.
+
+use std::sync::Arc;
+
+use super::{SgError, SgList};
+use crate::dma::{AddressSpace, Buffer, Direction};
+
+/// One side of a transfer: a list, and the buffers that keep its addresses mapped.
+///
+/// It is made once and then moved into a driver and back without an allocation. A buffer
+/// that several tables share cannot be written by the processor meanwhile, for that takes
+/// it for itself ([`SgTable::into_buffer`]).
+#[derive(Debug)]
+pub struct SgTable(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    list: SgList,
+    buffers: Vec<Arc<Buffer>>,
+}
+
+impl SgTable {
+    /// All of a buffer.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the buffer's segments make no list.
+    pub fn of(buffer: impl Into<Arc<Buffer>>) -> Result<SgTable, SgError> {
+        let buffer = buffer.into();
+        let len = buffer.len();
+        SgTable::gather([(buffer, 0, len)])
+    }
+
+    /// `len` bytes of a buffer from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is empty or not inside the buffer.
+    pub fn range(
+        buffer: impl Into<Arc<Buffer>>,
+        offset: usize,
+        len: usize,
+    ) -> Result<SgTable, SgError> {
+        SgTable::gather([(buffer.into(), offset, len)])
+    }
+
+    /// Several pieces, one after another: (buffer, offset, length).
+    ///
+    /// # Errors
+    ///
+    /// Fails when there are no bytes, or a range is not inside its buffer.
+    pub fn gather(
+        ranges: impl IntoIterator<Item = (Arc<Buffer>, usize, usize)>,
+    ) -> Result<SgTable, SgError> {
+        let mut segments = Vec::new();
+        let mut buffers: Vec<Arc<Buffer>> = Vec::new();
+        for (buffer, offset, len) in ranges {
+            segments.extend(buffer.segments_of(offset, len)?);
+            if !buffers.iter().any(|known| Arc::ptr_eq(known, &buffer)) {
+                buffers.push(buffer);
+            }
+        }
+        Ok(SgTable(Box::new(Inner { list: SgList::new(segments)?, buffers })))
+    }
+
+    /// What the device sees.
+    #[inline]
+    #[must_use]
+    pub fn list(&self) -> &SgList {
+        &self.0.list
+    }
+
+    /// The buffers, each once.
+    #[must_use]
+    pub fn buffers(&self) -> &[Arc<Buffer>] {
+        &self.0.buffers
+    }
+
+    /// The buffers, each once.
+    #[must_use]
+    pub fn into_buffers(self) -> Vec<Arc<Buffer>> {
+        self.0.buffers
+    }
+
+    /// The buffer, when there is exactly one and nothing else shares it.
+    #[must_use]
+    pub fn into_buffer(self) -> Option<Buffer> {
+        let mut buffers = self.into_buffers();
+        if buffers.len() > 1 { None } else { Arc::into_inner(buffers.pop()?) }
+    }
+
+    /// Whether every buffer is mapped in this address space.
+    #[must_use]
+    pub fn is_in(&self, space: &Arc<AddressSpace>) -> bool {
+        self.0.buffers.iter().all(|buffer| Arc::ptr_eq(buffer.space(), space))
+    }
+
+    /// The first direction among the buffers that does not allow `need`.
+    #[must_use]
+    pub fn wrong_direction(&self, need: Direction) -> Option<Direction> {
+        let fits = |have: &Direction| *have == need || *have == Direction::Bidirectional;
+        self.0.buffers.iter().map(|buffer| buffer.direction()).find(|have| !fits(have))
+    }
+}

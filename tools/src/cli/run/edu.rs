@@ -1,0 +1,121 @@
+//! Runs edu: to the device and back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use vfio_dma::device::Device;
+use vfio_dma::devices::edu::{Completion, Config, Edu};
+use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
+
+use super::{Args, Failure};
+
+/// What a run of edu came to.
+#[derive(Debug, Serialize)]
+pub(super) struct EduOutcome {
+    address: String,
+    version: String,
+    /// Bytes moved to the device, and as many back.
+    bytes: u64,
+    completion: Completion,
+    address_bits: u32,
+    iommu: String,
+    placement: Placement,
+    /// Where the buffers were placed and what was tried.
+    source: Report,
+    target: Report,
+    nanoseconds: u64,
+    /// Bytes that went to the device and back, for each second.
+    bytes_per_second: u64,
+    verified: bool,
+}
+
+/// Bytes copied between two looks at Ctrl-C.
+const STRIDE: usize = 16 << 10;
+
+pub(super) fn run(
+    args: &Args,
+    device: Arc<Device>,
+    interrupted: &AtomicBool,
+) -> Result<EduOutcome, Failure> {
+    let config = Config {
+        completion: args.completion.into(),
+        address_bits: args.address_bits,
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let size = args.size.unwrap_or(64 << 10);
+    let len = usize::try_from(size)?;
+    let address = device.backend().location();
+    let mut edu = Edu::open(device, config)?;
+    let (major, minor) = edu.version()?;
+    let placement = args.placement.into();
+    let place = |direction| edu.place(Request::new(len, direction).placement(placement));
+    let mut source = place(Direction::ToDevice)?;
+    let mut target = place(Direction::FromDevice)?;
+    let (sent, stale) = (Pattern::new(args.seed), Pattern::new(!args.seed));
+    sent.fill(&mut source, 0, len, 0)?;
+    // Bytes that are wrong everywhere, so that what the device leaves out shows.
+    stale.fill(&mut target, 0, len, 0)?;
+
+    let bar = progress(size);
+    let begin = Instant::now();
+    let mut done = 0;
+    while done < len {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(format!("interrupted after {done} of {len} bytes").into());
+        }
+        let part = STRIDE.min(len - done);
+        (source, target) = edu.copy(source, done, target, done, part)?.wait()?;
+        done += part;
+        bar.set_position(done as u64);
+    }
+    let elapsed = begin.elapsed();
+    bar.finish_and_clear();
+
+    sent.check(&target, 0, len, 0)?
+        .map_err(|wrong| format!("{address}: what came back from the device is wrong: {wrong}"))?;
+    sent.check(&source, 0, len, 0)?
+        .map_err(|wrong| format!("{address}: the source was written to: {wrong}"))?;
+    Ok(EduOutcome {
+        address,
+        version: format!("{major}.{minor}"),
+        bytes: size,
+        completion: config.completion,
+        address_bits: config.address_bits,
+        iommu: edu.device().space().iommu().name().to_string(),
+        placement,
+        source: source.report().clone(),
+        target: target.report().clone(),
+        nanoseconds: u64::try_from(elapsed.as_nanos())?,
+        bytes_per_second: (size as f64 / elapsed.as_secs_f64()) as u64,
+        verified: true,
+    })
+}
+
+fn progress(len: u64) -> ProgressBar {
+    // indicatif draws on standard error, and only if that is a terminal.
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(len).with_style(style)
+}
+
+pub(super) fn describe(edu: &EduOutcome) -> String {
+    let how = match edu.completion {
+        Completion::Msi => "by MSI",
+        Completion::Intx => "by INTx",
+        Completion::Polled => "polled",
+    };
+    let segments = [&edu.source, &edu.target].map(|report| report.placed().map_or(0, |p| p.1));
+    let placed = match segments {
+        [1, 1] => "placed contiguous".into(),
+        [source, target] => format!("placed in {source} and {target} segments"),
+    };
+    let rate = edu.bytes_per_second as f64 / 1024.0;
+    format!(
+        "source: {}\ntarget: {}\n{} edu {}: moved {} bytes to the device and back through {}, \
+         completion {how}, {rate:.1} KiB/s; {placed}; verified: every byte is right",
+        edu.source, edu.target, edu.address, edu.version, edu.bytes, edu.iommu
+    )
+}

@@ -1,0 +1,151 @@
+//! Runs I/OAT: a copy from memory to memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vfio_dma::device::Device;
+use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
+use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Report, Request, SgTable};
+
+use super::{Args, Failure};
+
+/// What a run of I/OAT came to.
+#[derive(Debug, Serialize)]
+pub(super) struct IoatOutcome {
+    address: String,
+    version: String,
+    channels: u8,
+    /// Bytes copied.
+    bytes: u64,
+    iommu: String,
+    placement: Placement,
+    /// Where the buffers were placed and what was tried.
+    source: Report,
+    target: Report,
+    #[serde(flatten)]
+    cost: Cost,
+    verified: bool,
+}
+
+/// What a copy took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(in crate::cli) struct Cost {
+    /// Segments of source and target, as the device sees them.
+    pub(in crate::cli) segments: [usize; 2],
+    /// Map calls for both buffers.
+    pub(in crate::cli) map_calls: u64,
+    /// Descriptors that the copy became.
+    pub(in crate::cli) descriptors: u64,
+    /// Doorbells rung for them.
+    pub(in crate::cli) doorbells: u64,
+    /// Time from submitting to completion.
+    pub(in crate::cli) nanoseconds: u64,
+    pub(in crate::cli) bytes_per_second: u64,
+}
+
+/// A copy that was verified, and its buffers.
+pub(in crate::cli) struct Copied {
+    pub(in crate::cli) cost: Cost,
+    pub(in crate::cli) source: Report,
+    pub(in crate::cli) target: Report,
+}
+
+/// Copies a pattern between two new buffers and verifies both.
+///
+/// # Errors
+///
+/// Fails when a buffer cannot be placed, the transfer fails, or a byte is wrong.
+pub(in crate::cli) fn copy(
+    ioat: &Ioat,
+    len: usize,
+    placement: Placement,
+    seed: u64,
+    timeout: Duration,
+) -> Result<Copied, Failure> {
+    let calls = || ioat.device().space().usage().map_calls;
+    let before = calls();
+    let place = |direction| ioat.place(&Request::new(len, direction).placement(placement));
+    let mut source = place(Direction::ToDevice)?;
+    let mut target = place(Direction::FromDevice)?;
+    let map_calls = calls() - before;
+    let segments = [source.segments().len(), target.segments().len()];
+    let (sent, stale) = (Pattern::new(seed), Pattern::new(!seed));
+    sent.fill(&mut source, 0, len, 0)?;
+    // Bytes that are wrong everywhere, so that what the device leaves out shows.
+    stale.fill(&mut target, 0, len, 0)?;
+
+    let mut channel = ioat.channel(0)?;
+    let begin_stats = channel.stats();
+    let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
+    let begin = Instant::now();
+    let token = channel.copy(source, target, WhenFull::Return)?;
+    let tables = channel.wait(token, timeout)?.into_result()?;
+    let elapsed = begin.elapsed();
+    let stats = channel.stats();
+
+    let lost = || Failure::from("the driver did not give the buffers back");
+    let buffer =
+        |table: SgTable| -> Result<Buffer, Failure> { table.into_buffer().ok_or_else(lost) };
+    let source = buffer(tables.source.ok_or_else(lost)?)?;
+    let target = buffer(tables.target)?;
+    let location = ioat.device().backend().location();
+    sent.check(&target, 0, len, 0)?
+        .map_err(|wrong| format!("{location}: what the device wrote is wrong: {wrong}"))?;
+    sent.check(&source, 0, len, 0)?
+        .map_err(|wrong| format!("{location}: the source was written to: {wrong}"))?;
+    let cost = Cost {
+        segments,
+        map_calls,
+        descriptors: stats.descriptors - begin_stats.descriptors,
+        doorbells: stats.doorbells - begin_stats.doorbells,
+        nanoseconds: u64::try_from(elapsed.as_nanos())?,
+        bytes_per_second: (len as f64 / elapsed.as_secs_f64()) as u64,
+    };
+    Ok(Copied { cost, source: source.report().clone(), target: target.report().clone() })
+}
+
+pub(super) fn run(
+    args: &Args,
+    device: Arc<Device>,
+    interrupted: &AtomicBool,
+) -> Result<IoatOutcome, Failure> {
+    let size = args.size.unwrap_or(64 << 20);
+    let address = device.backend().location();
+    let ioat = Ioat::open(device, Config::default())?;
+    let placement = args.placement.into();
+    let timeout = Duration::from_secs(args.timeout);
+    let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout)?;
+    if interrupted.load(Ordering::Relaxed) {
+        return Err("interrupted".into());
+    }
+    let (major, minor) = ioat.version();
+    Ok(IoatOutcome {
+        address,
+        version: format!("{major}.{minor}"),
+        channels: ioat.channels(),
+        bytes: size,
+        iommu: ioat.device().space().iommu().name().to_string(),
+        placement,
+        source: copied.source,
+        target: copied.target,
+        cost: copied.cost,
+        verified: true,
+    })
+}
+
+pub(super) fn describe(ioat: &IoatOutcome) -> String {
+    let Cost { segments: [from, to], map_calls, descriptors, doorbells, .. } = ioat.cost;
+    let placed = match (from, to) {
+        (1, 1) => "contiguous".to_string(),
+        _ => format!("in {from} and {to} segments"),
+    };
+    let rate = ioat.cost.bytes_per_second as f64 / 1e9;
+    format!(
+        "source: {}\ntarget: {}\n{} ioat {}: copied {} bytes through {} with {descriptors} \
+         descriptors, {doorbells} doorbells and {map_calls} map calls, {rate:.2} GB/s; placed \
+         {placed}; verified: every byte is right",
+        ioat.source, ioat.target, ioat.address, ioat.version, ioat.bytes, ioat.iommu
+    )
+}

@@ -1,0 +1,214 @@
+//! `vfio-dma run`: drives a device once, verifies what it did, and says how it went.
+
+mod edu;
+mod ioat;
+mod testdev;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+use vfio_dma::backend::vfio::Access;
+use vfio_dma::device::Device;
+use vfio_dma::devices::edu::Completion;
+use vfio_dma::devices::{Driver, recognise};
+use vfio_dma::dma::Placement;
+use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::session::Session;
+use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::ioat::IoatConfig;
+
+use edu::EduOutcome;
+use ioat::IoatOutcome;
+pub(super) use ioat::copy;
+use testdev::TestdevOutcome;
+
+use super::size::parse_size;
+use super::{Failure, interrupted, output};
+
+/// Drives a device: moves data and verifies every byte (edu, ioat), or runs the device's
+/// own tests (pci-testdev)
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or `model`: the
+    /// I/OAT model in this process
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// Bytes to move, with K, M or G; 64K for edu, which is slow, and 64M for ioat
+    #[arg(long, value_parser = parse_size)]
+    size: Option<u64>,
+    /// Which placement the buffers get
+    #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
+    placement: PlacementArg,
+    /// How the device is reached; auto takes type1 or else iommufd, never noiommu
+    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
+    iommu: IommuArg,
+    /// How completion is learnt (edu)
+    #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
+    completion: CompletionArg,
+    /// Address bits that the device drives: edu's property dma_mask
+    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(12..=64))]
+    address_bits: u32,
+    /// Seed of the pattern that is moved
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Matching writes of each test (pci-testdev)
+    #[arg(long, default_value_t = 1000)]
+    writes: u32,
+    /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    /// Bind the device to vfio-pci first, and restore its driver afterwards
+    #[arg(long)]
+    bind: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum PlacementArg {
+    /// Contiguous where that can be had, scatter/gather otherwise
+    Auto,
+    /// One segment, or an error
+    Contiguous,
+    /// Scatter/gather at once, in pages that are not neighbours
+    Sg,
+}
+
+impl From<PlacementArg> for Placement {
+    fn from(arg: PlacementArg) -> Placement {
+        match arg {
+            PlacementArg::Auto => Placement::Auto,
+            PlacementArg::Contiguous => Placement::Contiguous,
+            PlacementArg::Sg => Placement::ScatterGather,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IommuArg {
+    Auto,
+    /// The IOMMU group, in a VFIO container
+    Type1,
+    /// The device's own character device, in an address space of iommufd
+    Iommufd,
+    /// VFIO's no-IOMMU mode: the device can reach all memory
+    Noiommu,
+}
+
+impl From<IommuArg> for Access {
+    fn from(arg: IommuArg) -> Access {
+        match arg {
+            IommuArg::Auto => Access::Auto,
+            IommuArg::Type1 => Access::Type1,
+            IommuArg::Iommufd => Access::Iommufd,
+            IommuArg::Noiommu => Access::NoIommu,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum CompletionArg {
+    Msi,
+    Intx,
+    Polled,
+}
+
+impl From<CompletionArg> for Completion {
+    fn from(arg: CompletionArg) -> Completion {
+        match arg {
+            CompletionArg::Msi => Completion::Msi,
+            CompletionArg::Intx => Completion::Intx,
+            CompletionArg::Polled => Completion::Polled,
+        }
+    }
+}
+
+/// The result of `vfio-dma run --json`: one object, tagged by the kind of device.
+#[derive(Debug, Serialize)]
+#[serde(tag = "device", rename_all = "kebab-case")]
+enum Outcome {
+    Edu(Box<EduOutcome>),
+    PciTestdev(TestdevOutcome),
+    Ioat(Box<IoatOutcome>),
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+///
+/// Fails when the device cannot be opened or driven, or a byte is wrong.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    // The flag is set up before anything is changed, so that Ctrl-C undoes it.
+    let interrupted = interrupted()?;
+    let outcome = match args.device.as_str() {
+        MODEL => {
+            let model = Embedded::new(IoatConfig::default())?;
+            drive(args, Driver::Ioat, Device::open(model)?, &interrupted)?
+        }
+        address => run_bound(args, address.parse()?, &interrupted)?,
+    };
+    let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { outcome.describe() };
+    output::print(&format!("{text}\n"))?;
+    Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The device that needs nothing: the I/OAT model in this process.
+pub(super) const MODEL: &str = "model";
+
+/// Runs a PCI device through VFIO, bound for the time if asked to.
+fn run_bound(args: &Args, address: Address, stop: &AtomicBool) -> Result<Outcome, Failure> {
+    let sysfs = Sysfs::new();
+    let info = sysfs.device(address)?;
+    let Some(known) = recognise(info.vendor, info.device) else {
+        return Err(format!(
+            "{address} is {:04x}:{:04x}, which is not a device that vfio-dma drives\n  remedy: \
+             `vfio-dma list` marks those it drives",
+            info.vendor, info.device
+        )
+        .into());
+    };
+    let binding = if args.bind { Some(sysfs.bind(address)?) } else { None };
+    let outcome = Session::through(args.iommu.into())
+        .open(address)
+        .map_err(Failure::from)
+        .and_then(|device| drive(args, known.driver, device, stop));
+    if let Some(binding) = &binding {
+        sysfs.restore(binding)?;
+    }
+    outcome
+}
+
+fn drive(
+    args: &Args,
+    driver: Driver,
+    device: Arc<Device>,
+    stop: &AtomicBool,
+) -> Result<Outcome, Failure> {
+    Ok(match driver {
+        Driver::Edu => Outcome::Edu(Box::new(edu::run(args, device, stop)?)),
+        Driver::PciTestdev => Outcome::PciTestdev(testdev::run(args, device)?),
+        Driver::Ioat => Outcome::Ioat(Box::new(ioat::run(args, device, stop)?)),
+        other => return Err(format!("there is no run for {other}").into()),
+    })
+}
+
+impl Outcome {
+    fn describe(&self) -> String {
+        match self {
+            Outcome::Edu(edu) => edu::describe(edu),
+            Outcome::PciTestdev(testdev) => testdev::describe(testdev),
+            Outcome::Ioat(ioat) => ioat::describe(ioat),
+        }
+    }
+
+    /// Whether everything was right; transfers that were not are errors already.
+    fn passed(&self) -> bool {
+        match self {
+            Outcome::Edu(_) | Outcome::Ioat(_) => true,
+            Outcome::PciTestdev(testdev) => testdev.passed,
+        }
+    }
+}
