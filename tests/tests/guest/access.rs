@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use vfio_dma::backend::vfio::Access;
@@ -62,6 +63,16 @@ fn backend_error(result: Result<Arc<Device>, DeviceError>) -> BackendError {
     match result {
         Err(DeviceError::Backend(error)) => error,
         other => panic!("{other:?}"),
+    }
+}
+
+/// The kernel's log has nothing to complain about; the last case of a scenario.
+pub(crate) fn the_kernel_is_content() {
+    let output = Command::new("dmesg").output().unwrap();
+    let log = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(log.contains("Linux version"), "the whole log: {log}");
+    for bad in ["WARNING:", "BUG:", "Call Trace", "Oops"] {
+        assert!(!log.contains(bad), "{bad} in the kernel's log:\n{log}");
     }
 }
 
@@ -336,12 +347,33 @@ pub(crate) fn a_buffer_cannot_be_mapped_without_an_iommu() {
     // SAFETY: the memory outlives the case's devices, and nothing refers into it.
     let error = unsafe { iommu.map(&request) }.unwrap_err();
     assert!(matches!(error, BackendError::Unsupported { .. }), "{error:?}");
-    let edu = Edu::open(device, Config::default()).unwrap();
-    let error = match edu.allocate(4096, Direction::ToDevice) {
-        Err(error) => error.to_string(),
-        Ok(buffer) => panic!("{}", buffer.report()),
-    };
-    assert!(error.contains("noiommu does not translate addresses"), "{error}");
+    assert_eq!(device.space().usage().map_calls, 0);
+}
+
+pub(crate) fn edu_moves_data_in_physical_memory() {
+    bind(address(EDU_32));
+    let device = address(EDU_32).to_string();
+    for (placement, size, strategy) in
+        [("contiguous", "16K", "physical-contiguous"), ("sg", "32K", "scatter-gather")]
+    {
+        let said = vfio_dma(&[
+            "run",
+            &device,
+            "--iommu",
+            "noiommu",
+            "--address-bits",
+            "32",
+            "--size",
+            size,
+            "--placement",
+            placement,
+            "--json",
+        ]);
+        assert_eq!(said.status, 0, "{said:#?}");
+        let outcome: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+        assert_eq!((&outcome["iommu"], &outcome["verified"]), (&"noiommu".into(), &true.into()));
+        assert!(outcome["source"].to_string().contains(strategy), "{said:#?}");
+    }
 }
 
 pub(crate) fn a_device_without_an_iommu_is_opened_once() {

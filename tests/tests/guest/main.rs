@@ -170,6 +170,7 @@ fn main() -> ExitCode {
                 access::auto_prefers_type1_and_falls_back_to_iommufd,
                 access::every_way_that_failed_is_told,
                 access::noiommu_is_refused_where_there_is_an_iommu,
+                access::the_kernel_is_content,
             ],
         },
         Scenario {
@@ -180,9 +181,11 @@ fn main() -> ExitCode {
                 access::registers_and_interrupts_work_without_an_iommu,
                 access::testdev_passes_without_an_iommu,
                 access::a_buffer_cannot_be_mapped_without_an_iommu,
+                access::edu_moves_data_in_physical_memory,
                 access::a_device_without_an_iommu_is_opened_once,
                 access::noiommu_takes_a_capability,
                 access::noiommu_says_how_it_is_switched_on,
+                access::the_kernel_is_content,
             ],
         },
         Scenario {
