@@ -179,6 +179,14 @@ pub enum BackendError {
         /// Why the kernel refused.
         reason: String,
     },
+    /// None of the ways that were allowed opens the device.
+    #[error("{location} cannot be opened in any way{}", list_refusals(.refusals))]
+    NoAccess {
+        /// Which device.
+        location: String,
+        /// The ways tried, in order, and why each failed.
+        refusals: Vec<(vfio::Access, BackendError)>,
+    },
     /// The device, or the process that serves it, is gone.
     #[error("{location} is gone: {reason}")]
     Gone {
@@ -197,6 +205,13 @@ impl From<PciError> for BackendError {
 
 fn remedy_suffix(remedy: &Option<String>) -> String {
     remedy.as_ref().map(|r| format!("\n  remedy: {r}")).unwrap_or_default()
+}
+
+fn list_refusals(refusals: &[(vfio::Access, BackendError)]) -> String {
+    let item = |(access, error): &(vfio::Access, BackendError)| {
+        format!("\n{access}: {error}").replace('\n', "\n  ")
+    };
+    refusals.iter().map(item).collect()
 }
 
 /// The result of a backend's operation.
@@ -407,5 +422,26 @@ mod tests {
         };
         let text = error.to_string();
         assert!(text.contains("0x1000") && text.contains("ulimit -l"), "{text}");
+    }
+
+    #[test]
+    fn every_way_that_failed_is_listed_with_its_remedy() {
+        let refusal = |node: &str| BackendError::Precondition {
+            problem: format!("{node} is missing"),
+            remedy: "modprobe it".into(),
+        };
+        let error = BackendError::NoAccess {
+            location: "0000:00:05.0".into(),
+            refusals: vec![
+                (vfio::Access::Type1, refusal("/dev/vfio/vfio")),
+                (vfio::Access::Iommufd, refusal("/dev/iommu")),
+            ],
+        };
+        assert_eq!(
+            error.to_string(),
+            "0000:00:05.0 cannot be opened in any way\n  \
+             type1: /dev/vfio/vfio is missing\n    remedy: modprobe it\n  \
+             iommufd: /dev/iommu is missing\n    remedy: modprobe it"
+        );
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn busy() {
 }
 
 /// Runs the command line as user 1000, with a limit on locked memory if one is given.
-fn as_user(args: &[&str], memlock: Option<u64>) -> Said {
+pub(crate) fn as_user(args: &[&str], memlock: Option<u64>) -> Said {
     let mut command = Command::new("/bin/vfio-dma");
     command.args(args).stdin(Stdio::null()).uid(1000).gid(1000);
     if let Some(limit) = memlock {

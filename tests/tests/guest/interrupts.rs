@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vfio_dma::backend::IrqKind;
+use vfio_dma::device::Device;
 use vfio_dma::irq::{Interrupts, IrqError};
 use vfio_dma::mmio::{ReadWrite, Reg, WriteOnly};
 use vfio_dma_tests::address;
@@ -12,7 +13,7 @@ use crate::support::open;
 /// The guest's network card.
 const CARD: u8 = 5;
 
-const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
 fn is_silent(interrupts: &Interrupts, vector: usize) -> bool {
     let waited = interrupts.wait(vector, Duration::from_millis(100));
@@ -20,10 +21,14 @@ fn is_silent(interrupts: &Interrupts, vector: usize) -> bool {
 }
 
 pub(crate) fn intx_can_be_masked() {
+    check_intx(&open(address(0)));
+}
+
+/// Shows on an edu device that INTx arrives, masks itself and waits while masked.
+pub(crate) fn check_intx(device: &Device) {
     // edu raises and acknowledges by register (QEMU docs/specs/edu.rst).
     const RAISE: Reg<u32, WriteOnly> = Reg::at(0x60);
     const ACK: Reg<u32, WriteOnly> = Reg::at(0x64);
-    let device = open(address(0));
     let bar = device.bar(0).unwrap();
     let line = device.interrupts(IrqKind::Intx, 1).unwrap();
     line.mask().unwrap();
@@ -41,13 +46,17 @@ pub(crate) fn intx_can_be_masked() {
 }
 
 pub(crate) fn msix_vectors_arrive_one_by_one() {
+    check_msix(&open(address(CARD)));
+}
+
+/// Shows on the network card that each MSI-X vector has its own eventfd.
+pub(crate) fn check_msix(device: &Device) {
     // Intel 82574 data sheet, 10.2.4: interrupt cause set, mask set, vector allocation.
     const CAUSE_SET: Reg<u32, WriteOnly> = Reg::at(0x00c8);
     const MASK_SET: Reg<u32, ReadWrite> = Reg::at(0x00d0);
     const ALLOCATION: Reg<u32, ReadWrite> = Reg::at(0x00e4);
     const RX_QUEUE_0: u32 = 1 << 20;
     const TX_QUEUE_0: u32 = 1 << 22;
-    let device = open(address(CARD));
     let bar = device.bar(0).unwrap();
     device.set_bus_master(true).unwrap();
     let vectors = device.interrupts(IrqKind::MsiX, 3).unwrap();

@@ -82,8 +82,16 @@ pub(crate) fn the_command_line_copies() {
     for (placement, size, bytes) in
         [("auto", "16M", "16777216"), ("contiguous", "16M", "16777216"), ("sg", "1M", "1048576")]
     {
-        let said =
-            vfio_dma(&["run", &device, "--placement", placement, "--size", size, "--timeout", "60"]);
+        let said = vfio_dma(&[
+            "run",
+            &device,
+            "--placement",
+            placement,
+            "--size",
+            size,
+            "--timeout",
+            "60",
+        ]);
         assert_eq!(said.status, 0, "{placement}: {said:#?}");
         let end = "every byte is right";
         assert!(said.out.contains(bytes) && said.out.contains(end), "{said:#?}");

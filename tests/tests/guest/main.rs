@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+mod access;
 mod binding;
 mod edu;
 mod errors;
@@ -160,6 +161,41 @@ fn main() -> ExitCode {
                 ioat::every_placement_moves_the_same_bytes,
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
+            ],
+        },
+        Scenario {
+            name: "access_iommufd",
+            machine: access::iommufd,
+            cases: cases![
+                access::edu_moves_64_kib_by_msi_through_iommufd,
+                access::two_devices_share_an_ioas,
+                access::iommufd_enforces_directions,
+                access::iommufd_windows_leave_reserved_regions_out,
+                access::iommufd_refuses_what_is_mapped_and_unmaps_exactly,
+                access::iommufd_cycles_leave_nothing_behind,
+                access::registers_and_interrupts_work_through_iommufd,
+                access::the_group_and_the_character_device_exclude_each_other,
+                access::iommufd_tells_an_unprivileged_user_what_to_do,
+                access::iommufd_memory_lock_limit,
+                access::auto_prefers_type1_and_falls_back_to_iommufd,
+                access::every_way_that_failed_is_told,
+                access::noiommu_is_refused_where_there_is_an_iommu,
+                access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "access_noiommu",
+            machine: access::noiommu,
+            cases: cases![
+                access::auto_never_takes_noiommu,
+                access::registers_and_interrupts_work_without_an_iommu,
+                access::testdev_passes_without_an_iommu,
+                access::a_buffer_cannot_be_mapped_without_an_iommu,
+                access::edu_moves_data_in_physical_memory,
+                access::a_device_without_an_iommu_is_opened_once,
+                access::noiommu_takes_a_capability,
+                access::noiommu_says_how_it_is_switched_on,
+                access::the_kernel_is_content,
             ],
         },
         Scenario {

@@ -1,6 +1,6 @@
 //! Mappings and the memory behind them.
 
-use vfio_dma::devices::edu::Completion;
+use vfio_dma::devices::edu::{Completion, Edu};
 use vfio_dma::dma::{Direction, Pattern};
 
 use crate::support::edu;
@@ -42,6 +42,10 @@ pub(crate) fn ten_thousand_cycles_leave_nothing_behind() {
 }
 
 pub(crate) fn directions_are_enforced() {
+    check_directions(&edu(Completion::Polled));
+}
+
+pub(crate) fn check_directions(edu: &Edu) {
     // The driver refuses the wrong direction; this shows that the IOMMU would too: the
     // mapping of a source is read-only, so what edu writes there is dropped.
     use vfio_dma::backend::{DmaAccess, MapRequest};
@@ -51,7 +55,6 @@ pub(crate) fn directions_are_enforced() {
     const TARGET: Reg<u64, ReadWrite> = Reg::at(0x88);
     const COUNT: Reg<u64, ReadWrite> = Reg::at(0x90);
     const COMMAND: Reg<u64, ReadWrite> = Reg::at(0x98);
-    let edu = edu(Completion::Polled);
     let bar = edu.device().bar(0).unwrap();
     let iommu = edu.device().space().iommu().clone();
     for (access, written) in [(DmaAccess::Read, false), (DmaAccess::ReadWrite, true)] {

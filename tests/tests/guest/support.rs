@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{Direction, Pattern};
@@ -20,8 +21,12 @@ pub(crate) fn bind(address: Address) {
 }
 
 pub(crate) fn open(address: Address) -> Arc<Device> {
+    open_through(Access::Auto, address)
+}
+
+pub(crate) fn open_through(access: Access, address: Address) -> Arc<Device> {
     bind(address);
-    Session::new().open(address).expect("opening through VFIO")
+    Session::through(access).open(address).expect("opening through VFIO")
 }
 
 pub(crate) fn edu_at(address: Address, completion: Completion, address_bits: u32) -> Edu {

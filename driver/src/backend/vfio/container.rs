@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
-use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -10,7 +9,8 @@ use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
 use vfio_ioctls::VfioContainer;
 
-use super::{ioctl, os_error};
+use super::answer::{Answer, ask};
+use super::{check_unmapped, ioctl, map_error, os_error, unmap_error};
 use crate::backend::{Iommu, IommuInfo, MapRequest, Result, Translation};
 
 /// A VFIO container; the devices opened through it share one set of IOVAs.
@@ -24,86 +24,8 @@ impl fmt::Debug for Container {
     }
 }
 
-/// Room for the information structure and its capability chain; the kernel's answer for
-/// type1 is a few hundred bytes.
-const INFO_CAPACITY: usize = 4096;
-
-impl Container {
-    /// Asks the kernel for its information structure and returns the bytes it wrote.
-    fn raw_info(&self) -> Result<Vec<u8>> {
-        let mut capacity = INFO_CAPACITY;
-        loop {
-            // u64 elements, so that the structure inside is aligned.
-            let mut words = vec![0u64; capacity.div_ceil(8)];
-            let info = words.as_mut_ptr().cast::<uapi::vfio_iommu_type1_info>();
-            // SAFETY: the buffer is larger than the structure and aligned for it.
-            unsafe { (*info).argsz = capacity as u32 };
-            // SAFETY: the descriptor is a container, and `argsz` bytes from `info` on are
-            // writable.
-            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }.map_err(|errno| {
-                os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
-            })?;
-            // SAFETY: the kernel has filled the structure in.
-            let needed = unsafe { (*info).argsz } as usize;
-            if needed > capacity {
-                capacity = needed;
-                continue;
-            }
-            let bytes = words.iter().flat_map(|word| word.to_ne_bytes());
-            return Ok(bytes.take(needed.max(size_of::<uapi::vfio_iommu_type1_info>())).collect());
-        }
-    }
-}
-
-/// A bounds-checked reader of the kernel's answer.
-struct Answer<'a>(&'a [u8]);
-
-impl Answer<'_> {
-    fn u16(&self, at: usize) -> Option<u16> {
-        Some(u16::from_ne_bytes(self.0.get(at..at.checked_add(2)?)?.try_into().ok()?))
-    }
-    fn u32(&self, at: usize) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.0.get(at..at.checked_add(4)?)?.try_into().ok()?))
-    }
-    fn u64(&self, at: usize) -> Option<u64> {
-        Some(u64::from_ne_bytes(self.0.get(at..at.checked_add(8)?)?.try_into().ok()?))
-    }
-
-    /// The capability chain as (id, offset) pairs; each offset grows, so it ends.
-    fn capabilities(&self) -> Vec<(u32, usize)> {
-        use uapi::vfio_info_cap_header as Header;
-        let mut found = Vec::new();
-        let mut at = self.u32(offset_of!(uapi::vfio_iommu_type1_info, cap_offset)).unwrap_or(0);
-        while at != 0 {
-            let offset = at as usize;
-            let Some(id) = self.u16(offset + offset_of!(Header, id)) else {
-                break;
-            };
-            found.push((u32::from(id), offset));
-            match self.u32(offset + offset_of!(Header, next)) {
-                Some(next) if next > at => at = next,
-                _ => break,
-            }
-        }
-        found
-    }
-
-    fn iova_ranges(&self, offset: usize) -> Option<Vec<RangeInclusive<u64>>> {
-        use uapi::vfio_iommu_type1_info_cap_iova_range as Ranges;
-        let count = self.u32(offset + offset_of!(Ranges, nr_iovas))? as usize;
-        let first = offset + offset_of!(Ranges, iova_ranges);
-        (0..count)
-            .map(|i| {
-                let at = first.checked_add(i.checked_mul(size_of::<uapi::vfio_iova_range>())?)?;
-                Some(self.u64(at)?..=self.u64(at.checked_add(8)?)?)
-            })
-            .collect()
-    }
-}
-
 /// Decodes VFIO_IOMMU_GET_INFO's answer.
-fn decode(bytes: &[u8]) -> IommuInfo {
-    let answer = Answer(bytes);
+fn decode(answer: &Answer) -> IommuInfo {
     let flags = answer.u32(offset_of!(uapi::vfio_iommu_type1_info, flags)).unwrap_or(0);
     let page_sizes = if flags & uapi::VFIO_IOMMU_INFO_PGSIZES != 0 {
         answer.u64(offset_of!(uapi::vfio_iommu_type1_info, iova_pgsizes)).unwrap_or(0)
@@ -120,11 +42,15 @@ fn decode(bytes: &[u8]) -> IommuInfo {
     };
     let mut ranges_known = false;
     if flags & uapi::VFIO_IOMMU_INFO_CAPS != 0 {
-        for (id, offset) in answer.capabilities() {
+        use uapi::vfio_iommu_type1_info_cap_iova_range as Ranges;
+        let chain = answer.capabilities(offset_of!(uapi::vfio_iommu_type1_info, cap_offset));
+        for (id, offset) in chain {
             match id {
                 uapi::VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => {
-                    if let Some(ranges) = answer.iova_ranges(offset) {
-                        info.ranges = ranges;
+                    let count = offset + offset_of!(Ranges, nr_iovas);
+                    let first = offset + offset_of!(Ranges, iova_ranges);
+                    if let Some(pairs) = answer.pairs(count, first) {
+                        info.ranges = pairs.into_iter().map(|(start, end)| start..=end).collect();
                         ranges_known = true;
                     }
                 }
@@ -150,7 +76,15 @@ impl Iommu for Container {
     }
 
     fn info(&self) -> Result<IommuInfo> {
-        Ok(decode(&self.raw_info()?))
+        let answer = ask(0, |info| {
+            // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
+            // as it says.
+            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
+        });
+        let answer = answer.map_err(|errno| {
+            os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
+        })?;
+        Ok(decode(&answer))
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
@@ -171,11 +105,9 @@ impl Iommu for Container {
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
         let done = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
         done.map(drop).map_err(|errno| {
-            let action = format!(
-                "mapping {} bytes at IOVA {:#x} ({})",
-                request.len, request.iova, request.access
-            );
-            os_error(action, errno, map_remedy(errno, request.len))
+            let exhausted = "the container has no mapping left: raise dma_entry_limit of the module \
+                             vfio_iommu_type1, or use fewer and larger buffers";
+            map_error(request, errno, (errno == Errno::ENOSPC).then_some(exhausted))
         })
     }
 
@@ -186,44 +118,10 @@ impl Iommu for Container {
             size: len as u64,
             ..Default::default()
         };
-        let action = || format!("unmapping {len} bytes at IOVA {iova:#x}");
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
         unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) }
-            .map_err(|errno| os_error(action(), errno, None))?;
-        // The kernel reports how much it found mapped.
-        if unmap.size == len as u64 {
-            Ok(())
-        } else {
-            let action = format!("{} (only {} bytes were mapped)", action(), unmap.size);
-            Err(os_error(action, Errno::ENOENT, None))
-        }
-    }
-}
-
-/// What a user can do about a refused map.
-fn map_remedy(errno: Errno, len: usize) -> Option<String> {
-    use nix::sys::resource::{Resource, getrlimit};
-    match errno {
-        Errno::ENOMEM => Some(match getrlimit(Resource::RLIMIT_MEMLOCK) {
-            Ok((soft, _)) if soft != libc::RLIM_INFINITY => format!(
-                "the limit on locked memory is {soft} bytes and the buffer has {len}: raise \
-                 RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf), or \
-                 ask for a smaller buffer"
-            ),
-            _ => "the kernel has no memory for the mapping; ask for a smaller buffer".into(),
-        }),
-        Errno::ENOSPC => Some(
-            "the container has no mapping left: raise dma_entry_limit of the module \
-             vfio_iommu_type1, or use fewer and larger buffers"
-                .into(),
-        ),
-        Errno::EINVAL => Some(
-            "the range is outside of the IOMMU's IOVA ranges, or in a reserved region \
-             (/sys/kernel/iommu_groups/*/reserved_regions)"
-                .into(),
-        ),
-        Errno::EEXIST => Some("the IOVA is mapped already".into()),
-        _ => None,
+            .map_err(|errno| unmap_error(iova, len, errno))?;
+        check_unmapped(iova, len, unmap.size)
     }
 }
 
@@ -257,7 +155,7 @@ mod tests {
 
     #[test]
     fn ranges_page_sizes_and_available_mappings_are_decoded() {
-        let info = decode(&answer());
+        let info = decode(&Answer::new(answer()));
         assert_eq!(info.page_sizes, 0x4020_1000);
         assert_eq!(info.ranges, vec![0..=0xfedf_ffff, 0xfef0_0000..=0x7f_ffff_ffff]);
         assert_eq!(info.available_mappings, Some(65_535));
@@ -267,15 +165,15 @@ mod tests {
     fn a_chain_that_loops_or_leaves_the_answer_ends() {
         let mut looping = answer();
         looping[28..32].copy_from_slice(&24u32.to_ne_bytes());
-        assert_eq!(decode(&looping).available_mappings, None);
+        assert_eq!(decode(&Answer::new(looping)).available_mappings, None);
         let mut outside = answer();
         outside[28..32].copy_from_slice(&0xffff_fff0u32.to_ne_bytes());
-        assert_eq!(decode(&outside).ranges.len(), 2);
+        assert_eq!(decode(&Answer::new(outside)).ranges.len(), 2);
         for len in 0..answer().len() {
-            decode(&answer()[..len]);
+            decode(&Answer::new(answer()[..len].to_vec()));
         }
         let mut many = answer();
         many[32..36].copy_from_slice(&u32::MAX.to_ne_bytes());
-        assert!(!decode(&many).ranges.is_empty(), "the fallback ranges");
+        assert!(!decode(&Answer::new(many)).ranges.is_empty(), "the fallback ranges");
     }
 }

@@ -1,4 +1,4 @@
-//! A PCI device opened through its VFIO group.
+//! An opened PCI device.
 
 use std::fmt;
 use std::fs::File;
@@ -8,28 +8,27 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio as uapi;
-use vfio_ioctls::{VfioDevice, VfioRegionInfoCap};
 
-use super::{Container, ioctl, os_error};
+use super::describe::Description;
+use super::{ioctl, os_error};
 use crate::backend::{
     Backend, BackendError, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
 };
 use crate::pci::Address;
 
-/// A PCI device opened through its VFIO group.
+/// A PCI device opened through VFIO, whichever way: regions, interrupts and reset are
+/// requests to its descriptor in all of them.
 pub struct Device {
-    /// Closed before the group leaves its container.
-    inner: ManuallyDrop<VfioDevice>,
-    sysfs: PathBuf,
+    /// Keeps the descriptor open, and whatever that takes; dropped first.
+    owner: Box<dyn AsRawFd + Send + Sync>,
+    description: Description,
     address: Address,
     iommu: Arc<dyn Iommu>,
-    _container: Arc<Container>,
 }
 
 impl fmt::Debug for Device {
@@ -38,49 +37,28 @@ impl fmt::Debug for Device {
     }
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        // `VfioDevice` reads the group's number from sysfs again and panics without it.
-        if self.sysfs.join("iommu_group").exists() {
-            // SAFETY: not used again after this.
-            unsafe { ManuallyDrop::drop(&mut self.inner) };
-        } else {
-            log::error!(
-                "{}: the device left the system while open; its descriptor stays open until this \
-                 process ends",
-                self.address
-            );
-        }
-    }
-}
-
 impl Device {
+    /// A device whose descriptor is open as long as `owner` lives.
     pub(super) fn new(
-        inner: VfioDevice,
-        sysfs: PathBuf,
+        owner: Box<dyn AsRawFd + Send + Sync>,
         address: Address,
-        container: &Arc<Container>,
+        iommu: Arc<dyn Iommu>,
     ) -> Result<Device> {
-        let device = Device {
-            inner: ManuallyDrop::new(inner),
-            sysfs,
-            address,
-            iommu: Arc::clone(container) as Arc<dyn Iommu>,
-            _container: Arc::clone(container),
-        };
-        // `VfioDevice` leaves a region out when the kernel does not describe it, which
-        // moves those behind it: configuration space would not be where it belongs.
-        if device.region_info(Region::Config)?.size < 256 {
+        let description = Description::read(owner.as_raw_fd()).map_err(|errno| {
+            os_error(format!("{address}: asking for regions and interrupts"), errno, None)
+        })?;
+        let config = description.region(Region::Config);
+        if config.is_none_or(|config| config.info.size < 256) {
             return Err(BackendError::Unsupported {
-                what: "a complete list of regions".into(),
+                what: "access to configuration space".into(),
                 by: format!("the kernel's VFIO for {address}"),
             });
         }
-        Ok(device)
+        Ok(Device { owner, description, address, iommu })
     }
 
     fn fd(&self) -> i32 {
-        self.inner.as_raw_fd()
+        self.owner.as_raw_fd()
     }
 
     /// The device's descriptor as a file that is not closed.
@@ -92,12 +70,12 @@ impl Device {
 
     /// Checks an access and returns its position in the device's descriptor.
     fn position(&self, region: Region, offset: u64, len: usize) -> Result<u64> {
-        let size = self.inner.get_region_size(region.index());
-        if size == 0 {
+        let Some(placed) = self.description.region(region) else {
             return Err(BackendError::NoRegion { region });
-        }
+        };
+        let size = placed.info.size;
         match offset.checked_add(len as u64) {
-            Some(end) if end <= size => Ok(self.inner.get_region_offset(region.index()) + offset),
+            Some(end) if end <= size => Ok(placed.position + offset),
             _ => Err(BackendError::OutOfBounds { region, offset, len, size }),
         }
     }
@@ -153,32 +131,7 @@ impl Backend for Device {
     }
 
     fn region_info(&self, region: Region) -> Result<RegionInfo> {
-        let index = region.index();
-        let flags = self.inner.get_region_flags(index);
-        let size = self.inner.get_region_size(index);
-        let mut info = RegionInfo {
-            size,
-            readable: flags & uapi::VFIO_REGION_INFO_FLAG_READ != 0,
-            writable: flags & uapi::VFIO_REGION_INFO_FLAG_WRITE != 0,
-            mappable: Vec::new(),
-        };
-        if flags & uapi::VFIO_REGION_INFO_FLAG_MMAP != 0 && size > 0 {
-            let sparse = self.inner.get_region_caps(index).into_iter().find_map(|cap| match cap {
-                VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
-                _ => None,
-            });
-            info.mappable = match sparse {
-                // Without the capability the whole region can be mapped.
-                None => std::iter::once(0..size).collect(),
-                Some(areas) => areas
-                    .iter()
-                    .filter(|area| area.size > 0)
-                    .map(|area| area.offset..area.offset.saturating_add(area.size).min(size))
-                    .filter(|range| !range.is_empty())
-                    .collect(),
-            };
-        }
-        Ok(info)
+        Ok(self.description.region(region).map(|placed| placed.info.clone()).unwrap_or_default())
     }
 
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
@@ -225,7 +178,7 @@ impl Backend for Device {
     }
 
     fn irq_count(&self, kind: IrqKind) -> Result<u32> {
-        Ok(self.inner.get_irq_info(kind.index()).map_or(0, |info| info.count))
+        Ok(self.description.vectors(kind))
     }
 
     fn irq_enable(&self, kind: IrqKind, events: &[BorrowedFd<'_>]) -> Result<()> {

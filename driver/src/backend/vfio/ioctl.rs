@@ -1,10 +1,12 @@
-//! The VFIO requests that `vfio-ioctls` does not expose, or whose errors it swallows.
+//! The requests that `vfio-ioctls` does not expose, or whose errors it swallows.
 //!
-//! Numbers and structures are those of `include/uapi/linux/vfio.h`; the structures come
-//! from `vfio-bindings`.
+//! Numbers and structures are those of `include/uapi/linux/vfio.h` and `iommufd.h`; the
+//! structures come from `vfio-bindings` and `iommufd-bindings`.
 
+use iommufd_bindings::iommufd;
 use vfio_bindings::bindings::vfio::{
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info, vfio_irq_set,
+    vfio_device_detach_iommufd_pt, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    vfio_iommu_type1_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 
 const TYPE: u8 = b';';
@@ -38,4 +40,56 @@ nix::ioctl_readwrite_bad!(
     iommu_unmap_dma,
     nix::request_code_none!(TYPE, BASE + 14),
     vfio_iommu_type1_dma_unmap
+);
+
+nix::ioctl_none_bad!(
+    /// VFIO_GET_API_VERSION: the container's version, 0 for all of today's kernels.
+    get_api_version,
+    nix::request_code_none!(TYPE, BASE)
+);
+nix::ioctl_write_int_bad!(
+    /// VFIO_CHECK_EXTENSION: whether the container has a kind of IOMMU, 1 or 0.
+    check_extension,
+    nix::request_code_none!(TYPE, BASE + 1)
+);
+nix::ioctl_write_int_bad!(
+    /// VFIO_SET_IOMMU: sets the kind of IOMMU of a container that has a group.
+    set_iommu,
+    nix::request_code_none!(TYPE, BASE + 2)
+);
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_GROUP_SET_CONTAINER: puts the group into the container with this descriptor.
+    group_set_container,
+    nix::request_code_none!(TYPE, BASE + 4),
+    libc::c_int
+);
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_GROUP_GET_DEVICE_FD: opens the group's device of this name.
+    group_get_device_fd,
+    nix::request_code_none!(TYPE, BASE + 6),
+    libc::c_char
+);
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_GET_REGION_INFO: a region, and a chain of capabilities.
+    device_get_region_info,
+    nix::request_code_none!(TYPE, BASE + 8),
+    vfio_region_info
+);
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_GET_IRQ_INFO: how many vectors there are of a kind.
+    device_get_irq_info,
+    nix::request_code_none!(TYPE, BASE + 9),
+    vfio_irq_info
+);
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_DEVICE_DETACH_IOMMUFD_PT: takes a device out of its IOAS.
+    device_detach_iommufd_pt,
+    nix::request_code_none!(TYPE, BASE + 20),
+    vfio_device_detach_iommufd_pt
+);
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_IOVA_RANGES: the ranges that an IOAS maps in, and their alignment.
+    ioas_iova_ranges,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_IOVA_RANGES),
+    iommufd::iommu_ioas_iova_ranges
 );

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{PciDeviceInfo, Sysfs, names};
+use crate::pci::Address;
 use crate::pci::error::Holder;
 
 impl Sysfs {
@@ -30,10 +31,15 @@ impl Sysfs {
 
     /// The device nodes through which the function can be opened.
     fn nodes(&self, device: &PciDeviceInfo) -> Vec<PathBuf> {
-        let dir = self.root.join("bus/pci/devices").join(device.address.to_string());
-        let cdevs = names(&dir.join("vfio-dev")).unwrap_or_default();
-        let cdevs = cdevs.iter().map(|name| Path::new("/dev/vfio/devices").join(name));
+        let cdevs = self.vfio_nodes(device.address);
         device.group.iter().map(|group| group.node()).chain(cdevs).collect()
+    }
+
+    /// The function's own character devices: one, in a kernel that has them (Linux 6.6).
+    pub(crate) fn vfio_nodes(&self, address: Address) -> Vec<PathBuf> {
+        let dir = self.root.join("bus/pci/devices").join(address.to_string());
+        let names = names(&dir.join("vfio-dev")).unwrap_or_default();
+        names.iter().map(|name| Path::new("/dev/vfio/devices").join(name)).collect()
     }
 }
 

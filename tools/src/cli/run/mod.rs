@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
+use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::Completion;
 use vfio_dma::devices::{Driver, recognise};
@@ -40,6 +41,9 @@ pub struct Args {
     /// Which placement the buffers get
     #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
     placement: PlacementArg,
+    /// How the device is reached; auto takes type1 or else iommufd, never noiommu
+    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
+    iommu: IommuArg,
     /// How completion is learnt (edu)
     #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
     completion: CompletionArg,
@@ -79,6 +83,28 @@ impl From<PlacementArg> for Placement {
             PlacementArg::Auto => Placement::Auto,
             PlacementArg::Contiguous => Placement::Contiguous,
             PlacementArg::Sg => Placement::ScatterGather,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IommuArg {
+    Auto,
+    /// The IOMMU group, in a VFIO container
+    Type1,
+    /// The device's own character device, in an address space of iommufd
+    Iommufd,
+    /// VFIO's no-IOMMU mode: the device can reach all memory
+    Noiommu,
+}
+
+impl From<IommuArg> for Access {
+    fn from(arg: IommuArg) -> Access {
+        match arg {
+            IommuArg::Auto => Access::Auto,
+            IommuArg::Type1 => Access::Type1,
+            IommuArg::Iommufd => Access::Iommufd,
+            IommuArg::Noiommu => Access::NoIommu,
         }
     }
 }
@@ -145,7 +171,7 @@ fn run_bound(args: &Args, address: Address, stop: &AtomicBool) -> Result<Outcome
         .into());
     };
     let binding = if args.bind { Some(sysfs.bind(address)?) } else { None };
-    let outcome = Session::new()
+    let outcome = Session::through(args.iommu.into())
         .open(address)
         .map_err(Failure::from)
         .and_then(|device| drive(args, known.driver, device, stop));

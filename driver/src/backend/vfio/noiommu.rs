@@ -1,0 +1,260 @@
+//! Devices without an IOMMU, in VFIO's no-IOMMU mode.
+//!
+//! The kernel makes up a group for such a device when the module parameter
+//! `enable_unsafe_noiommu_mode` is set before the device is bound to vfio-pci. Nothing is
+//! translated and nothing is protected: a device that is told a wrong address writes there.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Once};
+
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio as uapi;
+
+use super::{
+    CONTAINER_NODE, Device, Target, busy, ioctl, node_error, os_error, precondition, rebind,
+};
+use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
+use crate::pci::{Address, PciError, Sysfs};
+
+/// The switch of the mode, below sysfs' root.
+const PARAMETER: &str = "module/vfio/parameters/enable_unsafe_noiommu_mode";
+
+/// The address space of devices without an IOMMU: physical memory, all of it.
+#[derive(Debug, Default)]
+pub struct NoIommu(());
+
+impl NoIommu {
+    /// The address space, which needs nothing of the kernel.
+    #[must_use]
+    pub fn new() -> Arc<NoIommu> {
+        Arc::default()
+    }
+
+    /// Opens a device, and warns once that it can reach all memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Precondition`] names what has to be done first: switch the mode on,
+    /// bind the device to vfio-pci, gain `CAP_SYS_RAWIO`, give this user the nodes, or end
+    /// who uses the device; it also refuses a device that has an IOMMU.
+    pub fn open(self: &Arc<NoIommu>, address: Address) -> Result<Device> {
+        let sysfs = Sysfs::new();
+        let group = match Target::bound(&sysfs, address) {
+            Ok(Target { group, .. }) if group.noiommu => group,
+            Ok(Target { group, .. }) => {
+                return Err(precondition(
+                    format!("{address} has an IOMMU: it is in IOMMU group {}", group.number),
+                    "use it, with `--iommu type1` or `--iommu iommufd`",
+                ));
+            }
+            Err(BackendError::Pci(error)) if matches!(*error, PciError::NoGroup { .. }) => {
+                return Err(no_group(&sysfs, address));
+            }
+            Err(error) => return Err(error),
+        };
+        let container = open_container()?;
+        let node = group.node();
+        let group =
+            OpenOptions::new().read(true).write(true).open(&node).map_err(|source| match source
+                .raw_os_error()
+            {
+                Some(libc::EPERM) => not_privileged(address, &node),
+                Some(libc::EBUSY) => busy(address, &node),
+                _ => node_error(&node, source, || rebind(address)),
+            })?;
+        let owner = open_device(address, &node, group, container)?;
+        warn(address);
+        Device::new(Box::new(owner), address, Arc::clone(self) as _)
+    }
+}
+
+impl Iommu for NoIommu {
+    fn name(&self) -> &str {
+        "noiommu"
+    }
+
+    fn info(&self) -> Result<IommuInfo> {
+        Ok(IommuInfo {
+            translation: Translation::Physical,
+            ranges: std::iter::once(0..=u64::MAX).collect(),
+            page_sizes: 0x1000,
+            available_mappings: None,
+            needs_fd: false,
+        })
+    }
+
+    unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
+        Err(refused(format!("mapping {} bytes at IOVA {:#x}", request.len, request.iova)))
+    }
+
+    fn unmap(&self, iova: u64, len: usize) -> Result<()> {
+        Err(refused(format!("unmapping {len} bytes at IOVA {iova:#x}")))
+    }
+}
+
+fn refused(what: String) -> BackendError {
+    BackendError::Unsupported {
+        what,
+        by: "VFIO's no-IOMMU mode, where devices see physical addresses".into(),
+    }
+}
+
+/// A device of a made-up group. The kernel wants them closed in the order of the fields.
+struct NoIommuDevice {
+    device: OwnedFd,
+    _group: File,
+    _container: File,
+}
+
+impl AsRawFd for NoIommuDevice {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+}
+
+/// A container that has the mode. Each device has one of its own: containers are there to
+/// share mappings, and there are none.
+fn open_container() -> Result<File> {
+    let container =
+        OpenOptions::new().read(true).write(true).open(CONTAINER_NODE).map_err(|source| {
+            node_error(Path::new(CONTAINER_NODE), source, || {
+                "load VFIO: modprobe vfio-pci (kernel options CONFIG_VFIO_CONTAINER, \
+                 CONFIG_VFIO_PCI)"
+                    .into()
+            })
+        })?;
+    let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
+    // SAFETY: the request takes no argument.
+    let version = unsafe { ioctl::get_api_version(container.as_raw_fd()) }
+        .map_err(|errno| os_error(asking("the version"), errno, None))?;
+    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
+        return Err(BackendError::Unsupported {
+            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
+            by: format!("{CONTAINER_NODE}, which has version {version}"),
+        });
+    }
+    // SAFETY: the argument is a number.
+    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), KIND) }
+        .map_err(|errno| os_error(asking("no-IOMMU mode"), errno, None))?;
+    if has == 1 { Ok(container) } else { Err(switched_off(&Sysfs::new())) }
+}
+
+/// `VFIO_NOIOMMU_IOMMU` as the argument of requests.
+const KIND: libc::c_int = uapi::VFIO_NOIOMMU_IOMMU as libc::c_int;
+
+fn open_device(
+    address: Address,
+    node: &Path,
+    group: File,
+    container: File,
+) -> Result<NoIommuDevice> {
+    let failed = |doing: &str, errno| match errno {
+        Errno::EPERM => not_privileged(address, node),
+        Errno::EBUSY => busy(address, node),
+        errno => os_error(format!("{address}: {doing}"), errno, None),
+    };
+    let container_fd = container.as_raw_fd();
+    // SAFETY: the descriptor is a group, and the argument points to a descriptor.
+    unsafe { ioctl::group_set_container(group.as_raw_fd(), &raw const container_fd) }
+        .map_err(|errno| failed("putting its group into a container", errno))?;
+    // SAFETY: the descriptor is a container, and the argument a number.
+    unsafe { ioctl::set_iommu(container_fd, KIND) }
+        .map_err(|errno| failed("setting the container to no-IOMMU mode", errno))?;
+    let name = CString::new(address.to_string()).expect("an address has no NUL in it");
+    // SAFETY: the descriptor is a group, and the argument a string that ends.
+    let device = unsafe { ioctl::group_get_device_fd(group.as_raw_fd(), name.as_ptr()) }
+        .map_err(|errno| failed("opening it through its group", errno))?;
+    // SAFETY: the kernel has just made the descriptor, for this process to own.
+    let device = unsafe { OwnedFd::from_raw_fd(device) };
+    Ok(NoIommuDevice { device, _group: group, _container: container })
+}
+
+/// Says once in a process what the mode means.
+fn warn(address: Address) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
+        log::warn!(
+            "{address} is opened in no-IOMMU mode: nothing keeps a device from reading and \
+             writing all of this machine's memory, the kernel's included"
+        );
+    });
+}
+
+/// Why a device without an IOMMU has no group either.
+fn no_group(sysfs: &Sysfs, address: Address) -> BackendError {
+    match mode(sysfs) {
+        Some(true) => precondition(
+            format!("{address} has no group: it was not bound to vfio-pci in no-IOMMU mode"),
+            format!("vfio-dma unbind {address}; vfio-dma bind {address}"),
+        ),
+        _ => switched_off(sysfs),
+    }
+}
+
+fn switched_off(sysfs: &Sysfs) -> BackendError {
+    let path = sysfs.root().join(PARAMETER);
+    match mode(sysfs) {
+        None => precondition(
+            format!("no-IOMMU mode is not there: {} is missing", path.display()),
+            "modprobe vfio enable_unsafe_noiommu_mode=1, on a kernel with CONFIG_VFIO_NOIOMMU",
+        ),
+        Some(_) => precondition(
+            "no-IOMMU mode is switched off",
+            format!(
+                "accepting that the device reaches all memory: echo Y > {}, and bind the device \
+                 again",
+                path.display()
+            ),
+        ),
+    }
+}
+
+/// Whether the mode is on; `None` when the kernel does not have it.
+fn mode(sysfs: &Sysfs) -> Option<bool> {
+    let text = std::fs::read_to_string(sysfs.root().join(PARAMETER)).ok()?;
+    Some(text.trim() == "Y")
+}
+
+fn not_privileged(address: Address, node: &Path) -> BackendError {
+    precondition(
+        format!(
+            "{address}: opening {} takes CAP_SYS_RAWIO, which user {} does not have here",
+            node.display(),
+            nix::unistd::geteuid()
+        ),
+        "run as root, or give the program the capability: setcap cap_sys_rawio+ep PROGRAM",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_of_the_parameter_has_its_remedy() {
+        let root = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::at(root.path());
+        let address = "0000:00:05.0".parse().unwrap();
+        let text = || no_group(&sysfs, address).to_string();
+        assert!(text().contains("CONFIG_VFIO_NOIOMMU"), "{}", text());
+        let parameter = root.path().join(PARAMETER);
+        std::fs::create_dir_all(parameter.parent().unwrap()).unwrap();
+        std::fs::write(&parameter, "N\n").unwrap();
+        assert!(text().contains("echo Y > ") && text().contains("no-IOMMU"), "{}", text());
+        std::fs::write(&parameter, "Y\n").unwrap();
+        assert!(text().contains("vfio-dma bind 0000:00:05.0"), "{}", text());
+    }
+
+    #[test]
+    fn nothing_is_mapped_and_every_address_is_physical() {
+        let space = NoIommu::new();
+        let info = space.info().unwrap();
+        assert_eq!(info.translation, Translation::Physical);
+        assert_eq!(info.ranges, std::iter::once(0..=u64::MAX).collect::<Vec<_>>());
+        let error = space.unmap(0x1000, 4096).unwrap_err().to_string();
+        assert!(error.contains("0x1000") && error.contains("physical"), "{error}");
+    }
+}
