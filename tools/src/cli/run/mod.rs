@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use vfio_dma::backend::vfio::Access;
+use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::Completion;
 use vfio_dma::devices::{Driver, recognise};
@@ -31,8 +32,8 @@ use super::{Failure, interrupted, output};
 /// own tests (pci-testdev)
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or `model`: the
-    /// I/OAT model in this process
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
+    /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE")]
     device: String,
     /// Bytes to move, with K, M or G; 64K for edu, which is slow, and 64M for ioat
@@ -148,6 +149,13 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let model = Embedded::new(IoatConfig::default())?;
             drive(args, Driver::Ioat, Device::open(model)?, &interrupted)?
         }
+        // A PCI address has no slash; the path of a socket in this directory begins with ./
+        path if path.contains('/') => {
+            let device = Device::open(VfioUser::connect(path)?)?;
+            let config = device.config();
+            let known = known(path, config.vendor_id()?, config.device_id()?)?;
+            drive(args, known, device, &interrupted)?
+        }
         address => run_bound(args, address.parse()?, &interrupted)?,
     };
     let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { outcome.describe() };
@@ -158,23 +166,27 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
 
+/// The driver of a device with these ids.
+fn known(location: &str, vendor: u16, device: u16) -> Result<Driver, Failure> {
+    recognise(vendor, device).map(|known| known.driver).ok_or_else(|| {
+        format!(
+            "{location} is {vendor:04x}:{device:04x}, which is not a device that vfio-dma drives\n  \
+             remedy: `vfio-dma list` marks those it drives"
+        )
+        .into()
+    })
+}
+
 /// Runs a PCI device through VFIO, bound for the time if asked to.
 fn run_bound(args: &Args, address: Address, stop: &AtomicBool) -> Result<Outcome, Failure> {
     let sysfs = Sysfs::new();
     let info = sysfs.device(address)?;
-    let Some(known) = recognise(info.vendor, info.device) else {
-        return Err(format!(
-            "{address} is {:04x}:{:04x}, which is not a device that vfio-dma drives\n  remedy: \
-             `vfio-dma list` marks those it drives",
-            info.vendor, info.device
-        )
-        .into());
-    };
+    let driver = known(&address.to_string(), info.vendor, info.device)?;
     let binding = if args.bind { Some(sysfs.bind(address)?) } else { None };
     let outcome = Session::through(args.iommu.into())
         .open(address)
         .map_err(Failure::from)
-        .and_then(|device| drive(args, known.driver, device, stop));
+        .and_then(|device| drive(args, driver, device, stop));
     if let Some(binding) = &binding {
         sysfs.restore(binding)?;
     }
