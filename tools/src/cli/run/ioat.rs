@@ -142,10 +142,18 @@ pub(super) fn describe(ioat: &IoatOutcome) -> String {
         _ => format!("in {from} and {to} segments"),
     };
     let rate = ioat.cost.bytes_per_second as f64 / 1e9;
+    let count = |n: u64, what| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!(
-        "source: {}\ntarget: {}\n{} ioat {}: copied {} bytes through {} with {descriptors} \
-         descriptors, {doorbells} doorbells and {map_calls} map calls, {rate:.2} GB/s; placed \
-         {placed}; verified: every byte is right",
-        ioat.source, ioat.target, ioat.address, ioat.version, ioat.bytes, ioat.iommu
+        "source: {}\ntarget: {}\n{} ioat {}: copied {} bytes through {} with {}, {} and {}, \
+         {rate:.2} GB/s; placed {placed}; verified: every byte is right",
+        ioat.source,
+        ioat.target,
+        ioat.address,
+        ioat.version,
+        ioat.bytes,
+        ioat.iommu,
+        count(descriptors, "descriptor"),
+        count(doorbells, "doorbell"),
+        count(map_calls, "map call")
     )
 }
