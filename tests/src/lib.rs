@@ -3,7 +3,7 @@
 //! A [`Scenario`] is a guest and the [`Case`]s that run in it. The test program plays three
 //! parts: on the host it boots each scenario's guest once; in the guest it runs as
 //! `/bin/vfio-dma`, either one case in a process of its own, or the real command line,
-//! which cases call through [`vfio_dma`].
+//! which cases call through [`vfio_dma()`].
 
 mod guest;
 mod host;
