@@ -8,7 +8,7 @@ use vfio_dma_tools::vm::GuestFile;
 
 use crate::support::bind;
 
-const EXAMPLES: [&str; 2] = ["edu_copy", "registers"];
+const EXAMPLES: [&str; 5] = ["edu_copy", "registers", "ioat_copy", "ioat_stream", "ioat_async"];
 
 /// The examples that are built, for the guest's `/bin`.
 pub(crate) fn files() -> Vec<GuestFile> {
@@ -41,4 +41,17 @@ pub(crate) fn edu_copy_and_registers_run() {
     assert!(said.starts_with("through the IOMMU and back\n26 bytes placed in 1 segment"), "{said}");
     let said = run("registers", &device);
     assert!(said.contains("1234:11e8") && said.contains("first word: 0x010000ed"), "{said}");
+}
+
+pub(crate) fn ioat_examples_run() {
+    bind(address(0));
+    let device = address(0).to_string();
+    let said = run("ioat_copy", &device);
+    assert!(said.starts_with("from memory to memory\n1048576 bytes placed in 1 segment"), "{said}");
+    for (name, end) in
+        [("ioat_stream", "256 blocks of 65536"), ("ioat_async", "16 copies of 100000")]
+    {
+        let said = run(name, &device);
+        assert!(said.contains(end) && said.contains("every byte is right"), "{said}");
+    }
 }

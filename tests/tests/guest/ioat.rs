@@ -10,13 +10,14 @@ use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_tests::{Machine, address, vfio_dma};
 use vfio_dma_tools::vm::VmConfig;
 
-use crate::ioatdma;
 use crate::support::{bind, open};
+use crate::{examples, ioatdma};
 
 /// Debian's kernel, one function with two channels.
 pub(crate) fn machine() -> Machine {
     let model = IoatConfig { channels: 2, ..IoatConfig::default() };
-    ioatdma::machine(VmConfig::default(), vec![model])
+    let vm = VmConfig { files: examples::files(), ..VmConfig::default() };
+    ioatdma::machine(vm, vec![model])
 }
 
 /// Copies between ranges of two buffers, and verifies what was copied, what lies around it,

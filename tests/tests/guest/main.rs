@@ -161,6 +161,7 @@ fn main() -> ExitCode {
                 ioat::every_placement_moves_the_same_bytes,
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
+                examples::ioat_examples_run,
             ],
         },
         Scenario {

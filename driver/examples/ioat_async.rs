@@ -1,0 +1,56 @@
+//! Awaits copies one after another, on an executor of a few lines:
+//! `cargo run --example ioat_async -- 0000:00:05.0`.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use vfio_dma::devices::ioat::{Config, Ioat, SharedChannel};
+use vfio_dma::dma::{Direction, Pattern, SgTable};
+use vfio_dma::session::Session;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const LEN: usize = 100_000;
+
+async fn copy(ioat: &Ioat, channel: &SharedChannel, seed: u64) -> Result<()> {
+    let mut source = ioat.allocate(LEN, Direction::ToDevice)?;
+    let target = ioat.allocate(LEN, Direction::FromDevice)?;
+    Pattern::new(seed).fill(&mut source, 0, LEN, 0)?;
+    let finished = channel.copy(SgTable::of(source)?, SgTable::of(target)?)?.await?;
+    let target = finished.into_result()?.target.into_buffer().ok_or("no target")?;
+    Ok(Pattern::new(seed).check(&target, 0, LEN, 0)??)
+}
+
+fn main() -> Result<()> {
+    let address = std::env::args().nth(1).ok_or("usage: ioat_async PCI-ADDRESS")?.parse()?;
+    let ioat = Ioat::open(Session::new().open(address)?, Config::default())?;
+    let channel = SharedChannel::new(ioat.channel(0)?)?;
+    block_on(async {
+        for seed in 0..16 {
+            copy(&ioat, &channel, seed).await?;
+        }
+        println!("16 copies of {LEN} bytes were awaited, every byte is right");
+        Ok(())
+    })
+}
+
+/// Runs a future in this thread; any other executor does as well.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
