@@ -420,9 +420,14 @@ impl Stream {
         Ok(())
     }
 
+    /// Waits until the socket is ready. A socket that always is does not outlast the deadline.
     fn wait(&self, events: PollFlags, deadline: Deadline) -> std::result::Result<(), Broken> {
         loop {
             let left = deadline.at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let waited = deadline.timeout.as_millis();
+                return Err(Broken(format!("no answer from the server within {waited} ms")));
+            }
             // Rounded up, so that the last fraction of a millisecond is not spent polling.
             let millis = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
             let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
@@ -431,10 +436,6 @@ impl Stream {
                 Ok(1..) => return Ok(()),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Broken::io("polling", errno)),
-            }
-            if Instant::now() >= deadline.at {
-                let waited = deadline.timeout.as_millis();
-                return Err(Broken(format!("no answer from the server within {waited} ms")));
             }
         }
     }

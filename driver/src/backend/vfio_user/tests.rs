@@ -1,1 +1,586 @@
+//! The client against servers that are written byte by byte: what a well-behaved server may
+//! do, and what a hostile one does.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use nix::sys::eventfd::EventFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::*;
+use crate::backend::{DmaAccess, MapRequest};
+
+/// How long the client waits for a server that is silent.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What a server does with a request.
+enum Act {
+    /// A reply with this payload.
+    Reply(Vec<u8>),
+    /// A reply with a descriptor too.
+    With(Vec<u8>, File),
+    /// An error reply with this errno.
+    Fail(u32),
+    /// These bytes, whatever they are.
+    Raw(Vec<u8>),
+    /// Nothing.
+    Silence,
+    /// The end of the connection.
+    Close,
+}
+
+/// A request as it came: id, command, flags, payload and how many descriptors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Came {
+    id: u16,
+    command: u16,
+    flags: u32,
+    payload: Vec<u8>,
+    fds: usize,
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_ne_bytes()).collect()
+}
+
+fn longs(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_ne_bytes()).collect()
+}
+
+fn message(id: u16, command: u16, flags: u32, error: u32, payload: &[u8]) -> Vec<u8> {
+    let size = 16 + payload.len() as u32;
+    let head = [id.to_ne_bytes(), command.to_ne_bytes()].concat();
+    [head, words(&[size, flags, error]), payload.to_vec()].concat()
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+/// What a server does that behaves: a BAR0 of 16 KiB that reads as 0x5a and ten MSI-X vectors.
+fn behave(came: &Came) -> Act {
+    let payload = &came.payload;
+    Act::Reply(match came.command {
+        1 => [&[0; 4][..], br#"{"capabilities":{"max_msg_fds":4,"pgsizes":4096}}"#, &[0]].concat(),
+        4 => words(&[16, 1 | 2, 9, 5]),
+        5 => {
+            let index = word(payload, 8);
+            let size = [(0, 0x4000), (7, 256)].iter().find(|(i, _)| *i == index);
+            let flags = if size.is_some() { 3 } else { 0 };
+            let size = size.map_or(0, |(_, size)| *size);
+            [words(&[32, flags, index, 0]), longs(&[size, 0])].concat()
+        }
+        7 => {
+            let index = word(payload, 8);
+            words(&[16, 1, index, [1, 0, 10, 0, 0][index as usize]])
+        }
+        9 => [&payload[..16], &vec![0x5a; word(payload, 12) as usize]].concat(),
+        10 => payload[..16].to_vec(),
+        3 => payload.clone(),
+        2 | 8 | 13 => Vec::new(),
+        _ => return Act::Fail(95),
+    })
+}
+
+/// A server in a thread for one client, and what it was sent.
+struct Scripted {
+    path: PathBuf,
+    came: Arc<Mutex<Vec<Came>>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Scripted {
+    /// `script` decides, and leaves to [`behave`] what it returns `None` for.
+    fn start(mut script: impl FnMut(&Came) -> Option<Act> + Send + 'static) -> Scripted {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let came = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&came);
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            while let Some(request) = receive(&mut socket) {
+                record.lock().unwrap().push(request.clone());
+                let act = script(&request).unwrap_or_else(|| behave(&request));
+                let (id, command) = (request.id, request.command);
+                let (bytes, file) = match act {
+                    Act::Reply(_) if request.flags & 0x10 != 0 => continue,
+                    Act::Reply(payload) => (message(id, command, 1, 0, &payload), None),
+                    Act::With(payload, file) => (message(id, command, 1, 0, &payload), Some(file)),
+                    Act::Fail(errno) => (message(id, command, 0x21, errno, &[]), None),
+                    Act::Raw(bytes) => (bytes, None),
+                    Act::Silence => continue,
+                    Act::Close => return,
+                };
+                let sent = match file {
+                    Some(file) => {
+                        socket.send_with_fd(&bytes[..], file.as_raw_fd()).map(drop).is_ok()
+                    }
+                    None => socket.write_all(&bytes).is_ok(),
+                };
+                if !sent {
+                    return;
+                }
+            }
+        });
+        Scripted { path, came, _directory: directory }
+    }
+
+    fn connect(&self) -> Result<Arc<VfioUser>> {
+        VfioUser::connect_within(&self.path, PATIENCE)
+    }
+
+    /// The requests with this command so far.
+    fn came(&self, command: u16) -> Vec<Came> {
+        let came = self.came.lock().unwrap();
+        came.iter().filter(|came| came.command == command).cloned().collect()
+    }
+}
+
+/// The next request; `None` when the client has left.
+fn receive(socket: &mut UnixStream) -> Option<Came> {
+    let mut header = [0; 16];
+    let mut fds = [-1; 300];
+    let mut vectors = [libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: 16 }];
+    // SAFETY: the only vector describes `header`, which is borrowed mutably.
+    let (got, count) = unsafe { socket.recv_with_fds(&mut vectors, &mut fds) }.ok()?;
+    for &fd in &fds[..count] {
+        nix::unistd::close(fd).unwrap();
+    }
+    socket.read_exact(&mut header[got..]).ok()?;
+    let mut payload = vec![0; word(&header, 4) as usize - 16];
+    socket.read_exact(&mut payload).ok()?;
+    let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+    Some(Came { id: half(0), command: half(2), flags: word(&header, 8), payload, fds: count })
+}
+
+fn memfd(len: u64) -> File {
+    let file = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    file
+}
+
+fn is_gone<T: std::fmt::Debug>(result: Result<T>) -> String {
+    match result {
+        Err(BackendError::Gone { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_the_server_does_not_say_is_the_default_of_the_specification() {
+    let silent = limits(&Capabilities::default()).unwrap();
+    assert_eq!(silent, Limits { fds: 1, data: 1 << 20, maps: 65_535, page_sizes: 4096 });
+    let most = |value| Capabilities {
+        max_msg_fds: Some(value),
+        max_data_xfer_size: Some(value),
+        max_dma_maps: Some(value),
+        pgsizes: Some(value),
+    };
+    let limits_of_most = limits(&most(u64::MAX)).unwrap();
+    assert_eq!((limits_of_most.fds, limits_of_most.data), (253, 1 << 20));
+    assert_eq!((limits_of_most.maps, limits_of_most.page_sizes), (u32::MAX, !0xfff));
+    assert_eq!(limits(&most(0)), None);
+    for useless in [
+        Capabilities { max_msg_fds: Some(0), ..Capabilities::default() },
+        Capabilities { max_data_xfer_size: Some(7), ..Capabilities::default() },
+        Capabilities { max_dma_maps: Some(0), ..Capabilities::default() },
+        Capabilities { pgsizes: Some(0xfff), ..Capabilities::default() },
+    ] {
+        assert_eq!(limits(&useless), None, "{useless:?}");
+    }
+}
+
+#[test]
+fn the_handshake_is_that_of_the_specification() {
+    let server = Scripted::start(|_| None);
+    let device = server.connect().unwrap();
+    let version = server.came(1).remove(0);
+    assert_eq!((version.id, version.flags, &version.payload[..4]), (0, 0, &[0; 4][..]));
+    let json = str::from_utf8(&version.payload[4..]).unwrap();
+    assert_eq!(
+        json,
+        "{\"capabilities\":{\"max_msg_fds\":253,\"max_data_xfer_size\":1048576,\
+         \"max_dma_maps\":65535,\"pgsizes\":1075843072}}\0"
+    );
+    assert_eq!(device.region_info(Region::Bar(0)).unwrap().size, 0x4000);
+    assert_eq!(device.region_info(Region::Rom).unwrap(), RegionInfo::default());
+    assert_eq!(IRQS.map(|kind| device.irq_count(kind).unwrap()), [1, 0, 10]);
+    // Memory and I/O space are enabled.
+    let written = server.came(10).remove(0).payload;
+    assert_eq!(written, [longs(&[4]), words(&[7, 2]), vec![0x5b, 0x5a]].concat());
+    let info = device.iommu().info().unwrap();
+    assert!(info.needs_fd && info.page_sizes == 4096);
+    assert_eq!(info.available_mappings, Some(65_535));
+}
+
+#[test]
+fn register_writes_are_posted_and_now_and_then_acknowledged() {
+    let server = Scripted::start(|_| None);
+    let device = server.connect().unwrap();
+    server.came.lock().unwrap().clear();
+    for n in 0..200u64 {
+        device.region_write(Region::Bar(0), 8 * n, &n.to_le_bytes()).unwrap();
+    }
+    let mut data = [0; 4];
+    device.region_read(Region::Bar(0), 0, &mut data).unwrap();
+    assert_eq!(data, [0x5a; 4]);
+    let writes = server.came(10);
+    assert_eq!(writes.len(), 200);
+    for (n, write) in (0u64..).zip(&writes) {
+        assert_eq!(write.payload, [longs(&[8 * n]), words(&[0, 8]), longs(&[n])].concat());
+        assert_eq!(write.flags, if n % 65 == 64 { 0 } else { 0x10 }, "write {n}");
+    }
+    // Configuration space is not posted.
+    device.region_write(Region::Config, 4, &[6, 0]).unwrap();
+    assert_eq!(server.came(10).last().unwrap().flags, 0);
+}
+
+#[test]
+fn a_server_may_reply_to_what_wants_no_reply_and_ask_for_what_it_does_not_get() {
+    let server = Scripted::start(|came| match came.command {
+        10 if came.flags & 0x10 != 0 => {
+            let errno = if came.id % 2 == 0 { 0 } else { 22 };
+            let flags = if errno == 0 { 1 } else { 0x21 };
+            Some(Act::Raw(message(came.id, 10, flags, errno, &came.payload[..16])))
+        }
+        // DMA_READ with a reply wanted and without, before the answer.
+        9 if came.payload[8] == 0 => {
+            let dma_read = longs(&[0x1000, 4]);
+            let data = [&came.payload[..16], &[7; 4]].concat();
+            let asked = message(came.id, 11, 0, 0, &dma_read);
+            let posted = message(9, 11, 0x10, 0, &dma_read);
+            let answer = message(came.id, 9, 1, 0, &data);
+            Some(Act::Raw([asked, posted, answer].concat()))
+        }
+        // The reply to DMA_READ.
+        11 => Some(Act::Silence),
+        _ => None,
+    });
+    let device = server.connect().unwrap();
+    for _ in 0..3 {
+        for n in 0..70 {
+            device.region_write(Region::Bar(0), 4 * n, &[1, 2, 3, 4]).unwrap();
+        }
+        let mut data = [0; 4];
+        device.region_read(Region::Bar(0), 0, &mut data).unwrap();
+        assert_eq!(data, [7; 4]);
+    }
+    device.reset().unwrap();
+    let refused = server.came(11);
+    assert_eq!(refused.len(), 3);
+    assert!(refused.iter().all(|came| (came.flags, came.payload.len()) == (0x21, 0)));
+}
+
+#[test]
+fn long_accesses_and_many_vectors_go_in_pieces_that_the_server_takes() {
+    let server = Scripted::start(|came| {
+        let caps = br#"{"capabilities":{"max_msg_fds":4,"max_data_xfer_size":1023}}"#;
+        (came.command == 1).then(|| Act::Reply([&[0; 4][..], caps, &[0]].concat()))
+    });
+    let device = server.connect().unwrap();
+    let mut data = vec![0; 2500];
+    device.region_read(Region::Bar(0), 4, &mut data).unwrap();
+    assert_eq!(data, vec![0x5a; 2500]);
+    let reads = server.came(9);
+    let lengths: Vec<u32> = reads.iter().map(|came| word(&came.payload, 12)).collect();
+    assert_eq!(lengths[lengths.len() - 3..], [1016, 1016, 468]);
+
+    let events: Vec<EventFd> = (0..10).map(|_| EventFd::new().unwrap()).collect();
+    let fds: Vec<_> = events.iter().map(AsFd::as_fd).collect();
+    device.irq_enable(IrqKind::MsiX, &fds).unwrap();
+    let sets: Vec<_> = server.came(8).into_iter().map(|c| (c.payload, c.fds)).collect();
+    let set = |start, count| (words(&[20, 4 | 32, 2, start, count]), count as usize);
+    assert_eq!(sets, [set(0, 4), set(4, 4), set(8, 2)]);
+    // Fewer, later: the others are taken away first.
+    device.irq_enable(IrqKind::MsiX, &fds[..1]).unwrap();
+    device.irq_disable(IrqKind::MsiX).unwrap();
+    device.irq_disable(IrqKind::MsiX).unwrap();
+    let sets: Vec<_> = server.came(8).into_iter().map(|c| (c.payload, c.fds)).collect();
+    let none = (words(&[20, 1 | 32, 2, 0, 0]), 0);
+    assert_eq!(sets[3..], [none.clone(), set(0, 1), none]);
+}
+
+#[test]
+fn vectors_that_are_refused_half_way_are_all_taken_away() {
+    let server = Scripted::start(|came| {
+        (came.command == 8 && word(&came.payload, 12) == 4).then_some(Act::Fail(22))
+    });
+    let device = server.connect().unwrap();
+    let events: Vec<EventFd> = (0..10).map(|_| EventFd::new().unwrap()).collect();
+    let fds: Vec<_> = events.iter().map(AsFd::as_fd).collect();
+    let error = device.irq_enable(IrqKind::MsiX, &fds).unwrap_err();
+    assert!(error.to_string().contains("MSI-X vectors from 4 on"), "{error}");
+    assert_eq!(server.came(8).last().unwrap().payload, words(&[20, 1 | 32, 2, 0, 0]));
+    for count in [0, 11] {
+        let events: Vec<_> = (0..count).map(|_| events[0].as_fd()).collect();
+        let error = device.irq_enable(IrqKind::MsiX, &events).unwrap_err();
+        assert!(matches!(error, BackendError::NoVectors { available: 10, .. }), "{error}");
+    }
+}
+
+/// A reply to GET_REGION_INFO for a mappable BAR0 with one sparse capability.
+fn sparse(argsz: u32, areas: &[u64]) -> Vec<u8> {
+    let head = [words(&[argsz, 0xf, 0, 40]), longs(&[0x4000, 0x1000])].concat();
+    // An unknown capability at 40 leads to the areas at 56.
+    let other = [words(&[99 | 1 << 16, 56]), longs(&[0])].concat();
+    let header = words(&[1 | 1 << 16, 0, (areas.len() / 2) as u32, 0]);
+    [head, longs(&[0]), other, header, longs(areas)].concat()
+}
+
+#[test]
+fn what_the_server_offers_is_mapped_and_the_rest_is_trapped() {
+    let file = memfd(0x5000);
+    file.write_all_at(&[0xab], 0x1000 + 0x2008).unwrap();
+    let shared = file.try_clone().unwrap();
+    let server = Scripted::start(move |came| {
+        let bar0 = came.command == 5 && word(&came.payload, 8) == 0;
+        // The second area does not start on a page.
+        let areas = [0x2000, 0x1000, 0x1800, 0x100, 0, 0x800];
+        bar0.then(|| Act::With(sparse(4000, &areas), shared.try_clone().unwrap()))
+    });
+    let device = server.connect().unwrap();
+    let info = device.region_info(Region::Bar(0)).unwrap();
+    assert_eq!(info.mappable, [0x2000..0x3000, 0..0x800]);
+    let bar = crate::mmio::Bar::open(&(Arc::clone(&device) as Arc<dyn Backend>), Region::Bar(0));
+    let bar = bar.unwrap();
+    assert_eq!(bar.read::<u8>(0x2008).unwrap(), 0xab);
+    assert_eq!(bar.read::<u8>(0x1008).unwrap(), 0x5a);
+    bar.write::<u32>(0x2ffc, 0x1234_5678).unwrap();
+    let mut found = [0; 4];
+    file.read_exact_at(&mut found, 0x3ffc).unwrap();
+    assert_eq!(found, 0x1234_5678u32.to_le_bytes());
+    // Nothing is posted past which registers are reached.
+    bar.write::<u32>(0x1000, 1).unwrap();
+    assert_eq!(server.came(10).last().unwrap().flags, 0);
+    for other in [0..0x4000, 0x2000..0x2fff, 0x1800..0x1900] {
+        let error = device.map_region(Region::Bar(0), other).unwrap_err();
+        assert!(matches!(error, BackendError::OutOfBounds { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_mapping_behind_the_end_of_its_file_is_refused() {
+    let server = Scripted::start(|came| {
+        let bar0 = came.command == 5 && word(&came.payload, 8) == 0;
+        bar0.then(|| Act::With(sparse(100, &[0, 0x1000]), memfd(0x1fff)))
+    });
+    let device = server.connect().unwrap();
+    let error = device.map_region(Region::Bar(0), 0..0x1000).unwrap_err();
+    assert!(error.to_string().contains("0x1000 of 8191 bytes"), "{error}");
+}
+
+#[test]
+fn a_long_description_is_asked_for_again() {
+    let server = Scripted::start(|came| {
+        if came.command != 5 || word(&came.payload, 8) != 0 {
+            return None;
+        }
+        let room = word(&came.payload, 0);
+        let short = [words(&[5000, 3, 0, 0]), longs(&[0x4000, 0])].concat();
+        Some(Act::Reply(if room < 5000 { short } else { sparse(5000, &[0, 0x1000]) }))
+    });
+    server.connect().unwrap();
+    assert_eq!(server.came(5).iter().filter(|c| word(&c.payload, 8) == 0).count(), 2);
+}
+
+#[test]
+fn errors_of_the_server_are_told_with_their_errno() {
+    let server = Scripted::start(|came| match came.command {
+        9 if word(&came.payload, 8) == 0 => Some(Act::Fail(5)),
+        2 => Some(Act::Fail(17)),
+        13 => Some(Act::Fail(0)),
+        _ => None,
+    });
+    let device = server.connect().unwrap();
+    let errno = |error: BackendError| match error {
+        BackendError::Os { source, .. } => source.raw_os_error().unwrap(),
+        other => panic!("{other}"),
+    };
+    let read = device.region_read(Region::Bar(0), 0, &mut [0; 4]);
+    assert_eq!(errno(read.unwrap_err()), libc::EIO);
+    assert_eq!(errno(device.reset().unwrap_err()), libc::EIO);
+    let file = memfd(4096);
+    let request = MapRequest {
+        iova: 0x1000,
+        host: NonNull::without_provenance(0x1000.try_into().unwrap()),
+        len: 4096,
+        access: DmaAccess::Read,
+        file: Some((file.as_fd(), 0)),
+    };
+    // SAFETY: the server maps nothing.
+    let refused = unsafe { device.iommu().map(&request) };
+    assert_eq!(errno(refused.unwrap_err()), libc::EEXIST);
+    assert_eq!(server.came(2)[0].fds, 1);
+    // The connection goes on.
+    device.region_read(Region::Config, 0, &mut [0; 4]).unwrap();
+}
+
+#[test]
+fn nonsense_ends_the_connection_with_a_reason() {
+    type Nonsense = (&'static str, fn(&Came) -> Act);
+    let cases: [Nonsense; 14] = [
+        ("closed", |_| Act::Close),
+        ("within 300 ms", |_| Act::Silence),
+        ("a message of 15 bytes", |c| {
+            Act::Raw([&message(c.id, 9, 1, 0, &[])[..4], &words(&[15, 1, 0])].concat())
+        }),
+        ("a message of 1048609 bytes", |c| {
+            Act::Raw([&message(c.id, 9, 1, 0, &[])[..4], &words(&[1_048_609, 1, 0])].concat())
+        }),
+        ("flags 0x2", |c| Act::Raw(message(c.id, 9, 2, 0, &[]))),
+        ("a reply to message", |c| Act::Raw(message(c.id.wrapping_add(1), 9, 1, 0, &[]))),
+        ("a reply to message", |c| Act::Raw(message(c.id.wrapping_sub(1), 10, 1, 0, &[]))),
+        ("with command 10", |c| Act::Raw(message(c.id, 10, 1, 0, &[]))),
+        ("within 300 ms", |c| Act::Raw(message(c.id, 9, 1, 0, &[0; 20])[..30].to_vec())),
+        ("at least 16 needed", |_| Act::Reply(vec![0; 15])),
+        ("3 bytes", |c| Act::Reply([&c.payload[..16], &[0; 3]].concat())),
+        ("5 bytes", |c| Act::Reply([&c.payload[..16], &[0; 5]].concat())),
+        ("4 bytes", |c| Act::Reply([longs(&[8]), c.payload[8..16].to_vec(), vec![0; 4]].concat())),
+        ("within 300 ms", |_| Act::Raw(message(0, 11, 0x10, 0, &[0; 16]))),
+    ];
+    for (n, (reason, act)) in cases.into_iter().enumerate() {
+        let server = Scripted::start(move |came| {
+            (came.command == 9 && word(&came.payload, 8) == 0).then(|| act(came))
+        });
+        let device = server.connect().unwrap();
+        let start = Instant::now();
+        let found = is_gone(device.region_read(Region::Bar(0), 0, &mut [0; 4]));
+        assert!(found.contains(reason), "case {n}: {found}");
+        assert!(start.elapsed() < 3 * PATIENCE, "case {n}");
+        // For good, with the same reason, and at once.
+        let start = Instant::now();
+        assert_eq!(is_gone(device.region_write(Region::Bar(0), 0, &[0; 4])), found);
+        assert_eq!(is_gone(device.reset()), found);
+        assert!(start.elapsed() < PATIENCE / 2);
+    }
+}
+
+#[test]
+fn a_server_that_sends_a_byte_at_a_time_or_floods_does_not_gain_time() {
+    for drip in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            receive(&mut socket).unwrap();
+            let reply = message(0, 1, 1, 0, &[0; 400]);
+            let flood = message(0, 12, 0x10, 0, &[0; 16]).repeat(10);
+            if drip {
+                for byte in reply {
+                    if socket.write_all(&[byte]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            } else {
+                while socket.write_all(&flood).is_ok() {}
+            }
+        });
+        let start = Instant::now();
+        is_gone(VfioUser::connect_within(&path, PATIENCE));
+        assert!(start.elapsed() < 3 * PATIENCE, "{:?}", start.elapsed());
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn a_device_that_makes_no_sense_is_not_opened() {
+    type Nonsense = (&'static str, fn(&Came) -> Option<Act>);
+    let cases: [Nonsense; 13] = [
+        ("version 1.0", |c| (c.command == 1).then(|| Act::Reply(vec![1, 0, 0, 0]))),
+        ("version 0.1", |c| (c.command == 1).then(|| Act::Reply(vec![0, 0, 1, 0]))),
+        ("version data", |c| (c.command == 1).then(|| Act::Reply(vec![0, 0, 0, 0, b'{', 0]))),
+        ("a usable limit", |c| {
+            let caps = br#"{"capabilities":{"pgsizes":0}}"#;
+            (c.command == 1).then(|| Act::Reply([&[0; 4][..], caps, &[0]].concat()))
+        }),
+        ("errno", |c| (c.command == 1).then_some(Act::Fail(71))),
+        ("a PCI device", |c| (c.command == 4).then(|| Act::Reply(words(&[16, 1, 9, 5])))),
+        ("a PCI device", |c| (c.command == 4).then(|| Act::Reply(words(&[16, 3, 7, 5])))),
+        ("region 1 described", |c| {
+            let other = || Act::Reply([words(&[32, 3, 1, 0]), longs(&[0, 0])].concat());
+            (c.command == 5).then(other)
+        }),
+        ("of 65537 bytes", |c| {
+            let long = || Act::Reply([words(&[65_537, 3, 0, 0]), longs(&[0, 0])].concat());
+            (c.command == 5).then(long)
+        }),
+        ("an area of", |c| {
+            (c.command == 5).then(|| Act::With(sparse(100, &[0x3000, 0x1001]), memfd(0x8000)))
+        }),
+        ("a capability at", |c| {
+            let mut cut = sparse(100, &[0, 0x1000]);
+            cut.truncate(80);
+            (c.command == 5).then(|| Act::With(cut, memfd(0x8000)))
+        }),
+        ("capabilities at", |c| {
+            let mut looped = sparse(100, &[0, 0x1000]);
+            looped[44] = 40;
+            (c.command == 5).then(|| Act::With(looped, memfd(0x8000)))
+        }),
+        ("interrupts 3 described", |c| (c.command == 7).then(|| Act::Reply(words(&[16, 1, 3, 1])))),
+    ];
+    for (n, (reason, script)) in cases.into_iter().enumerate() {
+        let server = Scripted::start(script);
+        let error = server.connect().unwrap_err().to_string();
+        let known = error.contains(reason) || (reason == "errno" && error.contains("os error 71"));
+        assert!(known, "case {n}: {error}");
+    }
+}
+
+#[test]
+fn an_unmap_of_something_else_is_not_believed() {
+    let server = Scripted::start(|came| {
+        (came.command == 3)
+            .then(|| Act::Reply([&came.payload[..16], &longs(&[0x1000])[..]].concat()))
+    });
+    let device = server.connect().unwrap();
+    let file = memfd(0x2000);
+    let request = MapRequest {
+        iova: 0x1000,
+        host: NonNull::without_provenance(0x1000.try_into().unwrap()),
+        len: 0x2000,
+        access: DmaAccess::ReadWrite,
+        file: Some((file.as_fd(), 0)),
+    };
+    // SAFETY: the server maps nothing.
+    unsafe { device.iommu().map(&request) }.unwrap();
+    let reason = is_gone(device.iommu().unmap(0x1000, 0x2000));
+    assert!(reason.contains("4096 bytes at 0x1000"), "{reason}");
+    assert_eq!(device.iommu().info().unwrap().available_mappings, Some(65_534));
+}
+
+#[test]
+fn sockets_without_a_server_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let problem = |path: &Path| VfioUser::connect(path).unwrap_err().to_string();
+    assert!(problem(&path).contains("no such socket"), "{}", problem(&path));
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(problem(&path).contains("no server listens"), "{}", problem(&path));
+    assert!(problem(&path).contains("vfio-dma model --socket"));
+    let long = directory.path().join("x".repeat(120));
+    assert!(problem(&long).contains("at most 107 bytes"));
+    std::fs::remove_file(&path).unwrap();
+
+    // A server that accepts nobody: clients that have left keep their place in its queue.
+    let listener = UnixListener::bind(&path).unwrap();
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+    let attempts = (0..4).map(|_| {
+        let attempt = VfioUser::connect_within(&path, Duration::from_millis(20));
+        attempt.unwrap_err().to_string()
+    });
+    let attempts: Vec<_> = attempts.collect();
+    assert!(attempts[0].contains("no answer from the server within 20 ms"), "{attempts:?}");
+    assert!(attempts[3].contains("does not accept clients"), "{attempts:?}");
+}
