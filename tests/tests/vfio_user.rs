@@ -3,6 +3,8 @@
 //! Registers and descriptors are written by their literal offsets here, so that what is
 //! tested is the way to the device and not a driver of it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
@@ -15,7 +17,7 @@ use proptest::prelude::*;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::backend::{Backend, BackendError, DmaAccess, IrqKind, MapRequest, Region};
 use vfio_dma::device::{Device, DeviceError};
-use vfio_dma::dma::{Buffer, Constraints, Direction, Memory, PageSize, Pattern, Request};
+use vfio_dma::dma::{Buffer, Direction, Memory, PageSize, Pattern, Request};
 use vfio_dma::mmio::{Bar, MmioError};
 use vfio_dma_model::function::PciFunction;
 use vfio_dma_model::ioat::{Ioat, IoatConfig};
@@ -48,7 +50,7 @@ fn wait(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 fn buffer(device: &Device, len: usize, direction: Direction) -> Buffer {
-    device.allocate(&Request { len, direction, constraints: Constraints::default() }).unwrap()
+    device.allocate(&Request::new(len, direction)).unwrap()
 }
 
 fn iova(buffer: &Buffer) -> u64 {
@@ -420,8 +422,7 @@ fn a_server_that_is_killed_is_noticed_and_leaves_the_driver_whole() {
     assert!(matches!(error, MmioError::Backend(BackendError::Gone { .. })), "{error}");
     assert!(is_gone(&device.backend().reset().unwrap_err().into()));
     assert!(is_gone(&device.quiesce().unwrap_err()));
-    let request =
-        Request { len: 4096, direction: Direction::ToDevice, constraints: Constraints::default() };
+    let request = Request::new(4096, Direction::ToDevice);
     let error = device.allocate(&request).unwrap_err();
     assert!(error.to_string().contains("is gone: "), "{error}");
     assert_eq!(channel.word(), 0, "no completion is made up");
@@ -550,11 +551,7 @@ fn the_driver_survives_whatever_a_server_answers() {
                 let _ = backend.region_read(Region::Bar(0), 0, &mut [0; 100]);
                 let _ = backend.reset();
                 if let Ok(device) = Device::open(backend) {
-                    let request = Request {
-                        len: 4096,
-                        direction: Direction::ToDevice,
-                        constraints: Constraints::default(),
-                    };
+                    let request = Request::new(4096, Direction::ToDevice);
                     let _ = device.allocate(&request);
                     let _ = device.capabilities();
                     let _ = device.quiesce();
