@@ -7,7 +7,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -371,7 +371,7 @@ impl Process {
         command.args(["--ignored", "--exact", "serves_the_model_in_a_process_of_its_own"]);
         command.env("VFIO_USER_SOCKET", socket).stdout(Stdio::null());
         let process = Process(command.spawn().unwrap());
-        wait("the process listens", || socket.exists());
+        wait("the process listens", || UnixStream::connect(socket).is_ok());
         process
     }
 
@@ -391,8 +391,8 @@ impl Drop for Process {
 #[ignore = "the server of other tests: they start it as a process, and kill it"]
 fn serves_the_model_in_a_process_of_its_own() {
     let socket = std::env::var_os("VFIO_USER_SOCKET").expect("the parent names the socket");
-    // Slow enough to be killed in the middle of a copy.
-    let faults = "late=20000@1".parse().unwrap();
+    // The first completion is so late that the process is killed before it.
+    let faults = "late-completion=30s@1".parse().unwrap();
     let ioat = Ioat::new(IoatConfig { faults, ..IoatConfig::default() }).unwrap();
     let server = Server::bind(socket).unwrap();
     server.serve(&ioat, &Stop::new().unwrap()).unwrap();

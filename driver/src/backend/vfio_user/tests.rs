@@ -561,6 +561,41 @@ fn an_unmap_of_something_else_is_not_believed() {
 }
 
 #[test]
+fn a_server_is_given_no_more_mappings_than_it_takes() {
+    let server = Scripted::start(|came| {
+        let caps = br#"{"capabilities":{"max_dma_maps":2,"pgsizes":65536}}"#;
+        (came.command == 1).then(|| Act::Reply([&[0; 4][..], caps, &[0]].concat()))
+    });
+    let device = server.connect().unwrap();
+    let file = memfd(0x4_0000);
+    let map = |iova, access| {
+        let request = MapRequest {
+            iova,
+            host: NonNull::without_provenance(0x1_0000.try_into().unwrap()),
+            len: 0x1_0000,
+            access,
+            file: Some((file.as_fd(), iova)),
+        };
+        // SAFETY: the server maps nothing.
+        unsafe { device.iommu().map(&request) }
+    };
+    map(0x1_0000, DmaAccess::Read).unwrap();
+    map(0x2_0000, DmaAccess::Write).unwrap();
+    assert_eq!(device.iommu().info().unwrap().available_mappings, Some(0));
+    let error = map(0x3_0000, DmaAccess::ReadWrite).unwrap_err();
+    assert!(error.to_string().contains("all 2 mappings"), "{error}");
+    device.iommu().unmap(0x1_0000, 0x1_0000).unwrap();
+    map(0x3_0000, DmaAccess::ReadWrite).unwrap();
+    let error = map(0x1000, DmaAccess::Read).unwrap_err();
+    assert!(error.to_string().contains("no multiple of 65536"), "{error}");
+    let sent = |flags, iova| [words(&[32, flags]), longs(&[iova, iova, 0x1_0000])].concat();
+    let maps: Vec<_> = server.came(2).into_iter().map(|came| (came.payload, came.fds)).collect();
+    assert_eq!(maps, [(sent(1, 0x1_0000), 1), (sent(2, 0x2_0000), 1), (sent(3, 0x3_0000), 1)]);
+    let unmaps: Vec<_> = server.came(3).into_iter().map(|came| came.payload).collect();
+    assert_eq!(unmaps, [[words(&[24, 0]), longs(&[0x1_0000, 0x1_0000])].concat()]);
+}
+
+#[test]
 fn sockets_without_a_server_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("s");
