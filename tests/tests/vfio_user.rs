@@ -3,6 +3,8 @@
 //! Registers and descriptors are written by their literal offsets here, so that what is
 //! tested is the way to the device and not a driver of it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -327,6 +329,7 @@ fn clients_are_served_one_after_the_other() {
     let start = Instant::now();
     let error = VfioUser::connect_within(&socket, Duration::from_millis(200)).unwrap_err();
     assert!(matches!(&error, BackendError::Gone { .. }), "{error}");
+    assert!(error.to_string().contains("one client at a time"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(first.config().vendor_id().unwrap(), 0x8086);
     // Buffers hold the connection.
