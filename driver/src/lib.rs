@@ -3,7 +3,7 @@
 //! The crate is built in layers, each using only those above it in this list:
 //!
 //! - [`pci`]: addresses, sysfs, configuration space and its capabilities;
-//! - [`backend`]: how a device is reached: VFIO, or a model;
+//! - [`backend`]: how a device is reached: VFIO, a vfio-user socket, or a model;
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
 //! - [`dma`]: IOVAs, memory, buffers and where they are placed;

@@ -203,7 +203,11 @@ impl Connection {
         }
         let deadline = Deadline { at: Instant::now() + self.timeout, timeout: self.timeout };
         exchange(&mut stream, deadline).map_err(|Broken(reason)| {
-            let reason = format!("{command:?}: {reason}");
+            let mut reason = format!("{command:?}: {reason}");
+            if command == Command::Version && Instant::now() >= deadline.at {
+                reason
+                    .push_str("; most serve one client at a time: end the other, if there is one");
+            }
             let error = gone(&reason);
             stream.broken = Some(reason);
             stream.fds.clear();

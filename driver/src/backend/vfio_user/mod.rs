@@ -52,6 +52,9 @@ use region::Described;
 /// the device has in hand.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest bound for a call.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 /// The regions of a PCI device, up to configuration space.
 const REGIONS: [Region; 8] = [
     Region::Bar(0),
@@ -113,13 +116,14 @@ impl VfioUser {
         VfioUser::connect_within(path, TIMEOUT)
     }
 
-    /// Connects as [`VfioUser::connect`] does, with another bound for each call.
+    /// Connects as [`VfioUser::connect`] does, with another bound for each call, at most an
+    /// hour.
     ///
     /// # Errors
     ///
     /// As [`VfioUser::connect`].
     pub fn connect_within(path: impl AsRef<Path>, timeout: Duration) -> Result<Arc<VfioUser>> {
-        let connection = Arc::new(Connection::open(path.as_ref(), timeout)?);
+        let connection = Arc::new(Connection::open(path.as_ref(), timeout.min(LONGEST))?);
         let location = connection.location().to_owned();
         let unsupported =
             |what: &str| BackendError::Unsupported { what: what.into(), by: location.clone() };
@@ -165,7 +169,9 @@ impl VfioUser {
     }
 
     fn described(&self, region: Region) -> Option<&Described> {
-        self.regions.get(region.index() as usize)
+        // BAR 6 and 7 do not exist, though their indices are others'.
+        let at = REGIONS.iter().position(|&known| known == region)?;
+        self.regions.get(at)
     }
 
     /// Checks that an access lies inside of its region.
