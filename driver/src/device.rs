@@ -127,10 +127,18 @@ impl Device {
     ///
     /// Fails when configuration space cannot be read.
     pub fn transactions_pending(&self) -> Result<Option<bool>, DeviceError> {
+        self.device_status()?.map(|register| self.is_pending(register)).transpose()
+    }
+
+    /// Offset of the device status register of PCI Express.
+    fn device_status(&self) -> Result<Option<u16>, DeviceError> {
         let capabilities = self.capabilities()?;
-        let Some((offset, _)) = capabilities.pci_express() else { return Ok(None) };
-        let status = self.config().read_u16(offset + PciExpress::DEVICE_STATUS)?;
-        Ok(Some(status & PciExpress::TRANSACTIONS_PENDING != 0))
+        Ok(capabilities.pci_express().map(|(offset, _)| offset + PciExpress::DEVICE_STATUS))
+    }
+
+    fn is_pending(&self, device_status: u16) -> Result<bool, DeviceError> {
+        let status = self.config().read_u16(device_status)?;
+        Ok(status & PciExpress::TRANSACTIONS_PENDING != 0)
     }
 
     /// Opens BAR `index` (0 to 5), mapped where it can be.
@@ -241,10 +249,11 @@ impl Device {
     /// has transactions pending for longer than 1 s.
     pub fn quiesce(&self) -> Result<(), DeviceError> {
         self.set_bus_master(false)?;
+        let Some(register) = self.device_status()? else { return Ok(()) };
         let begin = Instant::now();
         // Reading the command register back has flushed the function's posted writes
         // (PCI 3.0, 3.2.5); reads that it has begun may still be on their way.
-        while self.transactions_pending()? == Some(true) {
+        while self.is_pending(register)? {
             if begin.elapsed() > PENDING_LIMIT {
                 let location = self.backend.location();
                 return Err(DeviceError::StillBusy { location, waited: begin.elapsed() });

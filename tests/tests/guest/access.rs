@@ -11,7 +11,7 @@ use vfio_dma::backend::{BackendError, DmaAccess, IrqKind, MapRequest, Translatio
 use vfio_dma::device::{Device, DeviceError};
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::PciTestdev;
-use vfio_dma::dma::{Direction, Memory, PageSize, Pattern};
+use vfio_dma::dma::{Direction, Memory, PageSize};
 use vfio_dma::mmio::{Reg, WriteOnly};
 use vfio_dma::pci::Sysfs;
 use vfio_dma::session::Session;
@@ -23,6 +23,7 @@ use crate::interrupts::{SOON, check_intx, check_msix};
 use crate::memory::check_directions;
 use crate::support::{
     bind, check_refusal, copy_and_verify, leaves_machine_alone, open_through, refused,
+    share_a_buffer,
 };
 
 const EDU: u8 = 0;
@@ -112,15 +113,7 @@ pub(crate) fn two_devices_share_an_ioas() {
     assert!(Arc::ptr_eq(first.device().space(), second.device().space()));
     assert_eq!(name(first.device()), "iommufd");
     copy_and_verify(&mut first, 3000, 1);
-    // What one device wrote, the other reads: they see the same addresses.
-    let pattern = Pattern::new(3);
-    let mut shared = first.allocate(2048, Direction::Bidirectional).unwrap();
-    pattern.fill(&mut shared, 0, 1024, 0).unwrap();
-    let shared = first.write(shared, 0, 0, 1024).unwrap().wait().unwrap();
-    let shared = first.read(shared, 1024, 0, 1024).unwrap().wait().unwrap();
-    let shared = second.write(shared, 1024, 0, 1024).unwrap().wait().unwrap();
-    let shared = second.read(shared, 0, 0, 1024).unwrap().wait().unwrap();
-    pattern.check(&shared, 0, 1024, 0).unwrap().unwrap();
+    let shared = share_a_buffer(&mut first, &mut second);
     // The one that stays goes on when the other leaves.
     drop(first);
     drop(shared);

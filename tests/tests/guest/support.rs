@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
-use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::dma::{Buffer, Direction, Pattern};
 use vfio_dma::pci::{Address, Sysfs};
 use vfio_dma::session::Session;
 use vfio_dma_tests::{Said, address, vfio_dma};
@@ -64,6 +64,20 @@ pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
     ok(old.check(&target, 0, to, 0));
     ok(sent.check(&target, to, len, from as u64));
     ok(old.check(&target, to + len, behind, (to + len) as u64));
+}
+
+/// Hands a buffer from one device to another in the same address space: what one wrote, the
+/// other reads.
+pub(crate) fn share_a_buffer(first: &mut Edu, second: &mut Edu) -> Buffer {
+    let pattern = Pattern::new(3);
+    let mut shared = first.allocate(2048, Direction::Bidirectional).unwrap();
+    pattern.fill(&mut shared, 0, 1024, 0).unwrap();
+    let shared = first.write(shared, 0, 0, 1024).unwrap().wait().unwrap();
+    let shared = first.read(shared, 1024, 0, 1024).unwrap().wait().unwrap();
+    let shared = second.write(shared, 1024, 0, 1024).unwrap().wait().unwrap();
+    let shared = second.read(shared, 0, 0, 1024).unwrap().wait().unwrap();
+    pattern.check(&shared, 0, 1024, 0).unwrap().unwrap();
+    shared
 }
 
 /// Runs the command line, which must fail with one message that has all of these parts.
