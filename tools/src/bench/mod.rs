@@ -8,3 +8,4 @@ mod fixture;
 pub mod link;
 pub mod report;
 pub mod results;
+pub mod units;
