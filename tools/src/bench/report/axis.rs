@@ -111,9 +111,10 @@ impl Axis {
 
     /// The label at a place, which is a tick's.
     pub(super) fn label(&self, place: f64) -> String {
-        let nearest = self.ticks.iter().min_by(|(a, _), (b, _)| {
-            f64::total_cmp(&(a - place).abs(), &(b - place).abs())
-        });
+        let nearest = self
+            .ticks
+            .iter()
+            .min_by(|(a, _), (b, _)| f64::total_cmp(&(a - place).abs(), &(b - place).abs()));
         nearest.map(|(_, label)| label.clone()).unwrap_or_default()
     }
 }

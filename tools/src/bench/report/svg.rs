@@ -16,8 +16,6 @@ pub(super) enum Role {
     Grid,
     /// A value to compare with.
     Rule,
-    /// Its label.
-    RuleText,
     /// The line of a series.
     Line(u8),
     /// The spread of a series.
@@ -31,7 +29,7 @@ pub(super) const SERIES: u8 = 6;
 
 impl Role {
     fn all() -> impl Iterator<Item = Role> {
-        let single = [Role::Text, Role::Axis, Role::Grid, Role::Rule, Role::RuleText];
+        let single = [Role::Text, Role::Axis, Role::Grid, Role::Rule];
         let series = (0..SERIES).flat_map(|n| [Role::Line(n), Role::Bar(n), Role::Marker(n)]);
         single.into_iter().chain(series)
     }
@@ -43,7 +41,6 @@ impl Role {
             Role::Axis => RGBColor(1, 0, 1),
             Role::Grid => RGBColor(1, 0, 2),
             Role::Rule => RGBColor(1, 0, 3),
-            Role::RuleText => RGBColor(1, 0, 4),
             Role::Line(n) => RGBColor(1, 1, n),
             Role::Bar(n) => RGBColor(1, 2, n),
             Role::Marker(n) => RGBColor(1, 3, n),
@@ -57,7 +54,6 @@ impl Role {
             Role::Axis => format!("{kind}-axis"),
             Role::Grid => format!("{kind}-grid"),
             Role::Rule => format!("{kind}-rule"),
-            Role::RuleText => format!("{kind}-ruletext"),
             Role::Line(n) => format!("{kind}-c{n} dash{n}"),
             Role::Bar(n) => format!("{kind}-c{n} bar"),
             Role::Marker(n) => format!("{kind}-c{n}"),
