@@ -43,7 +43,7 @@ pub(super) fn measured(results: &Results) -> Vec<Figure> {
 }
 
 pub(super) fn point(at: f64, spread: &Spread) -> Point {
-    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]) }
+    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]), marked: true }
 }
 
 /// The place of a size on an axis of sizes.
@@ -86,7 +86,8 @@ impl SegmentAxis {
             sizes.iter().map(|&size| (log2(size), short(size))).collect();
         let last = ticks.last().map_or(0.0, |tick| tick.0);
         // So far apart that their labels have room on a narrow page.
-        let step = ticks.first().map_or(2.0, |first| ((last - first.0) * 0.18).max(2.0));
+        let span = ticks.first().map_or(0.0, |first| last - first.0);
+        let step = ((span + 1.0) * 0.3).max(2.0);
         let [contiguous, memcpy] = [last + step, last + 2.0 * step];
         ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
         SegmentAxis {
@@ -364,6 +365,9 @@ fn nines(share: f64) -> f64 {
     -(1.0 - share).log10()
 }
 
+/// Quantiles with a label.
+const SHARES: [f64; 8] = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999];
+
 fn latency(cells: &[&Cell]) -> Option<Figure> {
     let cells: Vec<_> = cells.iter().filter_map(|c| Some((*c, c.latency.as_ref()?))).collect();
     let (sizes, note) = drawn(cells.iter().map(|(cell, _)| cell.transfer).collect());
@@ -372,20 +376,26 @@ fn latency(cells: &[&Cell]) -> Option<Figure> {
         .map(|(cell, latency)| {
             // The slowest one has no place among the nines: the table has it.
             let quantiles = latency.quantiles.iter().filter(|(_, q)| (0.0..1.0).contains(q));
-            let points = quantiles.map(|&(time, share)| Point {
-                at: nines(share),
-                value: time as f64,
-                spread: None,
-            });
-            Line {
-                name: format!("{} transfer", bytes(cell.transfer)),
-                pieces: vec![points.collect()],
+            let mut points: Vec<Point> = quantiles
+                .map(|&(time, share)| Point {
+                    at: nines(share),
+                    value: time as f64,
+                    spread: None,
+                    marked: false,
+                })
+                .collect();
+            // There may be a hundred of them: the first one that reaches a label is marked.
+            for share in SHARES {
+                let reaches = |point: &&mut Point| point.at >= nines(share) - 1e-9;
+                if let Some(point) = points.iter_mut().find(reaches) {
+                    point.marked = true;
+                }
             }
+            Line { name: format!("{} transfer", bytes(cell.transfer)), pieces: vec![points] }
         })
         .collect();
     let reached = lines.iter().flat_map(|line| &line.pieces[0]).map(|p| p.at).fold(1.0, f64::max);
-    let shares = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999];
-    let ticks = shares.into_iter().filter(|&share| nines(share) <= reached + 1e-6);
+    let ticks = SHARES.into_iter().filter(|&share| nines(share) <= reached + 1e-6);
     let mut varied = Axis::named(
         "share of the transfers that were not slower",
         ticks.map(|share| (nines(share), percent_short(share))).collect(),
@@ -434,7 +444,7 @@ fn allocations(allocations: &[Allocation]) -> Option<Figure> {
         let spreads = done.iter().enumerate().filter_map(|(n, a)| Some((n, part(a)?)));
         // Beside each other on their row.
         let points: Vec<Vec<Point>> = spreads
-            .map(|(n, spread)| vec![point(n as f64 + 0.12 * lines.len() as f64, &spread)])
+            .map(|(n, spread)| vec![point(n as f64 + 0.13 * (lines.len() as f64 - 0.8), &spread)])
             .collect();
         if !points.is_empty() {
             lines.push(Line { name: name.to_owned(), pieces: points });

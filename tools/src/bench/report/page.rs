@@ -109,7 +109,7 @@ fn notes(results: &Results) -> Markup {
 
 fn setup(setup: &Setup) -> Markup {
     let (machine, device) = (&setup.machine, &setup.device);
-    let version = device.version.as_deref().map(|v| format!(" version {v}")).unwrap_or_default();
+    let version = device.version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
     let processor = machine.processor.as_deref().unwrap_or("unnamed processor");
     let peak = setup.peak_memory.map(|peak| format!(", peak memory {}", bytes(peak)));
     let channels = if device.channels == 1 { "channel" } else { "channels" };
@@ -117,7 +117,7 @@ fn setup(setup: &Setup) -> Markup {
         (
             "Device",
             format!(
-                "{} at {}{version} ({}), {} {channels}",
+                "{}{version} at {} ({}), {} {channels}",
                 device.driver, device.location, device.ids, device.channels
             ),
         ),
@@ -244,7 +244,10 @@ mod tests {
     #[test] // TEMPORARY
     fn zz_dump() {
         std::fs::create_dir_all("/tmp/shots").unwrap();
-        let r = match std::fs::read_to_string("/tmp/bench-in.json") { Ok(t) => serde_json::from_str(&t).unwrap(), Err(_) => fixture::results() };
+        let r = match std::fs::read_to_string("/tmp/bench-in.json") {
+            Ok(t) => serde_json::from_str(&t).unwrap(),
+            Err(_) => fixture::results(),
+        };
         std::fs::write("/tmp/shots/page.html", page(&r).unwrap()).unwrap();
     }
 
@@ -343,7 +346,9 @@ mod tests {
         results.link.as_mut().unwrap().link = hostile.into();
         let page = page(&results).unwrap();
         let page = parsed(&page);
-        assert!(elements(page.root(), "script").is_empty() && elements(page.root(), "b").is_empty());
+        assert!(
+            elements(page.root(), "script").is_empty() && elements(page.root(), "b").is_empty()
+        );
         let text = text(page.root());
         // Title, heading and device; processor; note; end; strategy; failure; three of links.
         assert!(text.matches(hostile).count() >= 10, "{}", text.matches(hostile).count());
