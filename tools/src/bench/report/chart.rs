@@ -211,7 +211,7 @@ impl<'a, 'b> Plot<'a, 'b> {
             path(self.root, &[(x, from), (x, self.bottom)], role, 1)?;
             let half = half_width(label, self.room);
             if x - half >= free {
-                free = x + half + 5;
+                free = x + half + 4;
                 self.text(label, (x, self.bottom + 5), HPos::Center, VPos::Top)?;
             }
         }
@@ -260,7 +260,7 @@ impl<'a, 'b> Plot<'a, 'b> {
 
 /// Half of what a label takes, about.
 fn half_width(label: &str, room: Room) -> i32 {
-    (label.chars().count() as f64 * room.font * 0.32) as i32
+    (label.chars().count() as f64 * room.font * 0.29) as i32
 }
 
 fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(), Failure> {

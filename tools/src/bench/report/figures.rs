@@ -87,7 +87,7 @@ impl SegmentAxis {
         let last = ticks.last().map_or(0.0, |tick| tick.0);
         // So far apart that their labels have room on a narrow page.
         let span = ticks.first().map_or(0.0, |first| last - first.0);
-        let step = ((span + 1.0) * 0.3).max(2.0);
+        let step = ((span + 1.0) * 0.32).max(2.0);
         let [contiguous, memcpy] = [last + step, last + 2.0 * step];
         ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
         SegmentAxis {

@@ -241,16 +241,6 @@ mod tests {
         node.descendants().filter_map(|node| node.text().filter(|_| node.is_text())).collect()
     }
 
-    #[test] // TEMPORARY
-    fn zz_dump() {
-        std::fs::create_dir_all("/tmp/shots").unwrap();
-        let r = match std::fs::read_to_string("/tmp/bench-in.json") {
-            Ok(t) => serde_json::from_str(&t).unwrap(),
-            Err(_) => fixture::results(),
-        };
-        std::fs::write("/tmp/shots/page.html", page(&r).unwrap()).unwrap();
-    }
-
     #[test]
     fn the_page_stands_alone() {
         let page = page(&fixture::results()).unwrap();
