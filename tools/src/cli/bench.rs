@@ -1,0 +1,152 @@
+//! `vfio-dma bench`: contiguous against scatter/gather transfers, measured.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_model::link::{LinkConfig, LinkMeter};
+
+use super::open::Reach;
+use super::size::parse_size;
+use super::{Failure, interrupted, output};
+use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, Wishes};
+use crate::bench::{self, Options, Outputs, table};
+
+/// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
+/// the processor's own copy in the same rounds
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
+    /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
+    #[arg(value_name = "DEVICE")]
+    device: String,
+    /// How much is measured
+    #[arg(long, value_enum, default_value_t = Profile::Quick)]
+    profile: Profile,
+    /// Rounds, in each of which every variant has its turn; 10 for quick, 20 for full
+    #[arg(long, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    rounds: Option<u32>,
+    /// Milliseconds for each variant in a round
+    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    slice: u64,
+    /// Transfer sizes instead of the profile's, 1 byte to 64M
+    #[arg(long = "size", value_name = "SIZE,...", value_delimiter = ',', value_parser = parse_transfer)]
+    sizes: Option<Vec<u64>>,
+    /// Segment sizes instead of the profile's; contiguous is always measured
+    #[arg(long = "segment", value_name = "SIZE|contiguous,...", value_delimiter = ',', value_parser = parse_segment)]
+    segments: Option<Vec<Segment>>,
+    /// Transfers for each doorbell, 1 to 1024, instead of the profile's
+    #[arg(long = "batch", value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_BATCH)))]
+    batches: Option<Vec<u32>>,
+    /// The most channels at once; all that the device has otherwise
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    channels: Option<u32>,
+    /// Seed of the data, of the order of segments and of the variants in each round
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds for which no transfer may end
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    #[command(flatten)]
+    reach: Reach,
+    /// Link that the transfers are calculated for
+    #[arg(
+        long,
+        value_name = "gen3x8[,mps=BYTES,mrrs=BYTES,addr=64|32,ecrc=0|1]",
+        default_value = "gen3x8"
+    )]
+    link: LinkConfig,
+    /// Write everything that was found as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Channels of the model in this process.
+const CHANNELS: u8 = 4;
+
+/// Bytes of a segment; `None` is contiguous. A type of its own, for an `Option` on the
+/// command line is an option that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment(Option<u64>);
+
+fn parse_transfer(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(size) if (1..=LONGEST).contains(&size) => Ok(size),
+        Ok(_) => Err("a transfer has 1 byte to 64M".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_segment(text: &str) -> Result<Segment, String> {
+    match text {
+        "contiguous" => Ok(Segment(None)),
+        _ => match parse_size(text) {
+            Ok(size) if (1..LONGEST).contains(&size) => Ok(Segment(Some(size))),
+            Ok(_) => Err("a segment has at least 1 byte and less than 64M".to_owned()),
+            Err(error) => Err(format!("{error}; or `contiguous`")),
+        },
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+///
+/// Fails when the device cannot be opened or fails in the middle, a byte is wrong, or a file
+/// cannot be written. What was measured until then is printed and written all the same.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    // Files that cannot be written are found out before the measurement, not after it.
+    let mut outputs = Outputs::default();
+    outputs
+        .add(args.json.as_deref(), |results| Ok(serde_json::to_string_pretty(results)? + "\n"))?;
+    // The flag is set up before anything is changed, so that Ctrl-C undoes it.
+    let interrupted = interrupted()?;
+    let meter = Arc::new(LinkMeter::new(args.link));
+    let model =
+        IoatConfig { channels: CHANNELS, meter: Some(Arc::clone(&meter)), ..IoatConfig::default() };
+    let options = Options {
+        wishes: Wishes {
+            profile: args.profile,
+            sizes: args.sizes.clone(),
+            segments: args.segments.as_ref().map(|list| list.iter().map(|s| s.0).collect()),
+            batches: args.batches.clone(),
+            channels: args.channels,
+        },
+        rounds: args.rounds.unwrap_or_else(|| args.profile.rounds()),
+        slice: Duration::from_millis(args.slice),
+        seed: args.seed,
+        timeout: Duration::from_secs(args.timeout),
+        meter: Some(meter),
+    };
+    let results = args.reach.drive(&args.device, model, |driver, device| {
+        bench::run(&options, driver, &device, &interrupted)
+    })?;
+    let mut failures = outputs.write(&results);
+    failures.extend(output::print(&table(&results)).err());
+    failures.extend(results.ended_early.map(Failure::from));
+    if failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    Err(texts.join("\n").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        assert_eq!(parse_transfer("64"), Ok(64));
+        assert_eq!(parse_transfer("64M"), Ok(64 << 20));
+        for text in ["0", "65M", "1G", "-1", "x"] {
+            assert!(parse_transfer(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_segment("contiguous"), Ok(Segment(None)));
+        assert_eq!(parse_segment("4K"), Ok(Segment(Some(4096))));
+        assert!(parse_segment("0").is_err());
+        assert!(parse_segment("any").unwrap_err().contains("contiguous"));
+    }
+}
