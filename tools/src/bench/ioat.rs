@@ -20,7 +20,7 @@ pub(super) const RING: u32 = 4096;
 /// How often completion is looked for between two looks at the clock.
 const LOOKS: u32 = 64;
 /// How long nothing may end until others may have the processor.
-const SPIN: Duration = Duration::from_millis(1);
+const SPIN: Duration = Duration::from_micros(20);
 /// How long nothing may end until the device itself is asked.
 const PATIENCE: Duration = Duration::from_millis(10);
 

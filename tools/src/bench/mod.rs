@@ -170,11 +170,15 @@ impl Session<'_> {
         specs: &[plan::Spec],
         constraints: Constraints,
     ) -> Measured {
-        let budget = self.options.wishes.profile.budget();
+        // Who asks for more rounds, or longer ones, has the time for them.
+        let Options { rounds, slice, ref wishes, .. } = *self.options;
+        let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
+        let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
+        let budget = wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0));
         let allocations = Allocations::new(self.device, constraints, budget / 10);
         let conduct = Conduct {
-            rounds: self.options.rounds,
-            slice: self.options.slice,
+            rounds,
+            slice,
             budget: budget.saturating_sub(self.begin.elapsed()),
             seed: self.options.seed,
             interrupted: self.interrupted,

@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::results::Series;
 use crate::cli::Failure;
 
+/// Time for each variant in a round, unless asked for otherwise.
+pub const SLICE: Duration = Duration::from_millis(25);
 /// The longest transfer: 64 MiB.
 pub const LONGEST: u64 = 64 << 20;
 /// The most transfers for a doorbell.

@@ -124,7 +124,7 @@ fn section(text: &mut String, title: &str, head: String, rows: impl Iterator<Ite
 
 fn segment_head() -> String {
     format!(
-        "{:>8} {:>10} {:>7}  {:<12} {:>6} {:<9} {:>6} {:>8} {:>8} {:>6} {:>5} {:>5}",
+        "{:>8} {:>10} {:>7}  {:<12} {:>5} {:<9} {:>6} {:>7} {:>7} {:>6} {:>5} {:>5}",
         "transfer",
         "segment",
         "GB/s",
@@ -156,7 +156,7 @@ fn segment_row(cell: &Cell, results: &Results) -> String {
         _ => cell.map_calls.to_string(),
     };
     format!(
-        "{:>8} {segment:>10} {:>7.2}  {:<12} {ratio:>6} {span:<9} {:>6} {p50:>8} {p99:>8} {:>6} \
+        "{:>8} {segment:>10} {:>7.2}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
          {:>5} {maps:>5}",
         bytes(cell.transfer),
         cell.bytes_per_second.median / 1e9,

@@ -11,7 +11,7 @@ use vfio_dma_model::link::{LinkConfig, LinkMeter};
 use super::open::Reach;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
-use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, Wishes};
+use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
 use crate::bench::{self, Options, Outputs, table};
 
 /// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(10..=10_000))]
     rounds: Option<u32>,
     /// Milliseconds for each variant in a round
-    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, value_name = "MS", default_value_t = SLICE.as_millis() as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     slice: u64,
     /// Transfer sizes instead of the profile's, 1 byte to 64M
     #[arg(long = "size", value_name = "SIZE,...", value_delimiter = ',', value_parser = parse_transfer)]
