@@ -11,6 +11,8 @@ use crate::cli::Failure;
 pub const SLICE: Duration = Duration::from_millis(25);
 /// The longest transfer: 64 MiB.
 pub const LONGEST: u64 = 64 << 20;
+/// Transfers take turns with different places up to so many bytes.
+const WORKING_SET: u64 = 16 << 20;
 /// The most transfers for a doorbell.
 pub const MOST_BATCH: u32 = 1024;
 /// The most segments of a transfer that a profile has by itself.
@@ -153,7 +155,7 @@ impl Spec {
     /// Different places that the transfers of all channels take turns with.
     #[must_use]
     pub fn slots(&self) -> u64 {
-        (LONGEST / self.stride()).clamp(1, u64::from(self.depth() * self.channels))
+        (WORKING_SET / self.stride()).clamp(1, u64::from(self.depth() * self.channels))
     }
 
     /// Bytes from one place to the next.
@@ -392,7 +394,7 @@ mod tests {
                 assert!(spec.segment.is_none_or(|segment| segment < spec.transfer));
                 let batch = u64::from(spec.batch) * spec.pieces();
                 assert!(spec.batch == 1 || batch <= 4095, "{spec} fits into the ring");
-                assert!(spec.extent() <= LONGEST.max(spec.stride()), "{spec}");
+                assert!(spec.extent() <= WORKING_SET.max(spec.stride()), "{spec}");
             }
             let mut distinct = specs.clone();
             distinct.sort_by_key(|s| (s.series, s.transfer, s.segment, s.batch, s.channels));

@@ -230,17 +230,17 @@ fn latency_row(cell: &Cell) -> String {
 
 fn allocation_head() -> String {
     format!(
-        "{:<41} {:>5} {:>9} {:<17} {:>9} {:>8} {:>5}",
+        "{:<47} {:>5} {:>7} {:<15} {:>7} {:>8} {:>5}",
         "strategy", "bytes", "median", "p25-p75", "release", "segments", "maps"
     )
 }
 
 fn allocation_row(row: &Allocation) -> String {
-    let head = format!("{:<41} {:>5}", row.strategy, bytes(row.len));
+    let head = format!("{:<47} {:>5}", row.strategy, bytes(row.len));
     let nanoseconds = |figure: f64| time(figure as u64);
     match (&row.allocate, &row.failed) {
         (Some(allocate), None) => format!(
-            "{head} {:>9} {:<17} {:>9} {:>8} {:>5}",
+            "{head} {:>7} {:<15} {:>7} {:>8} {:>5}",
             nanoseconds(allocate.median),
             format!("{}-{}", nanoseconds(allocate.p25), nanoseconds(allocate.p75)),
             row.release.as_ref().map_or("-".into(), |release| nanoseconds(release.median)),
