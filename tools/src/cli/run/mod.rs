@@ -17,7 +17,7 @@ use vfio_dma_model::ioat::IoatConfig;
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
-pub(super) use ioat::copy;
+pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
 
 use super::open::Reach;
