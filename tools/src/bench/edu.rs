@@ -110,7 +110,7 @@ impl Subject for EduSubject {
                 |segment| transfer.div_ceil(segment.min(PIECE)),
             );
         let elapsed = last - begin;
-        Ok(Sample { transfers, elapsed, descriptors: pieces, doorbells: pieces, tlps: None })
+        Ok(Sample { transfers, elapsed, descriptors: pieces, doorbells: pieces })
     }
 
     fn verify(&mut self, number: usize) -> Result<Sample, Failure> {

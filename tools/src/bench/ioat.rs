@@ -8,7 +8,6 @@ use hdrhistogram::Histogram;
 use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 use vfio_dma::dma::Constraints;
-use vfio_dma_model::link::{LinkMeter, TlpCounts};
 
 use super::arena::{Arena, Pair};
 use super::plan::Spec;
@@ -102,7 +101,6 @@ pub(super) struct IoatSubject {
     arena: Arena,
     /// The longest extent of each size of segments.
     extents: BTreeMap<Option<u64>, u64>,
-    meter: Option<Arc<LinkMeter>>,
     timeout: Duration,
 }
 
@@ -127,7 +125,6 @@ impl IoatSubject {
         specs: &[Spec],
         seed: u64,
         timeout: Duration,
-        meter: Option<Arc<LinkMeter>>,
     ) -> Result<IoatSubject, Failure> {
         let mut extents = BTreeMap::new();
         for spec in specs {
@@ -139,11 +136,7 @@ impl IoatSubject {
         let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
         let channels = (0..u8::try_from(count)?).map(|n| ioat.channel(n)).collect::<Result<_, _>>();
         let (channels, cells) = (channels?, BTreeMap::new());
-        Ok(IoatSubject { channels, cells, arena, extents, meter, timeout })
-    }
-
-    fn snapshot(&self) -> Option<TlpCounts> {
-        self.meter.as_ref().map(|meter| meter.snapshot())
+        Ok(IoatSubject { channels, cells, arena, extents, timeout })
     }
 
     fn totals(&self) -> (u64, u64) {
@@ -183,7 +176,7 @@ impl Subject for IoatSubject {
         extent: Extent,
         latency: &mut Histogram<u64>,
     ) -> Result<Sample, Failure> {
-        let (before, counted) = (self.totals(), self.snapshot());
+        let before = self.totals();
         let cell = self.cells.get_mut(&number).ok_or("a variant that is not prepared")?;
         let (quota, time) = match extent {
             Extent::Once => (cell.spec.depth().into(), Duration::MAX),
@@ -193,9 +186,8 @@ impl Subject for IoatSubject {
         let (transfers, elapsed) =
             drive(&mut self.channels, &mut cell.lanes, time, self.timeout, latency)?;
         let after = self.totals();
-        let tlps = self.snapshot().zip(counted).map(|(after, before)| after.since(&before));
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
-        Ok(Sample { transfers, elapsed, descriptors, doorbells, tlps })
+        Ok(Sample { transfers, elapsed, descriptors, doorbells })
     }
 
     fn verify(&mut self, number: usize) -> Result<Sample, Failure> {

@@ -30,17 +30,10 @@ pub(super) struct Conduct<'a> {
 #[derive(Default)]
 pub(super) struct Measured {
     pub(super) memcpy: Vec<Memcpy>,
-    pub(super) cells: Vec<Measurement>,
+    pub(super) cells: Vec<Cell>,
     pub(super) allocations: Vec<Allocation>,
     pub(super) notes: Vec<String>,
     pub(super) ended_early: Option<String>,
-}
-
-/// A cell, and what the model counted for it.
-pub(super) struct Measurement {
-    pub(super) cell: Cell,
-    /// The last run, with its counts.
-    pub(super) last: Sample,
 }
 
 /// A variant and what its rounds brought.
@@ -54,7 +47,6 @@ struct Variant {
     rates: Vec<Option<f64>>,
     latency: Histogram<u64>,
     total: Sample,
-    last: Sample,
 }
 
 /// The processor's copy of one size.
@@ -128,7 +120,6 @@ fn warm_up(
                 rates: Vec::new(),
                 latency: histogram(),
                 total: Sample::default(),
-                last: Sample::default(),
             }),
             Err(error) => {
                 measured.ended_early = Some(format!("before the first round: {error}"));
@@ -232,7 +223,6 @@ fn run_rounds(
             variant.total.transfers += sample.transfers;
             variant.total.descriptors += sample.descriptors;
             variant.total.doorbells += sample.doorbells;
-            variant.last = sample;
         }
         allocations.round();
         bar.inc(1);
@@ -302,7 +292,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
             map_calls: variant.map_calls,
             link: None,
         };
-        measured.cells.push(Measurement { cell, last: variant.last });
+        measured.cells.push(cell);
     }
     if !undecided.is_empty() {
         measured.notes.push(format!(

@@ -7,12 +7,19 @@
 
 mod allocation;
 mod arena;
+pub mod compare;
+mod count;
+pub mod csv;
 mod edu;
+#[cfg(test)]
+mod fixture;
 mod ioat;
+pub mod link;
 mod measure;
 mod memcpy;
 mod outputs;
 pub mod plan;
+pub mod report;
 pub mod results;
 mod segments;
 mod setup;
@@ -28,7 +35,7 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::Driver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::Constraints;
-use vfio_dma_model::link::LinkMeter;
+use vfio_dma_model::link::LinkConfig;
 
 use crate::cli::Failure;
 use allocation::Allocations;
@@ -39,6 +46,11 @@ use subject::Subject;
 
 pub use outputs::{Kind, Output, Outputs};
 pub use table::table;
+
+/// The transfer that a link is calculated for.
+const LINK_TRANSFER: u64 = 1 << 20;
+/// Its segments.
+const LINK_SEGMENTS: [u64; 7] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10];
 
 /// How a benchmark is run.
 #[derive(Debug, Clone)]
@@ -53,8 +65,8 @@ pub struct Options {
     pub seed: u64,
     /// How long a transfer may take.
     pub timeout: Duration,
-    /// Counts what the model would put on a link, where it is the model in this process.
-    pub meter: Option<Arc<LinkMeter>>,
+    /// The link that is calculated for.
+    pub link: LinkConfig,
 }
 
 /// Measures a device. What was measured before a failure of the device, or before the flag
@@ -112,9 +124,9 @@ pub fn run(
         setup,
         ended_early: measured.ended_early,
         memcpy: measured.memcpy,
-        cells: measured.cells.into_iter().map(|measured| measured.cell).collect(),
+        cells: measured.cells,
         allocations: measured.allocations,
-        link: None,
+        link: Some(link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
         notes: measured.notes,
     })
 }
@@ -128,7 +140,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn ioat(&self, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
-        let Options { seed, timeout, ref meter, .. } = *self.options;
+        let Options { seed, timeout, link, .. } = *self.options;
         let engine = ioat::open(Arc::clone(self.device))?;
         let (major, minor) = engine.version();
         let info = DeviceInfo {
@@ -142,8 +154,11 @@ impl Session<'_> {
         };
         let ring = u64::from(ioat::RING) - 1;
         let (specs, mut notes) = plan(&self.options.wishes, engine.channels().into(), ring)?;
-        let mut subject = ioat::IoatSubject::new(&engine, &specs, seed, timeout, meter.clone())?;
+        let mut subject = ioat::IoatSubject::new(&engine, &specs, seed, timeout)?;
         let mut measured = self.measure(&mut subject, &specs, Constraints::default());
+        // The model that counts takes as much memory again.
+        drop(subject);
+        count::count(&mut measured, &link, seed, self.budget() / 10);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
     }
@@ -170,11 +185,8 @@ impl Session<'_> {
         specs: &[plan::Spec],
         constraints: Constraints,
     ) -> Measured {
-        // Who asks for more rounds, or longer ones, has the time for them.
-        let Options { rounds, slice, ref wishes, .. } = *self.options;
-        let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
-        let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
-        let budget = wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0));
+        let Options { rounds, slice, .. } = *self.options;
+        let budget = self.budget();
         let allocations = Allocations::new(self.device, constraints, budget / 10);
         let conduct = Conduct {
             rounds,
@@ -184,5 +196,13 @@ impl Session<'_> {
             interrupted: self.interrupted,
         };
         measure(subject, specs, allocations, &conduct)
+    }
+
+    /// Who asks for more rounds, or longer ones, has the time for them.
+    fn budget(&self) -> Duration {
+        let Options { rounds, slice, ref wishes, .. } = *self.options;
+        let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
+        let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
+        wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0))
     }
 }

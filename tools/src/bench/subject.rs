@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use vfio_dma_model::link::TlpCounts;
 
 use super::plan::Spec;
 use crate::cli::Failure;
@@ -25,7 +24,6 @@ pub(super) struct Sample {
     pub(super) elapsed: Duration,
     pub(super) descriptors: u64,
     pub(super) doorbells: u64,
-    pub(super) tlps: Option<TlpCounts>,
 }
 
 impl Sample {

@@ -2,17 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use vfio_dma_model::ioat::IoatConfig;
-use vfio_dma_model::link::{LinkConfig, LinkMeter};
+use vfio_dma_model::link::LinkConfig;
 
 use super::open::Reach;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
-use crate::bench::{self, Options, Outputs, table};
+use crate::bench::results::Results;
+use crate::bench::{self, Options, Outputs, csv, table};
 
 /// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
@@ -61,6 +61,9 @@ pub struct Args {
     /// Write everything that was found as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a row for each figure as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
 }
 
 /// Channels of the model in this process.
@@ -99,13 +102,11 @@ fn parse_segment(text: &str) -> Result<Segment, String> {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // Files that cannot be written are found out before the measurement, not after it.
     let mut outputs = Outputs::default();
-    outputs
-        .add(args.json.as_deref(), |results| Ok(serde_json::to_string_pretty(results)? + "\n"))?;
+    outputs.add(args.json.as_deref(), json)?;
+    outputs.add(args.csv.as_deref(), csv::to_csv)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let meter = Arc::new(LinkMeter::new(args.link));
-    let model =
-        IoatConfig { channels: CHANNELS, meter: Some(Arc::clone(&meter)), ..IoatConfig::default() };
+    let model = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };
     let options = Options {
         wishes: Wishes {
             profile: args.profile,
@@ -118,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         slice: Duration::from_millis(args.slice),
         seed: args.seed,
         timeout: Duration::from_secs(args.timeout),
-        meter: Some(meter),
+        link: args.link,
     };
     let results = args.reach.drive(&args.device, model, |driver, device| {
         bench::run(&options, driver, &device, &interrupted)
@@ -131,6 +132,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
     Err(texts.join("\n").into())
+}
+
+fn json(results: &Results) -> Result<String, Failure> {
+    Ok(serde_json::to_string_pretty(results)? + "\n")
 }
 
 #[cfg(test)]

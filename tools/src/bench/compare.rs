@@ -1,0 +1,1 @@
+//! Two benchmarks against each other.

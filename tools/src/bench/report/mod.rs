@@ -1,0 +1,1 @@
+//! A benchmark as one self-contained page.
