@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vfio_dma::backend::Translation;
 use vfio_dma::device::{Device, DeviceError};
 use vfio_dma::dma::{
-    Constraints, Direction, DmaError, PageSize, Pool, Request, Reservation, Strategy,
+    Constraints, Direction, DmaError, PageSize, Placement, Pool, Request, Reservation, Strategy,
 };
 
 use super::results::Allocation;
@@ -74,8 +74,14 @@ impl Allocations {
             if way.failed.is_some() || used_up {
                 continue;
             }
+            // In single pages, as scatter/gather is measured with.
+            let placement = match way.strategy {
+                Strategy::ScatterGather => Placement::ScatterGather,
+                _ => Placement::Auto,
+            };
             let request = Request::new(LEN, Direction::FromDevice)
                 .constraints(self.constraints)
+                .placement(placement)
                 .order([way.strategy]);
             let calls = || self.device.space().usage().map_calls;
             let before = calls();
@@ -152,7 +158,7 @@ mod tests {
             assert_ne!(row.failed.is_some(), row.allocate.is_some(), "{row:?}");
         }
         let sg = find("scatter/gather");
-        assert_eq!(sg.allocate.unwrap().rounds, 3);
+        assert_eq!((sg.segments, sg.map_calls, sg.allocate.unwrap().rounds), (512, 512, 3));
         let base = find("4 KiB pages");
         assert_eq!((base.segments, base.map_calls, base.page_size), (1, 1, Some(4096)));
         assert_eq!(find("pool").map_calls, 0, "a pool is mapped already");
