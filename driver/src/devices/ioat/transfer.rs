@@ -105,8 +105,8 @@ fn turned(pattern: u64, done: u64) -> u64 {
 
 /// Fills a batch with the pieces of a transfer, as far as it goes; returns what is left.
 ///
-/// `head` gives the control field and the source word of a piece, from the bytes that were
-/// left before it and whether it has to tell that it is done.
+/// `source_word` gives the source word of a piece, from the bytes that were left before it.
+/// A descriptor has the bits of `tell` when it is the last, and at every quarter of the ring.
 #[inline]
 fn fill_ring(
     mut batch: Reservation<'_, Descriptor>,
@@ -114,19 +114,33 @@ fn fill_ring(
     limits: &SgLimits,
     (mut walk, mut left): (Walk, u64),
     quarter: u64,
-    head: impl Fn(&Piece, u64, bool) -> (u32, u64),
+    (control, tell): (u32, u32),
+    source_word: impl Fn(&Piece, u64) -> u64,
 ) -> (Walk, u64) {
-    while !batch.is_full() {
-        let Some(piece) = walk.next(source, target, limits) else { break };
-        let before = left;
-        left -= piece.len;
-        let tell = left == 0 || batch.position() & quarter == quarter;
-        let (control, source) = head(&piece, before, tell);
+    let command = |piece: Piece, left: &mut u64, control| {
+        let source = source_word(&piece, *left);
+        *left -= piece.len;
         // A length is at most 2^31, by the limits.
-        let command = Command { len: piece.len as u32, control, source, target: piece.target.0 };
-        if batch.fill(&command).is_err() {
-            break;
-        }
+        Command { len: piece.len as u32, control, source, target: piece.target.0 }
+    };
+    while !batch.is_full() && left > 0 {
+        // As many as lie before the next that tells in any case.
+        let silent = quarter - (batch.position() & quarter);
+        let whole = walk.whole(source, target, limits);
+        let passed = batch.fill_from(silent, whole.map(|piece| command(piece, &mut left, control)));
+        walk.pass(passed);
+        let (most, control) = match silent - passed {
+            0 => (1, control | tell),
+            more => (more, control),
+        };
+        batch.fill_from(
+            most,
+            std::iter::from_fn(|| {
+                let piece = walk.next(source, target, limits)?;
+                let last = if piece.len == left { tell } else { 0 };
+                Some(command(piece, &mut left, control | last))
+            }),
+        );
     }
     batch.commit();
     (walk, left)
@@ -260,12 +274,14 @@ impl Channel {
         let lists = (source, target);
         let state = (job.walk.clone(), job.left);
         (job.walk, job.left) = match job.pattern {
-            None => fill_ring(batch, lists, &limits, state, quarter, |piece, _, tell| {
-                (OP_COPY | if tell { told } else { 0 }, piece.source.0)
+            None => fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
+                piece.source.0
             }),
-            Some(pattern) => fill_ring(batch, lists, &limits, state, quarter, |_, left, tell| {
-                (OP_FILL | if tell { told } else { 0 }, turned(pattern, job.len - left))
-            }),
+            Some(pattern) => {
+                fill_ring(batch, lists, &limits, state, quarter, (OP_FILL, told), |_, left| {
+                    turned(pattern, job.len - left)
+                })
+            }
         };
         if job.left == 0 {
             job.end = Some(self.ring.filled());

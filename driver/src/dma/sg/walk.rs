@@ -69,6 +69,37 @@ impl Walk {
         self.target.advance(len);
         Some(Piece { source: Iova(from), target: Iova(to), len })
     }
+
+    /// The pieces that [`Walk::next`] would give from here on, as long as each is a whole
+    /// segment of both lists, and not the last of either: those need no arithmetic. Who
+    /// takes some of them says so with [`Walk::pass`].
+    #[inline]
+    pub(crate) fn whole<'a>(
+        &self,
+        source: &'a [Segment],
+        target: &'a [Segment],
+        limits: &SgLimits,
+    ) -> impl Iterator<Item = Piece> + use<'a> {
+        let between = self.source.left | self.target.left == 0 && limits.boundary.is_none();
+        let max_len = limits.max_len;
+        let rest = |list: &'a [Segment], cursor: Cursor| match list {
+            [others @ .., _] if between => others.get(cursor.next..).unwrap_or_default(),
+            _ => &[],
+        };
+        let (source, target) = (rest(source, self.source), rest(target, self.target));
+        source.iter().zip(target).map_while(move |(from, to)| {
+            let len = from.len as u64;
+            let whole = from.len == to.len && len <= max_len;
+            whole.then_some(Piece { source: from.iova, target: to.iova, len })
+        })
+    }
+
+    /// Goes behind the first `count` pieces of [`Walk::whole`].
+    #[inline]
+    pub(crate) fn pass(&mut self, count: u64) {
+        self.source.next += count as usize;
+        self.target.next += count as usize;
+    }
 }
 
 /// The pieces of a copy between two lists of the same length.
