@@ -40,17 +40,24 @@ pub(super) struct Job {
     pub(super) tables: Option<Tables>,
     /// The 8 bytes of a fill.
     pattern: Option<u64>,
-    walk: Walk,
     len: u64,
-    /// Bytes that are not in the ring yet.
-    left: u64,
     /// Position of the first descriptor, and one past the last when all are in the ring.
     first: u64,
     pub(super) end: Option<u64>,
-    pub(super) result: Option<Result<(), TransferError>>,
+    /// Boxed, so that a transfer that goes well moves fewer bytes.
+    pub(super) result: Option<Result<(), Box<TransferError>>>,
     pub(super) waker: Option<Waker>,
     /// Nobody asks for the result.
     detached: bool,
+}
+
+/// What of a transfer waits for room in the ring.
+#[derive(Debug)]
+pub(super) struct Rest {
+    key: usize,
+    walk: Walk,
+    /// Bytes that are not in the ring yet.
+    left: u64,
 }
 
 impl Job {
@@ -59,10 +66,8 @@ impl Job {
         Job {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             len: tables.target.list().len(),
-            left: tables.target.list().len(),
             tables: Some(tables),
             pattern,
-            walk: Walk::default(),
             first,
             end: None,
             result: None,
@@ -123,24 +128,24 @@ fn fill_ring(
         // A length is at most 2^31, by the limits.
         Command { len: piece.len as u32, control, source, target: piece.target.0 }
     };
-    while !batch.is_full() && left > 0 {
-        // As many as lie before the next that tells in any case.
-        let silent = quarter - (batch.position() & quarter);
+    while !batch.is_full() {
+        let Some(piece) = walk.next(source, target, limits) else { break };
+        let told = piece.len == left || batch.position() & quarter == quarter;
+        let told = if told { control | tell } else { control };
+        if batch.fill(&command(piece, &mut left, told)).is_err() || left == 0 {
+            break;
+        }
+        // Until the next quarter only the last one tells.
+        let most = quarter - (batch.position() & quarter);
         let whole = walk.whole(source, target, limits);
-        let passed = batch.fill_from(silent, whole.map(|piece| command(piece, &mut left, control)));
+        let passed = batch.fill_from(most, whole.map(|piece| command(piece, &mut left, control)));
         walk.pass(passed);
-        let (most, control) = match silent - passed {
-            0 => (1, control | tell),
-            more => (more, control),
-        };
-        batch.fill_from(
-            most,
-            std::iter::from_fn(|| {
-                let piece = walk.next(source, target, limits)?;
-                let last = if piece.len == left { tell } else { 0 };
-                Some(command(piece, &mut left, control | last))
-            }),
-        );
+        let rest = std::iter::from_fn(|| {
+            let piece = walk.next(source, target, limits)?;
+            let last = if piece.len == left { tell } else { 0 };
+            Some(command(piece, &mut left, control | last))
+        });
+        batch.fill_from(most - passed, rest);
     }
     batch.commit();
     (walk, left)
@@ -187,10 +192,10 @@ impl Channel {
             return Err(Refused { error, tables });
         }
         let job = Job::new(tables, pattern, self.ring.filled());
-        let id = job.id;
+        let (id, left) = (job.id, job.len);
         let key = self.jobs.insert(job);
         self.order.push_back(key);
-        self.feed(key);
+        self.feed(Rest { key, walk: Walk::default(), left });
         Ok(Token { key, id })
     }
 
@@ -216,7 +221,7 @@ impl Channel {
         let target = tables.target.list();
         let needed = match &tables.source {
             Some(source) => {
-                let pieces = Pieces::new(source.list(), target, &engine.limits)?;
+                let pieces = Pieces::within(source.list(), target, engine.limits)?;
                 let most = pieces.at_most();
                 if most <= self.ring.free().into() { most } else { pieces.count() as u64 }
             }
@@ -254,8 +259,15 @@ impl Channel {
         if has_room(self) { Ok(()) } else { Err(self.ring.full(needed).into()) }
     }
 
+    /// Fills descriptors with what waits for room in the ring.
+    pub(super) fn feed_rest(&mut self) {
+        if let Some(rest) = self.feeding.take() {
+            self.feed(rest);
+        }
+    }
+
     /// Fills as many descriptors of a transfer as are free.
-    pub(super) fn feed(&mut self, key: usize) {
+    fn feed(&mut self, Rest { key, walk, left }: Rest) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         let Some(tables) = &job.tables else { return };
         let target = tables.target.list().segments();
@@ -272,8 +284,8 @@ impl Channel {
         // As many as are free can be reserved.
         let Ok(batch) = self.ring.reserve(free) else { return };
         let lists = (source, target);
-        let state = (job.walk.clone(), job.left);
-        (job.walk, job.left) = match job.pattern {
+        let state = (walk, left);
+        let (walk, left) = match job.pattern {
             None => fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
                 piece.source.0
             }),
@@ -283,11 +295,10 @@ impl Channel {
                 })
             }
         };
-        if job.left == 0 {
+        if left == 0 {
             job.end = Some(self.ring.filled());
-            self.feeding = None;
         } else {
-            self.feeding = Some(key);
+            self.feeding = Some(Rest { key, walk, left });
         }
     }
 
@@ -331,8 +342,8 @@ impl Channel {
                 self.stats.descriptors += done.end - done.start;
                 self.lies = 0;
                 let ended = self.retire();
-                if let Some(key) = self.feeding {
-                    self.feed(key);
+                if self.feeding.is_some() {
+                    self.feed_rest();
                     self.issue()?;
                 }
                 Ok(ended)
@@ -360,11 +371,11 @@ impl Channel {
     /// Ends a transfer that is not in the order any more.
     pub(super) fn end(&mut self, key: usize, result: Result<(), TransferError>) {
         self.stats.transfers += 1;
-        if self.feeding == Some(key) {
+        if self.feeding.as_ref().is_some_and(|rest| rest.key == key) {
             self.feeding = None;
         }
         let Some(job) = self.jobs.get_mut(key) else { return };
-        job.result = Some(result);
+        job.result = Some(result.map_err(Box::new));
         match (job.waker.take(), &mut self.woken) {
             (Some(waker), Some(woken)) => woken.push(waker),
             (Some(waker), None) => waker.wake(),
@@ -394,7 +405,7 @@ impl Channel {
             return Ok(None);
         }
         let Job { result, tables, .. } = self.jobs.remove(token.key);
-        Ok(result.map(|result| Finished { result, tables }))
+        Ok(result.map(|result| Finished { result: result.map_err(|error| *error), tables }))
     }
 
     /// Gives a transfer's result up: its tables are dropped when it ends.
@@ -414,8 +425,10 @@ impl Channel {
     }
 
     fn job(&self, token: Token) -> Result<&Job, IoatError> {
-        let job = self.jobs.get(token.key).filter(|job| job.id == token.id && !job.detached);
-        job.ok_or(IoatError::NoSuchTransfer)
+        match self.jobs.get(token.key) {
+            Some(job) if job.id == token.id && !job.detached => Ok(job),
+            _ => Err(IoatError::NoSuchTransfer),
+        }
     }
 
     pub(super) fn job_mut(&mut self, token: Token) -> Result<&mut Job, IoatError> {

@@ -207,6 +207,7 @@ impl SgList {
 
     /// Length in bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -248,6 +249,7 @@ impl SgList {
     /// # Errors
     ///
     /// [`SgError::Overlap`] with two segments that share bytes.
+    #[inline]
     pub fn check_disjoint(&self) -> Result<(), SgError> {
         match self.overlap {
             None => Ok(()),
@@ -264,6 +266,7 @@ impl SgList {
     /// # Errors
     ///
     /// [`SgError::Overlap`] with two segments that share bytes.
+    #[inline]
     pub fn check_apart(&self, target: &SgList) -> Result<(), SgError> {
         let (ours, theirs) = (self.by_address(), target.by_address());
         // Mostly the lists lie apart as a whole.
@@ -285,6 +288,7 @@ impl SgList {
         Ok(())
     }
 
+    #[inline]
     fn by_address(&self) -> &[Segment] {
         if self.sorted.is_empty() { &self.segments } else { &self.sorted }
     }

@@ -123,7 +123,16 @@ impl<'a> Pieces<'a> {
         target: &'a SgList,
         limits: &SgLimits,
     ) -> Result<Pieces<'a>, SgError> {
-        let limits = limits.checked()?;
+        Pieces::within(source, target, limits.checked()?)
+    }
+
+    /// As [`Pieces::new`], for limits that were checked.
+    #[inline]
+    pub(crate) fn within(
+        source: &'a SgList,
+        target: &'a SgList,
+        limits: SgLimits,
+    ) -> Result<Pieces<'a>, SgError> {
         if source.len() != target.len() {
             let (source_len, target_len) = (source.len(), target.len());
             return Err(SgError::Lengths { source_len, target_len });
