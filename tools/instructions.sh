@@ -10,7 +10,7 @@ program=${CARGO_TARGET_DIR:-target}/release/examples/submit_and_reap
 out=$(mktemp)
 trap 'rm -f "$out" "$out".*' EXIT
 over=0
-for shape in scattered single; do
+for shape in scattered gather single; do
     descriptors=$(valgrind --quiet --tool=callgrind --callgrind-out-file="$out" \
         --collect-atstart=no --toggle-collect='*counted_*' "$program" "$shape")
     total=$(awk '$1 == "totals:" || $1 == "summary:" { print $2; exit }' "$out")

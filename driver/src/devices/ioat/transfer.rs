@@ -137,9 +137,16 @@ fn fill_ring(
         }
         // Until the next quarter only the last one tells.
         let most = quarter - (batch.position() & quarter);
-        let whole = walk.whole(source, target, limits);
-        let passed = batch.fill_from(most, whole.map(|piece| command(piece, &mut left, control)));
-        walk.pass(passed);
+        let before = left;
+        let silent = |piece| command(piece, &mut left, control);
+        let passed = if walk.is_between() {
+            batch.fill_from(most, walk.whole(source, target, limits).map(silent))
+        } else if walk.is_in_target() {
+            batch.fill_from(most, walk.gathered(source, limits).map(silent))
+        } else {
+            batch.fill_from(most, walk.scattered(target, limits).map(silent))
+        };
+        walk.pass(passed, before - left);
         let rest = std::iter::from_fn(|| {
             let piece = walk.next(source, target, limits)?;
             let last = if piece.len == left { tell } else { 0 };

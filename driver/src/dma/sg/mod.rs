@@ -128,6 +128,12 @@ impl SgLimits {
         }
     }
 
+    /// How long a segment may be that is not looked at for its address; 0 is none.
+    #[inline]
+    fn max_run(&self) -> u64 {
+        if self.boundary.is_none() { self.max_len } else { 0 }
+    }
+
     fn check_start(&self, iova: u64) -> Result<(), SgError> {
         if iova & (self.alignment - 1) == 0 {
             return Ok(());
