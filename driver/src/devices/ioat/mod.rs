@@ -316,6 +316,13 @@ impl Engine {
         Ok(())
     }
 
+    /// The limits again, for a hot path: that only the length is limited is known to the
+    /// compiler here.
+    #[inline]
+    fn cuts(&self) -> SgLimits {
+        SgLimits { max_len: self.limits.max_len, ..SgLimits::default() }
+    }
+
     /// Marks a channel as open.
     fn claim(&self, channel: u8) -> Result<ChannelRegs, IoatError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -228,7 +228,7 @@ impl Channel {
         let target = tables.target.list();
         let needed = match &tables.source {
             Some(source) => {
-                let pieces = Pieces::within(source.list(), target, engine.limits)?;
+                let pieces = Pieces::within(source.list(), target, engine.cuts())?;
                 let most = pieces.at_most();
                 if most <= self.ring.free().into() { most } else { pieces.count() as u64 }
             }
@@ -236,7 +236,7 @@ impl Channel {
                 target.check_disjoint()?;
                 let (mut walk, mut count) = (Walk::default(), 0);
                 let segments = target.segments();
-                while walk.next(segments, segments, &engine.limits).is_some() {
+                while walk.next(segments, segments, &engine.cuts()).is_some() {
                     count += 1;
                 }
                 count
@@ -279,8 +279,7 @@ impl Channel {
         let Some(tables) = &job.tables else { return };
         let target = tables.target.list().segments();
         let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
-        // Only the length is limited; that there is no boundary is known to the compiler.
-        let limits = SgLimits { max_len: self.engine.limits.max_len, ..SgLimits::default() };
+        let limits = self.engine.cuts();
         let told = match self.engine.interrupts {
             Some(_) => COMPLETION | INTERRUPT,
             None => COMPLETION,
