@@ -127,3 +127,34 @@ impl Record<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_lie_one_after_another_and_inside() {
+        let mut memory = [0u64; 10];
+        let base = NonNull::from(&mut memory).cast::<u8>();
+        // SAFETY: the array outlives the words, which alone reach it until it is read back.
+        let mut words = unsafe { Words::new(base, 10) };
+        for (n, record) in (1u64..).zip(words.records(1, 3, 3)) {
+            record.store(&[n, n << 8]);
+        }
+        assert_eq!(words.records(10, 3, 0).count(), 0);
+        words.store(9, &[99]);
+        let read: Vec<u64> = (0..10).map(|i| words.load_acquire(i)).collect();
+        assert_eq!(read, [0, 1, 1 << 8, 0, 2, 2 << 8, 0, 3, 3 << 8, 99]);
+        for (index, stride, count) in
+            [(2, 3, 3), (11, 1, 0), (usize::MAX, 1, 1), (0, 4, usize::MAX), (0, 11, 1), (10, 1, 1)]
+        {
+            let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                words.records(index, stride, count).count()
+            }));
+            assert!(refused.is_err(), "{count} records of {stride} from {index} on");
+        }
+        let record = words.records(0, 2, 1).next().unwrap();
+        let long = std::panic::AssertUnwindSafe(|| record.store(&[1, 2, 3]));
+        assert!(std::panic::catch_unwind(long).is_err());
+    }
+}

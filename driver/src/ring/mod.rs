@@ -458,11 +458,7 @@ impl<F: Format> Reservation<'_, F> {
     ///
     /// It does what as many calls of [`Reservation::fill`] do, for less each.
     #[inline]
-    pub fn fill_from(
-        &mut self,
-        most: u64,
-        commands: impl IntoIterator<Item = F::Command>,
-    ) -> u64 {
+    pub fn fill_from(&mut self, most: u64, commands: impl IntoIterator<Item = F::Command>) -> u64 {
         let (begin, most) = (self.next, most.min(self.end - self.next));
         let mut commands = commands.into_iter();
         while self.next - begin < most {

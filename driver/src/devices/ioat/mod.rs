@@ -46,6 +46,7 @@
 mod channel;
 mod descriptor;
 mod error;
+mod feed;
 mod recovery;
 mod regs;
 mod shared;

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::descriptor::{COMPLETION, Command, Descriptor, INTERRUPT, OP_COPY, OP_FILL};
+use super::descriptor::{COMPLETION, INTERRUPT, OP_COPY, OP_FILL};
+use super::feed::{fill_ring, turned};
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
-use crate::dma::{Direction, Piece, Pieces, Segment, SgLimits, SgTable, Walk};
-use crate::ring::Reservation;
+use crate::dma::{Direction, Piece, Pieces, SgLimits, SgTable, Walk};
 
 /// Names a transfer of a channel.
 ///
@@ -100,62 +100,6 @@ impl Job {
         }
         Some((number, piece, before))
     }
-}
-
-/// A pattern as it goes on after `done` bytes.
-fn turned(pattern: u64, done: u64) -> u64 {
-    // The least significant byte is the first in memory.
-    pattern.rotate_right((done % 8) as u32 * 8)
-}
-
-/// Fills a batch with the pieces of a transfer, as far as it goes; returns what is left.
-///
-/// `source_word` gives the source word of a piece, from the bytes that were left before it.
-/// A descriptor has the bits of `tell` when it is the last, and at every quarter of the ring.
-#[inline]
-fn fill_ring(
-    mut batch: Reservation<'_, Descriptor>,
-    (source, target): (&[Segment], &[Segment]),
-    limits: &SgLimits,
-    (mut walk, mut left): (Walk, u64),
-    quarter: u64,
-    (control, tell): (u32, u32),
-    source_word: impl Fn(&Piece, u64) -> u64,
-) -> (Walk, u64) {
-    let command = |piece: Piece, left: &mut u64, control| {
-        let source = source_word(&piece, *left);
-        *left -= piece.len;
-        // A length is at most 2^31, by the limits.
-        Command { len: piece.len as u32, control, source, target: piece.target.0 }
-    };
-    while !batch.is_full() {
-        let Some(piece) = walk.next(source, target, limits) else { break };
-        let told = piece.len == left || batch.position() & quarter == quarter;
-        let told = if told { control | tell } else { control };
-        if batch.fill(&command(piece, &mut left, told)).is_err() || left == 0 {
-            break;
-        }
-        // Until the next quarter only the last one tells.
-        let most = quarter - (batch.position() & quarter);
-        let before = left;
-        let silent = |piece| command(piece, &mut left, control);
-        let passed = if walk.is_between() {
-            batch.fill_from(most, walk.whole(source, target, limits).map(silent))
-        } else if walk.is_in_target() {
-            batch.fill_from(most, walk.gathered(source, limits).map(silent))
-        } else {
-            batch.fill_from(most, walk.scattered(target, limits).map(silent))
-        };
-        walk.pass(passed, before - left);
-        let rest = std::iter::from_fn(|| {
-            let piece = walk.next(source, target, limits)?;
-            let last = if piece.len == left { tell } else { 0 };
-            Some(command(piece, &mut left, control | last))
-        });
-        batch.fill_from(most - passed, rest);
-    }
-    batch.commit();
-    (walk, left)
 }
 
 impl Channel {
@@ -292,9 +236,11 @@ impl Channel {
         let lists = (source, target);
         let state = (walk, left);
         let (walk, left) = match job.pattern {
-            None => fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
-                piece.source.0
-            }),
+            None => {
+                fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
+                    piece.source.0
+                })
+            }
             Some(pattern) => {
                 fill_ring(batch, lists, &limits, state, quarter, (OP_FILL, told), |_, left| {
                     turned(pattern, job.len - left)
