@@ -101,7 +101,7 @@ fn channel(c: &mut Criterion) {
                 b.iter_custom(|batches| {
                     let mut spent = Duration::ZERO;
                     for _ in 0..batches {
-                        let ended = model.function().record().completions + transfers as u64;
+                        let ended = model.function().record().descriptors + batch as u64;
                         let begin = Instant::now();
                         for (source, target) in pairs.drain(..) {
                             let token = channel.copy(source, target, WhenFull::Return);
@@ -109,7 +109,7 @@ fn channel(c: &mut Criterion) {
                         }
                         spent += begin.elapsed();
                         channel.issue().expect("a doorbell");
-                        while model.function().record().completions < ended {
+                        while model.function().record().descriptors < ended {
                             std::thread::yield_now();
                         }
                         let begin = Instant::now();
