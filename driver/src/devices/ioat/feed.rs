@@ -54,12 +54,16 @@ pub(super) fn fill_ring(
             batch.fill_from(most, walk.scattered(target, limits).map(silent))
         };
         walk.pass(passed, before - left);
+        if passed > 0 {
+            continue;
+        }
+        // No run begins here.
         let rest = std::iter::from_fn(|| {
             let piece = walk.next(source, target, limits)?;
             let last = if piece.len == left { tell } else { 0 };
             Some(command(piece, &mut left, control | last))
         });
-        batch.fill_from(most - passed, rest);
+        batch.fill_from(most, rest);
     }
     batch.commit();
     (walk, left)
