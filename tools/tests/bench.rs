@@ -103,6 +103,31 @@ fn counts_are_exact_and_the_file_reads_back() {
 }
 
 #[test]
+fn two_files_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a", "b", "changes"].map(|name| dir.path().join(name));
+    let [a, b, changes] = paths.each_ref().map(|path| path.to_str().unwrap());
+    for path in [a, b] {
+        let mut args = vec!["model", "--json", path];
+        args.extend(SMALL);
+        assert!(bench(&args).status.success());
+    }
+    let output = bench(&["--compare", a, b, "--json", changes]);
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(!out(&output).is_empty());
+    let changes: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(changes).unwrap()).unwrap();
+    let rows = results(&paths[0]);
+    assert!(changes["rows"].as_array().unwrap().len() >= rows.cells.len() + rows.memcpy.len());
+    // A file of another schema is not taken for one of this.
+    let text = std::fs::read_to_string(a).unwrap().replacen("\"schema\": 1", "\"schema\": 9", 1);
+    std::fs::write(a, text).unwrap();
+    let output = bench(&["--compare", a, b]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("schema 9; this version reads 1"), "{}", err(&output));
+}
+
+#[test]
 fn a_device_that_fails_leaves_what_was_measured() {
     for (fault, reason) in [("gone@1500", "gone"), ("halt@1500", "halted")] {
         let config = IoatConfig { faults: fault.parse().unwrap(), ..IoatConfig::default() };
@@ -177,6 +202,10 @@ fn bad_input_is_refused_with_a_reason() {
         (&["model", "--profile", "slow"], 2, "quick, full"),
         (&["model", "--link", "gen9x8"], 2, "gen1 to gen5"),
         (&[], 2, "DEVICE"),
+        (&["--compare", "/nowhere/a.json"], 2, "2 values required"),
+        (&["model", "--compare", "a.json", "b.json"], 2, "cannot be used with"),
+        (&["--compare", "/nowhere/a.json", "/nowhere/b.json"], 1, "/nowhere/a.json: No such file"),
+        (&["--compare", "/dev/null", "/dev/null"], 1, "not what `vfio-dma bench --json` writes"),
         (&["model", "--size", "4K", "--segment", "8K"], 1, "not smaller than any transfer"),
         (&["model", "--channels", "9"], 1, "the device has 4"),
         (&["./no-such-socket"], 1, "no-such-socket"),

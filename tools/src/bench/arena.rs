@@ -84,6 +84,9 @@ struct Layout {
     calls_per_segment: f64,
 }
 
+/// Orders of segments that are tried.
+const ORDERS: u32 = 100;
+
 /// Source and target tables of one transfer.
 pub(super) type Pair = (SgTable, SgTable);
 
@@ -182,27 +185,33 @@ impl Arena {
     ) -> Result<(Pair, u64), Failure> {
         let key = self.layout_of(segment);
         let layout = self.layouts.get(&key).ok_or("a layout that is not mapped")?;
-        let ranges = match segment {
-            Some(bytes) if key != segment => {
-                let count = transfer.div_ceil(bytes as usize);
-                // Each offset gets an order of its own, both sides the same one.
-                scattered(count, self.seed ^ offset as u64)
-                    .into_iter()
-                    .map(|n| pieces(n, bytes as usize, transfer))
-                    .map(|(at, len)| (offset + at, len))
-                    .collect()
-            }
-            _ => vec![(offset, transfer)],
-        };
-        let mut runs = 0;
-        let mut gather = |buffer: &Arc<Buffer>| -> Result<SgTable, Failure> {
-            runs += buffer.segments_of(offset, transfer)?.count();
-            let ranges = ranges.iter().map(|&(at, len)| (Arc::clone(buffer), at, len));
-            Ok(SgTable::gather(ranges)?)
-        };
-        let tables = (gather(&layout.source)?, gather(&layout.target)?);
+        let runs = |buffer: &Buffer| buffer.segments_of(offset, transfer).map(Iterator::count);
+        let runs = runs(&layout.source)? + runs(&layout.target)?;
         let calls = (runs as f64 * layout.calls_per_segment).ceil() as u64;
-        Ok((tables, calls))
+        let gather = |buffer: &Arc<Buffer>, ranges: &[(usize, usize)]| {
+            SgTable::gather(ranges.iter().map(|&(at, len)| (Arc::clone(buffer), at, len)))
+        };
+        let both = |ranges: &[(usize, usize)]| -> Result<Pair, Failure> {
+            Ok((gather(&layout.source, ranges)?, gather(&layout.target, ranges)?))
+        };
+        let size = match segment {
+            Some(bytes) if key != segment => bytes as usize,
+            _ => return Ok((both(&[(offset, transfer)])?, calls)),
+        };
+        let count = transfer.div_ceil(size);
+        let mut random = fastrand::Rng::with_seed(self.seed ^ offset as u64);
+        for _ in 0..ORDERS {
+            // Each place gets an order of its own, both sides the same one.
+            let order = scattered(count, random.u64(..)).into_iter();
+            let pieces = order.map(|n| pieces(n, size, transfer));
+            let ranges: Vec<_> = pieces.map(|(at, len)| (offset + at, len)).collect();
+            let (source, target) = both(&ranges)?;
+            // Pages that are no neighbours here may be some for the device.
+            if [&source, &target].iter().all(|table| table.list().segments().len() == count) {
+                return Ok(((source, target), calls));
+            }
+        }
+        Err(format!("in {ORDERS} orders some of {count} segments are neighbours").into())
     }
 
     /// Copies with the processor.
@@ -239,5 +248,51 @@ impl Arena {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vfio_dma_model::embedded::Embedded;
+    use vfio_dma_model::ioat::IoatConfig;
+
+    #[test]
+    fn no_two_segments_are_merged() {
+        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
+        const LEN: usize = 64 << 10;
+        let mut arena = Arena::new(&device, Constraints::default(), 4 * LEN, 1).unwrap();
+        for segment in [None, Some(64), Some(1024), Some(3000), Some(4096), Some(8192)] {
+            arena.map(segment, 4 * LEN).unwrap();
+            let bytes = segment.unwrap_or(LEN as u64) as usize;
+            for slot in 0..4 {
+                let ((source, target), calls) = arena.pair(segment, slot * LEN, LEN).unwrap();
+                for table in [&source, &target] {
+                    let list = table.list();
+                    assert_eq!(list.segments().len(), LEN.div_ceil(bytes), "{segment:?}");
+                    assert_eq!(list.len(), LEN as u64);
+                }
+                let runs = match segment {
+                    Some(8192) => 8,
+                    Some(64 | 1024 | 4096) => 16,
+                    _ => 1,
+                };
+                assert_eq!(calls, 2 * runs, "{segment:?}");
+            }
+        }
+        assert_eq!(arena.layouts.len(), 3, "contiguous, in pages, in two pages");
+    }
+
+    #[test]
+    fn a_wrong_byte_is_found() {
+        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
+        let mut arena = Arena::new(&device, Constraints::default(), 1 << 20, 1).unwrap();
+        arena.spoil(0, 1 << 20);
+        assert!(matches!(arena.wrong(0, 1 << 20), Some((0, _, _))));
+        arena.copy(0, 1 << 20);
+        assert_eq!(arena.wrong(0, 1 << 20), None);
+        arena.spoil(200_001, 1);
+        let (at, expected, found) = arena.wrong(100_000, 200_000).unwrap();
+        assert_eq!((at, expected), (200_001, !found));
     }
 }

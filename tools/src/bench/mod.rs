@@ -26,6 +26,7 @@ mod setup;
 pub mod spread;
 mod subject;
 mod table;
+pub mod units;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

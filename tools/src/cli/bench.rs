@@ -1,6 +1,6 @@
 //! `vfio-dma bench`: contiguous against scatter/gather transfers, measured.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use vfio_dma_model::link::LinkConfig;
 use super::open::Reach;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
+use crate::bench::compare::compare;
 use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
-use crate::bench::results::Results;
-use crate::bench::{self, Options, Outputs, csv, table};
+use crate::bench::results::{Results, SCHEMA};
+use crate::bench::{self, Options, Output, Outputs, csv, table};
 
 /// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
@@ -20,8 +21,11 @@ use crate::bench::{self, Options, Outputs, csv, table};
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
     /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
-    #[arg(value_name = "DEVICE")]
-    device: String,
+    #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
+    device: Option<String>,
+    /// Measure nothing: tell what changed between two files of --json beyond the noise
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "bind"])]
+    compare: Option<Vec<PathBuf>>,
     /// How much is measured
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
     profile: Profile,
@@ -100,6 +104,10 @@ fn parse_segment(text: &str) -> Result<Segment, String> {
 /// Fails when the device cannot be opened or fails in the middle, a byte is wrong, or a file
 /// cannot be written. What was measured until then is printed and written all the same.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if let Some([before, after]) = args.compare.as_deref() {
+        return changes(before, after, args.json.as_deref());
+    }
+    let device = args.device.as_deref().ok_or("no DEVICE is given")?;
     // Files that cannot be written are found out before the measurement, not after it.
     let mut outputs = Outputs::default();
     outputs.add(args.json.as_deref(), json)?;
@@ -121,7 +129,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         timeout: Duration::from_secs(args.timeout),
         link: args.link,
     };
-    let results = args.reach.drive(&args.device, model, |driver, device| {
+    let results = args.reach.drive(device, model, |driver, device| {
         bench::run(&options, driver, &device, &interrupted)
     })?;
     let mut failures = outputs.write(&results);
@@ -132,6 +140,38 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
     Err(texts.join("\n").into())
+}
+
+/// Tells what changed between two files.
+fn changes(before: &Path, after: &Path, json: Option<&Path>) -> Result<ExitCode, Failure> {
+    let output = json.map(Output::prepare).transpose()?;
+    let comparison = compare(&read(before)?, &read(after)?);
+    if let Some(output) = output {
+        output.write(&(serde_json::to_string_pretty(&comparison)? + "\n"))?;
+    }
+    output::print(&comparison.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads results back.
+fn read(path: &Path) -> Result<Results, Failure> {
+    /// What every version of the schema has.
+    #[derive(serde::Deserialize)]
+    struct Head {
+        schema: u32,
+    }
+    let failed = |error: &dyn std::fmt::Display| -> Failure {
+        format!("{}: {error}", path.display()).into()
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let other = |error: serde_json::Error| {
+        failed(&format_args!("not what `vfio-dma bench --json` writes: {error}"))
+    };
+    let Head { schema } = serde_json::from_str(&text).map_err(other)?;
+    if schema != SCHEMA {
+        return Err(failed(&format_args!("schema {schema}; this version reads {SCHEMA}")));
+    }
+    serde_json::from_str(&text).map_err(other)
 }
 
 fn json(results: &Results) -> Result<String, Failure> {

@@ -1,0 +1,181 @@
+//! A comparison as text of at most 100 columns.
+
+use std::fmt::{self, Write as _};
+
+use super::{Change, Comparison, Judgement, ROUNDS, Row, Subject, THRESHOLD, Verdict};
+use crate::bench::results::Series;
+use crate::bench::units::{bytes, nanoseconds, rate};
+
+const WIDTH: usize = 100;
+/// Columns for what was measured.
+const SUBJECT: usize = 46;
+
+pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Comparison { before, after, warnings, rows, only_before, only_after } = comparison;
+    wrapped(f, "", &format!("before: {before}, after: {after}"))?;
+    for warning in warnings {
+        wrapped(f, "warning: ", warning)?;
+    }
+    wrapped(
+        f,
+        "",
+        &format!(
+            "A change is beyond the noise when the middle halves of the rounds (p25 to p75) do \
+             not overlap and the medians differ by more than {:.0}%; + is better, - is worse. \
+             Figures from fewer than {ROUNDS} rounds are not judged.",
+            THRESHOLD * 100.0
+        ),
+    )?;
+    let sections = [
+        (Verdict::Worse, "worse"),
+        (Verdict::Better, "better"),
+        (
+            Verdict::WithMachine,
+            "memcpy changed as well: the rate changed, its share of memcpy did not",
+        ),
+        (
+            Verdict::AgainstMachine,
+            "memcpy changed alone: the share of memcpy changed, the rate did not with it",
+        ),
+    ];
+    for (verdict, title) in sections {
+        let found: Vec<&Row> = comparison.with(verdict).collect();
+        if !found.is_empty() {
+            writeln!(f, "\n{title}: {}", found.len())?;
+            head(f)?;
+            found.into_iter().try_for_each(|row| line(f, row))?;
+        }
+    }
+    let same = comparison.with(Verdict::Same).count();
+    writeln!(f, "\nno change beyond the noise: {same} of {}", rows.len())?;
+    latencies(f, rows)?;
+    for (title, subjects) in [("only before", only_before), ("only after", only_after)] {
+        if !subjects.is_empty() {
+            writeln!(f, "\n{title}: {}", subjects.len())?;
+            for subject in subjects {
+                wrapped(f, "  ", &describe(subject))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn head(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "  {:<SUBJECT$}  {:>9}  {:>9}  {:>9}  {:>13}",
+        "", "before", "after", "change", "of memcpy"
+    )
+}
+
+fn line(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
+    let Change { before, after, .. } = row.figure;
+    let [before, after] = [before.median, after.median].map(|value| match row.subject {
+        Subject::Allocation { .. } => nanoseconds(value),
+        _ => rate(value),
+    });
+    let share = row.of_memcpy.as_ref().map(signed).unwrap_or_default();
+    let text = format!(
+        "  {:<SUBJECT$}  {before:>9}  {after:>9}  {:>9}  {share:>13}",
+        shortened(&describe(&row.subject)),
+        signed(&row.figure)
+    );
+    writeln!(f, "{}", text.trim_end())
+}
+
+/// The change in per cent, with the judgement's mark.
+fn signed(change: &Change) -> String {
+    let mark = match change.judgement {
+        Judgement::Noise => ' ',
+        Judgement::Better => '+',
+        Judgement::Worse => '-',
+    };
+    format!("{:+.1}% {mark}", change.change * 100.0)
+}
+
+fn latencies(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+    let alone = rows.iter().filter_map(|row| match row.subject {
+        Subject::Transfer { series: Series::Latency, .. } => Some((row, row.latency?)),
+        _ => None,
+    });
+    let mut begun = false;
+    for (row, latency) in alone {
+        if !begun {
+            writeln!(f, "\nlatency, not judged: one distribution over all rounds has no spread")?;
+            writeln!(
+                f,
+                "  {:<SUBJECT$}  {:>10} {:>10}  {:>10} {:>10}",
+                "", "p50 before", "after", "p99 before", "after"
+            )?;
+            begun = true;
+        }
+        let [[p50, p99], [new_p50, new_p99]] =
+            latency.map(|times| times.map(|time| nanoseconds(time as f64)));
+        writeln!(
+            f,
+            "  {:<SUBJECT$}  {p50:>10} {new_p50:>10}  {p99:>10} {new_p99:>10}",
+            shortened(&describe(&row.subject))
+        )?;
+    }
+    Ok(())
+}
+
+fn describe(subject: &Subject) -> String {
+    match subject {
+        Subject::Transfer { series, transfer, segment, batch, channels } => {
+            let mut text = bytes(*transfer);
+            match segment {
+                Some(segment) => {
+                    let _ = write!(text, " in {} segments", bytes(*segment));
+                }
+                None => text.push_str(" contiguous"),
+            }
+            if *batch > 1 || *series == Series::Batch {
+                let _ = write!(text, ", batch {batch}");
+            }
+            if *channels > 1 || *series == Series::Channels {
+                let _ = write!(text, ", channels {channels}");
+            }
+            if *series == Series::Latency {
+                text.push_str(", one at a time");
+            }
+            text
+        }
+        Subject::Memcpy { transfer } => format!("{} memcpy", bytes(*transfer)),
+        Subject::Allocation { strategy, len, .. } => {
+            format!("{} of memory: {strategy}", bytes(*len))
+        }
+    }
+}
+
+/// At most [`SUBJECT`] characters.
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= SUBJECT {
+        return text.to_owned();
+    }
+    let begin: String = text.chars().take(SUBJECT - 3).collect();
+    begin + "..."
+}
+
+/// A text in lines that fit, cut at blanks where there are any.
+fn wrapped(f: &mut fmt::Formatter<'_>, first: &str, text: &str) -> fmt::Result {
+    let indent = first.chars().count();
+    let room = WIDTH - indent;
+    let mut line = String::new();
+    let mut prefix = first.to_owned();
+    for word in text.split_whitespace() {
+        let characters: Vec<char> = word.chars().collect();
+        for piece in characters.chunks(room) {
+            let length = line.chars().count();
+            if length > 0 && length + 1 + piece.len() > room {
+                writeln!(f, "{prefix}{line}")?;
+                prefix = " ".repeat(indent);
+                line.clear();
+            } else if length > 0 {
+                line.push(' ');
+            }
+            line.extend(piece);
+        }
+    }
+    writeln!(f, "{prefix}{line}")
+}
