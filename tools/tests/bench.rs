@@ -180,10 +180,17 @@ fn a_path_that_cannot_be_written_fails_before_the_measurement() {
 
 #[test]
 fn a_full_disk_is_told_and_the_rest_is_kept() {
-    let mut args = vec!["model", "--json", "/dev/full"];
+    let dir = tempfile::tempdir().unwrap();
+    let [csv, page] = ["csv", "html"].map(|name| dir.path().join(name));
+    let [to_csv, to_page] = [&csv, &page].map(|path| path.to_str().unwrap());
+    let mut args = vec!["model", "--json", "/dev/full", "--csv", to_csv, "--report", to_page];
     args.extend(SMALL);
     let output = bench(&args);
     assert_eq!(output.status.code(), Some(1));
+    let csv = std::fs::read_to_string(csv).unwrap();
+    assert!(csv.lines().count() > 5 && csv.contains("4096"), "{csv}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && page.trim_end().ends_with("</html>"), "{page}");
     let said = err(&output);
     assert!(said.contains("/dev/full was not written: No space left on device"), "{said}");
     assert!(out(&output).contains("Contiguous against scatter/gather"), "the table is there");

@@ -15,12 +15,15 @@ fn quick(name: &str) -> Results {
     bind(address(0));
     let json = format!("/tmp/{name}.json");
     let begin = Instant::now();
-    let said = vfio_dma(&["bench", &address(0).to_string(), "--json", &json]);
+    let page = format!("/tmp/{name}.html");
+    let device = address(0).to_string();
+    let said = vfio_dma(&["bench", &device, "--json", &json, "--report", &page]);
     let elapsed = begin.elapsed();
     assert_eq!(said.status, 0, "{said:#?}");
     println!("{}\n{elapsed:?}", said.out);
     assert!(elapsed < LIMIT, "{elapsed:?}");
     assert!(said.out.contains("Contiguous against scatter/gather"), "{said:#?}");
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<svg"));
     let text = std::fs::read_to_string(&json).unwrap();
     let results: Results = serde_json::from_str(&text).unwrap();
     assert_eq!(results.ended_early, None);

@@ -13,7 +13,7 @@ use super::{Failure, interrupted, output};
 use crate::bench::compare::compare;
 use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
 use crate::bench::results::{Results, SCHEMA};
-use crate::bench::{self, Options, Output, Outputs, csv, table};
+use crate::bench::{self, Options, Output, Outputs, csv, report, table};
 
 /// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise
-    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "bind"])]
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "report", "bind"])]
     compare: Option<Vec<PathBuf>>,
     /// How much is measured
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
@@ -68,6 +68,9 @@ pub struct Args {
     /// Write a row for each figure as CSV
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write one page with plots, which needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 /// Channels of the model in this process.
@@ -112,6 +115,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let mut outputs = Outputs::default();
     outputs.add(args.json.as_deref(), json)?;
     outputs.add(args.csv.as_deref(), csv::to_csv)?;
+    outputs.add(args.report.as_deref(), report::page)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
     let model = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };

@@ -1,1 +1,14 @@
-//! A benchmark as one self-contained page.
+//! A benchmark as one self-contained page: plots, their figures as tables, and the setup.
+//!
+//! The page needs no script and loads nothing. Every plot is there twice, wide and narrow,
+//! and the style sheet shows the one that fits; colours follow the reader's preference for
+//! light or dark. What is calculated stands apart from what was measured.
+
+mod axis;
+mod chart;
+mod figures;
+mod link;
+mod page;
+mod svg;
+
+pub use page::page;

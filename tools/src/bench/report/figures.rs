@@ -1,0 +1,499 @@
+//! The measured figures: a plot and a table of each.
+
+use std::collections::BTreeSet;
+
+use super::axis::Axis;
+use super::chart::{Chart, Line, Point, Rule};
+use super::svg::SERIES;
+use crate::bench::link::CHEAP;
+use crate::bench::results::{Allocation, Cell, Results, Series, Spread};
+use crate::bench::units::{bytes, count, nanoseconds, percent, rate};
+
+/// A plot with what belongs to it.
+pub(super) struct Figure {
+    /// For links to it.
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    /// How to read it.
+    pub(super) caption: String,
+    /// `None` when there is nothing to be seen in a plot.
+    pub(super) chart: Option<Chart>,
+    /// The header and the rows.
+    pub(super) head: Vec<&'static str>,
+    pub(super) rows: Vec<Vec<String>>,
+    /// Whether it is calculated, not measured.
+    pub(super) calculated: bool,
+}
+
+const SPREAD: &str = "Bars span the middle half of the rounds, p25 to p75; points are medians.";
+
+/// Every measured figure that the results have.
+pub(super) fn measured(results: &Results) -> Vec<Figure> {
+    let of = |series| results.cells.iter().filter(|cell| cell.series == series).collect();
+    let segments: Vec<&Cell> = of(Series::Segments);
+    let figures = [
+        throughput(results, &segments),
+        ratio(&segments),
+        batches(&of(Series::Batch)),
+        channels(&of(Series::Channels)),
+        latency(&of(Series::Latency)),
+        allocations(&results.allocations),
+    ];
+    figures.into_iter().flatten().collect()
+}
+
+pub(super) fn point(at: f64, spread: &Spread) -> Point {
+    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]) }
+}
+
+/// The place of a size on an axis of sizes.
+pub(super) fn log2(size: u64) -> f64 {
+    (size.max(1) as f64).log2()
+}
+
+/// A size in few characters: 64, 4K, 2M.
+pub(super) fn short(size: u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    let fits = |&(shift, _): &(u32, &str)| size > 0 && size.trailing_zeros() >= shift;
+    let unit = units.into_iter().find(fits);
+    unit.map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
+}
+
+/// The transfer sizes that are drawn, of more than fit into a plot: evenly over all, with the
+/// first and the last.
+fn drawn(sizes: BTreeSet<u64>) -> (Vec<u64>, String) {
+    let sizes: Vec<u64> = sizes.into_iter().collect();
+    let room = usize::from(SERIES);
+    if sizes.len() <= room {
+        return (sizes, String::new());
+    }
+    let pick = |n: usize| sizes[n * (sizes.len() - 1) / (room - 1)];
+    let note = format!(" {room} of {} sizes are drawn; the table has all.", sizes.len());
+    ((0..room).map(pick).collect(), note)
+}
+
+/// Sizes of segments, and behind them places for what has none.
+pub(super) struct SegmentAxis {
+    pub(super) axis: Axis,
+    pub(super) contiguous: f64,
+    memcpy: f64,
+}
+
+impl SegmentAxis {
+    pub(super) fn new(segments: impl Iterator<Item = u64>, extra: &[&str]) -> SegmentAxis {
+        let sizes: BTreeSet<u64> = segments.collect();
+        let mut ticks: Vec<(f64, String)> =
+            sizes.iter().map(|&size| (log2(size), short(size))).collect();
+        let last = ticks.last().map_or(0.0, |tick| tick.0);
+        // So far apart that their labels have room on a narrow page.
+        let step = ticks.first().map_or(2.0, |first| ((last - first.0) * 0.18).max(2.0));
+        let [contiguous, memcpy] = [last + step, last + 2.0 * step];
+        ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
+        SegmentAxis {
+            axis: Axis::named("bytes of a segment (K = 1024)", ticks),
+            contiguous,
+            memcpy,
+        }
+    }
+}
+
+/// The lines of transfers over segments: segments joined, the contiguous one by itself.
+pub(super) fn over_segments(
+    cells: &[&Cell],
+    axis: &SegmentAxis,
+    value: impl Fn(&Cell) -> Option<Point>,
+) -> (Vec<Line>, String) {
+    let sizes = cells.iter().filter(|cell| value(cell).is_some()).map(|cell| cell.transfer);
+    let (sizes, note) = drawn(sizes.collect());
+    let line = |transfer: u64| {
+        let own = cells.iter().filter(|cell| cell.transfer == transfer);
+        let (mut joined, mut alone) = (Vec::new(), Vec::new());
+        for cell in own {
+            match (value(cell), cell.segment) {
+                (Some(point), Some(segment)) => joined.push(Point { at: log2(segment), ..point }),
+                (Some(point), None) => alone.push(Point { at: axis.contiguous, ..point }),
+                (None, _) => {}
+            }
+        }
+        joined.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Line { name: format!("{} transfer", bytes(transfer)), pieces: vec![joined, alone] }
+    };
+    (sizes.into_iter().map(line).collect(), note)
+}
+
+pub(super) fn values(lines: &[Line]) -> Vec<f64> {
+    let points = lines.iter().flat_map(|line| line.pieces.iter().flatten());
+    points.flat_map(|p| [p.value].into_iter().chain(p.spread.into_iter().flatten())).collect()
+}
+
+fn middle_half(spread: &Spread, show: fn(f64) -> String) -> String {
+    format!("{} to {}", show(spread.p25), show(spread.p75))
+}
+
+fn extent(spread: &Spread, show: fn(f64) -> String) -> String {
+    format!("{} to {}", show(spread.min), show(spread.max))
+}
+
+pub(super) fn segment_name(cell: &Cell) -> String {
+    cell.segment.map_or_else(|| "contiguous".to_owned(), bytes)
+}
+
+fn throughput(results: &Results, cells: &[&Cell]) -> Option<Figure> {
+    if cells.is_empty() && results.memcpy.is_empty() {
+        return None;
+    }
+    let axis =
+        SegmentAxis::new(cells.iter().filter_map(|cell| cell.segment), &["contig.", "memcpy"]);
+    let value = |cell: &Cell| Some(point(0.0, &cell.bytes_per_second));
+    let (mut lines, note) = over_segments(cells, &axis, value);
+    for line in &mut lines {
+        let own = results
+            .memcpy
+            .iter()
+            .filter(|memcpy| line.name == format!("{} transfer", bytes(memcpy.transfer)));
+        line.pieces.extend(own.map(|m| vec![point(axis.memcpy, &m.bytes_per_second)]));
+    }
+    let rates = Axis::fitting("payload bytes for each second", values(&lines), rate);
+    let mut rows: Vec<Vec<String>> = cells
+        .iter()
+        .map(|cell| {
+            let memcpy = cell.of_memcpy.map_or("-".into(), |share| percent(share.median));
+            let mut row = vec![bytes(cell.transfer), segment_name(cell)];
+            row.extend(rate_columns(&cell.bytes_per_second));
+            row.extend([memcpy, cell.batch.to_string(), count(cell.descriptors)]);
+            row.extend([count(cell.doorbells), cell.map_calls.to_string()]);
+            row
+        })
+        .collect();
+    rows.extend(results.memcpy.iter().map(|memcpy| {
+        let mut row = vec![bytes(memcpy.transfer), "memcpy".to_owned()];
+        row.extend(rate_columns(&memcpy.bytes_per_second));
+        row.resize(10, String::new());
+        row
+    }));
+    Some(Figure {
+        id: "throughput",
+        title: "Throughput over segment size",
+        caption: format!(
+            "A line for each transfer size, from the smallest segment to the largest; beside \
+             them the contiguous transfer and the processor's own copy. {SPREAD}{note}"
+        ),
+        chart: (!lines.is_empty()).then_some(Chart {
+            varied: axis.axis,
+            values: rates,
+            lines,
+            rules: Vec::new(),
+            rows: false,
+        }),
+        head: vec![
+            "transfer",
+            "segment",
+            "median",
+            "p25 to p75",
+            "min to max",
+            "of memcpy",
+            "batch",
+            "descriptors",
+            "doorbells",
+            "map calls",
+        ],
+        rows,
+        calculated: false,
+    })
+}
+
+fn rate_columns(spread: &Spread) -> [String; 3] {
+    [rate(spread.median), middle_half(spread, rate), extent(spread, rate)]
+}
+
+fn ratio(cells: &[&Cell]) -> Option<Figure> {
+    let axis = SegmentAxis::new(cells.iter().filter_map(|cell| cell.segment), &[]);
+    let value = |cell: &Cell| cell.of_contiguous.as_ref().map(|share| point(0.0, share));
+    let (lines, note) = over_segments(cells, &axis, value);
+    if lines.is_empty() {
+        return None;
+    }
+    let scale = Axis::linear(
+        "share of the contiguous rate",
+        values(&lines).into_iter().chain([1.0]),
+        |share| format!("{:.0}%", share * 100.0),
+    );
+    let rows = cells.iter().filter_map(|cell| {
+        let share = cell.of_contiguous?;
+        let meaning = match share {
+            Spread { p25, p75, .. } if p25 <= 1.0 && p75 >= 1.0 => "within the noise",
+            Spread { median, .. } if median >= CHEAP => "costs less than 5%",
+            _ => "",
+        };
+        Some(vec![
+            bytes(cell.transfer),
+            segment_name(cell),
+            percent(share.median),
+            middle_half(&share, percent),
+            extent(&share, percent),
+            meaning.to_owned(),
+        ])
+    });
+    Some(Figure {
+        id: "ratio",
+        title: "Scatter/gather as a share of contiguous",
+        caption: format!(
+            "Each round's rate in segments over the contiguous rate of the same round. Above \
+             the dashed line scatter/gather costs less than 5%. {SPREAD}{note}"
+        ),
+        rows: rows.collect(),
+        chart: Some(Chart {
+            varied: axis.axis,
+            values: scale,
+            lines,
+            rules: vec![five_percent()],
+            rows: false,
+        }),
+        head: vec!["transfer", "segment", "median", "p25 to p75", "min to max", "meaning"],
+        calculated: false,
+    })
+}
+
+pub(super) fn five_percent() -> Rule {
+    Rule { value: CHEAP, name: format!("{:.0}%: costs 5%", CHEAP * 100.0) }
+}
+
+/// A line for each transfer size over batches or channels.
+fn varied(
+    cells: &[&Cell],
+    at: impl Fn(&Cell) -> f64,
+    value: impl Fn(&Cell) -> Spread,
+) -> (Vec<Line>, String) {
+    let (sizes, note) = drawn(cells.iter().map(|cell| cell.transfer).collect());
+    let line = |transfer: u64| {
+        let own = cells.iter().filter(|cell| cell.transfer == transfer);
+        let mut points: Vec<Point> = own.map(|cell| point(at(cell), &value(cell))).collect();
+        points.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Line { name: format!("{} transfer", bytes(transfer)), pieces: vec![points] }
+    };
+    (sizes.into_iter().map(line).collect(), note)
+}
+
+fn batches(cells: &[&Cell]) -> Option<Figure> {
+    let sizes: BTreeSet<u32> = cells.iter().map(|cell| cell.batch).collect();
+    let (lines, note) =
+        varied(cells, |cell| log2(cell.batch.into()), |cell| cell.operations_per_second);
+    let ticks = sizes.into_iter().map(|batch| (log2(batch.into()), batch.to_string()));
+    let values = Axis::fitting("transfers for each second", values(&lines), operations);
+    let rows = cells.iter().map(|cell| {
+        vec![
+            bytes(cell.transfer),
+            cell.batch.to_string(),
+            operations(cell.operations_per_second.median),
+            middle_half(&cell.operations_per_second, operations),
+            extent(&cell.operations_per_second, operations),
+            rate(cell.bytes_per_second.median),
+            count(cell.doorbells),
+        ]
+    });
+    (!cells.is_empty()).then(|| Figure {
+        id: "batch",
+        title: "Transfers for each doorbell",
+        caption: format!(
+            "How many transfers get done when so many are submitted at once. {SPREAD}{note}"
+        ),
+        rows: rows.collect(),
+        chart: Some(Chart {
+            varied: Axis::named("transfers for each doorbell", ticks.collect()),
+            values,
+            lines,
+            rules: Vec::new(),
+            rows: false,
+        }),
+        head: vec![
+            "transfer",
+            "batch",
+            "transfers per second",
+            "p25 to p75",
+            "min to max",
+            "rate",
+            "doorbells",
+        ],
+        calculated: false,
+    })
+}
+
+/// A rate of operations.
+fn operations(per_second: f64) -> String {
+    match per_second {
+        _ if per_second >= 1e6 => format!("{:.2} M/s", per_second / 1e6),
+        _ if per_second >= 1e3 => format!("{:.0} k/s", per_second / 1e3),
+        _ => format!("{per_second:.1} /s"),
+    }
+}
+
+fn channels(cells: &[&Cell]) -> Option<Figure> {
+    let counts: BTreeSet<u32> = cells.iter().map(|cell| cell.channels).collect();
+    // One channel is nothing to compare.
+    if counts.len() < 2 {
+        return None;
+    }
+    let (lines, note) = varied(cells, |cell| cell.channels.into(), |cell| cell.bytes_per_second);
+    let ticks = counts.into_iter().map(|n| (f64::from(n), n.to_string()));
+    let values = Axis::fitting("payload bytes for each second", values(&lines), rate);
+    let rows = cells.iter().map(|cell| {
+        let mut row = vec![bytes(cell.transfer), cell.channels.to_string()];
+        row.extend(rate_columns(&cell.bytes_per_second));
+        row.push(cell.of_memcpy.map_or("-".into(), |share| percent(share.median)));
+        row
+    });
+    Some(Figure {
+        id: "channels",
+        title: "Channels at once",
+        caption: format!("The rate over all channels together. {SPREAD}{note}"),
+        rows: rows.collect(),
+        chart: Some(Chart {
+            varied: Axis::named("channels", ticks.collect()),
+            values,
+            lines,
+            rules: Vec::new(),
+            rows: false,
+        }),
+        head: vec!["transfer", "channels", "median", "p25 to p75", "min to max", "of memcpy"],
+        calculated: false,
+    })
+}
+
+/// Where a quantile lies: each further nine is as wide as the one before it.
+fn nines(share: f64) -> f64 {
+    -(1.0 - share).log10()
+}
+
+fn latency(cells: &[&Cell]) -> Option<Figure> {
+    let cells: Vec<_> = cells.iter().filter_map(|c| Some((*c, c.latency.as_ref()?))).collect();
+    let (sizes, note) = drawn(cells.iter().map(|(cell, _)| cell.transfer).collect());
+    let own = cells.iter().filter(|(cell, _)| sizes.contains(&cell.transfer));
+    let lines: Vec<Line> = own
+        .map(|(cell, latency)| {
+            // The slowest one has no place among the nines: the table has it.
+            let quantiles = latency.quantiles.iter().filter(|(_, q)| (0.0..1.0).contains(q));
+            let points = quantiles.map(|&(time, share)| Point {
+                at: nines(share),
+                value: time as f64,
+                spread: None,
+            });
+            Line {
+                name: format!("{} transfer", bytes(cell.transfer)),
+                pieces: vec![points.collect()],
+            }
+        })
+        .collect();
+    let reached = lines.iter().flat_map(|line| &line.pieces[0]).map(|p| p.at).fold(1.0, f64::max);
+    let shares = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999];
+    let ticks = shares.into_iter().filter(|&share| nines(share) <= reached + 1e-6);
+    let mut varied = Axis::named(
+        "share of the transfers that were not slower",
+        ticks.map(|share| (nines(share), percent_short(share))).collect(),
+    );
+    varied.range = [-0.1, reached + 0.15];
+    let rows = cells.iter().map(|(cell, latency)| {
+        let times = [latency.p50, latency.p99, latency.p999, latency.max];
+        let times = times.into_iter().map(|time| nanoseconds(time as f64));
+        let first = [bytes(cell.transfer), segment_name(cell), latency.samples.to_string()];
+        first.into_iter().chain(times).collect()
+    });
+    (!cells.is_empty()).then(|| Figure {
+        id: "latency",
+        title: "Latency, one transfer at a time",
+        caption: format!(
+            "From the submission of a transfer until its completion was seen. To the right are \
+             the slow ones: the place at 99% is the time that one in a hundred exceeded.{note}"
+        ),
+        rows: rows.collect(),
+        chart: Some(Chart {
+            values: Axis::log("time, log scale", values(&lines), nanoseconds),
+            varied,
+            lines,
+            rules: Vec::new(),
+            rows: false,
+        }),
+        head: vec!["transfer", "segment", "samples", "p50", "p99", "p99.9", "max"],
+        calculated: false,
+    })
+}
+
+fn percent_short(share: f64) -> String {
+    let text = format!("{:.4}", share * 100.0);
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+fn allocations(allocations: &[Allocation]) -> Option<Figure> {
+    let done: Vec<&Allocation> = allocations.iter().filter(|a| a.allocate.is_some()).collect();
+    let parts: [(&str, fn(&Allocation) -> Option<Spread>); 3] = [
+        ("from the request until it is mapped", |a| a.allocate),
+        ("map calls in it", |a| a.map),
+        ("release", |a| a.release),
+    ];
+    let mut lines = Vec::new();
+    for (name, part) in parts {
+        let spreads = done.iter().enumerate().filter_map(|(n, a)| Some((n, part(a)?)));
+        // Beside each other on their row.
+        let points: Vec<Vec<Point>> = spreads
+            .map(|(n, spread)| vec![point(n as f64 + 0.12 * lines.len() as f64, &spread)])
+            .collect();
+        if !points.is_empty() {
+            lines.push(Line { name: name.to_owned(), pieces: points });
+        }
+    }
+    let ticks = done
+        .iter()
+        .enumerate()
+        .map(|(n, a)| (n as f64, format!("{}, {}", shortened(&a.strategy), bytes(a.len))));
+    let show = |spread: Option<Spread>| {
+        spread.map_or(["-".to_owned(), "-".to_owned()], |spread| {
+            [nanoseconds(spread.median), middle_half(&spread, nanoseconds)]
+        })
+    };
+    let rows = allocations.iter().map(|a| {
+        let page = a.page_size.map_or("-".to_owned(), bytes);
+        let mut row = vec![a.strategy.clone(), page, bytes(a.len)];
+        row.extend([a.allocate, a.map, a.release].into_iter().flat_map(show));
+        row.extend([a.segments.to_string(), a.map_calls.to_string()]);
+        row.push(a.failed.clone().unwrap_or_default());
+        row
+    });
+    (!allocations.is_empty()).then(|| Figure {
+        id: "mapping",
+        title: "Memory for the device, by strategy and page size",
+        caption: format!(
+            "What it costs to get a buffer that the device can reach, and to give it back. {SPREAD}"
+        ),
+        rows: rows.collect(),
+        chart: (!done.is_empty()).then(|| Chart {
+            values: Axis::log("time, log scale", values(&lines), nanoseconds),
+            varied: Axis::named("", ticks.collect()),
+            lines,
+            rules: Vec::new(),
+            rows: true,
+        }),
+        head: vec![
+            "strategy",
+            "page",
+            "buffer",
+            "allocate",
+            "p25 to p75",
+            "map",
+            "p25 to p75",
+            "release",
+            "p25 to p75",
+            "segments",
+            "map calls",
+            "failed",
+        ],
+        calculated: false,
+    })
+}
+
+/// At most so many characters as fit on a narrow page.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 40;
+    if text.chars().count() <= MOST {
+        return text.to_owned();
+    }
+    text.chars().take(MOST - 3).chain("...".chars()).collect()
+}

@@ -1,0 +1,383 @@
+//! The page around the figures.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::chart::{rule_swatch, swatch};
+use super::figures::{Figure, measured};
+use super::link::calculated;
+use super::svg::SERIES;
+use crate::bench::results::{Results, Setup};
+use crate::bench::units::{bytes, nanoseconds};
+use crate::cli::Failure;
+
+/// Tables of at most so many rows are unfolded.
+const UNFOLDED: usize = 14;
+
+/// Makes the page: HTML that is well-formed XML as well, with nothing to load.
+///
+/// # Errors
+///
+/// Fails when a plot cannot be drawn.
+pub fn page(results: &Results) -> Result<String, Failure> {
+    let Setup { device, .. } = &results.setup;
+    let title = format!("{} {}: contiguous against scatter/gather", device.driver, device.location);
+    let measured = measured(results);
+    let calculated = calculated(results);
+    let rendered = |figures: &[Figure]| -> Result<Vec<Markup>, Failure> {
+        figures.iter().map(figure).collect()
+    };
+    let (shown, predicted) = (rendered(&measured)?, rendered(&calculated)?);
+    Ok(html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                // Closed, so that the page is well-formed XML.
+                (PreEscaped("<meta charset=\"utf-8\"/>"))
+                (PreEscaped(
+                    "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>"
+                ))
+                title { (title) }
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                header {
+                    h1 { (title) }
+                    p.lead { code { "vfio-dma " (command(&results.setup)) } }
+                    (notes(results))
+                    (setup(&results.setup))
+                    nav aria-label="Figures" {
+                        ul {
+                            @for figure in measured.iter().chain(&calculated) {
+                                li {
+                                    a href={ "#" (figure.id) } { (figure.title) }
+                                    @if figure.calculated { span.muted { " (calculated)" } }
+                                }
+                            }
+                        }
+                    }
+                }
+                main {
+                    section {
+                        h2 { "Measured" }
+                        @if shown.is_empty() { p { "Nothing was measured." } }
+                        @for figure in &shown { (figure) }
+                    }
+                    @if !predicted.is_empty() {
+                        section {
+                            h2 { "Calculated, not measured" }
+                            p.muted {
+                                "What a PCI Express link would make of it, by counting packets. \
+                                 An estimate, not a bound: measured reads exceed it by up to 4%, \
+                                 and it leaves out latency and stalls."
+                            }
+                            @for figure in &predicted { (figure) }
+                        }
+                    }
+                }
+                footer.muted {
+                    p { "vfio-dma " (results.setup.version) ", results schema " (results.schema) }
+                }
+            }
+        }
+    }
+    .into_string())
+}
+
+/// The arguments as a shell takes them.
+fn command(setup: &Setup) -> String {
+    let arguments = setup.command.iter().map(String::as_str);
+    // An argument with a zero byte never came from a command line.
+    shlex::try_join(arguments).unwrap_or_else(|_| setup.command.join(" "))
+}
+
+fn notes(results: &Results) -> Markup {
+    html! {
+        @if let Some(why) = &results.ended_early {
+            section.notes {
+                h2 { "Ended early" }
+                p { (why) ". What was measured before is shown." }
+            }
+        }
+        @if !results.notes.is_empty() {
+            section.notes {
+                h2 { "Notes" }
+                ul { @for note in &results.notes { li { (note) } } }
+            }
+        }
+    }
+}
+
+fn setup(setup: &Setup) -> Markup {
+    let (machine, device) = (&setup.machine, &setup.device);
+    let version = device.version.as_deref().map(|v| format!(" version {v}")).unwrap_or_default();
+    let processor = machine.processor.as_deref().unwrap_or("unnamed processor");
+    let peak = setup.peak_memory.map(|peak| format!(", peak memory {}", bytes(peak)));
+    let channels = if device.channels == 1 { "channel" } else { "channels" };
+    let rows = [
+        (
+            "Device",
+            format!(
+                "{} at {}{version} ({}), {} {channels}",
+                device.driver, device.location, device.ids, device.channels
+            ),
+        ),
+        ("IOMMU", device.iommu.clone()),
+        ("Completion", device.completion.clone()),
+        (
+            "Machine",
+            format!(
+                "{processor}, {} processors, {} of memory",
+                machine.processors,
+                bytes(machine.memory)
+            ),
+        ),
+        ("Kernel", format!("Linux {} {}", machine.kernel, machine.architecture)),
+        ("Hypervisor", machine.hypervisor.clone().unwrap_or_else(|| "none".to_owned())),
+        (
+            "Huge pages",
+            machine
+                .transparent_huge_pages
+                .as_ref()
+                .map_or("unknown".to_owned(), |state| format!("transparent: {state}")),
+        ),
+        (
+            "Settings",
+            format!("profile {}, {} rounds, seed {}", setup.profile, setup.rounds, setup.seed),
+        ),
+        (
+            "Taken",
+            format!(
+                "{}, in {}{}",
+                setup.taken,
+                nanoseconds(setup.elapsed as f64),
+                peak.unwrap_or_default()
+            ),
+        ),
+    ];
+    html! {
+        dl { @for (name, value) in &rows { dt { (name) } dd { (value) } } }
+    }
+}
+
+fn figure(figure: &Figure) -> Result<Markup, Failure> {
+    let drawing = match &figure.chart {
+        Some(chart) => Some((legend(chart)?, chart.render(figure.title)?)),
+        None => None,
+    };
+    let unfolded = figure.rows.len() <= UNFOLDED;
+    Ok(html! {
+        figure id=(figure.id) class=[figure.calculated.then_some("calculated")] {
+            figcaption {
+                @if figure.calculated { span.badge { "CALCULATED" } }
+                h3 { (figure.title) }
+                p { (figure.caption) }
+            }
+            @if let Some((legend, plots)) = drawing {
+                (legend)
+                (PreEscaped(plots))
+            }
+            details open=[unfolded.then_some("open")] {
+                summary { "The figures as a table (" (figure.rows.len()) " rows)" }
+                div.scroll tabindex="0" role="region" aria-label={ (figure.title) ", table" } {
+                    (table(figure))
+                }
+            }
+        }
+    })
+}
+
+fn legend(chart: &super::chart::Chart) -> Result<Markup, Failure> {
+    let mut signs = Vec::new();
+    for (series, line) in (0..SERIES).zip(&chart.lines) {
+        signs.push((swatch(series)?, line.name.as_str()));
+    }
+    for rule in &chart.rules {
+        signs.push((rule_swatch()?, rule.name.as_str()));
+    }
+    Ok(html! {
+        ul.legend {
+            @for (sign, name) in &signs { li { (PreEscaped(sign)) span { (name) } } }
+        }
+    })
+}
+
+fn table(figure: &Figure) -> Markup {
+    // Reasons are sentences: they may take several lines.
+    const LONG: usize = 48;
+    html! {
+        table {
+            thead { tr { @for head in &figure.head { th scope="col" { (head) } } } }
+            tbody {
+                @for row in &figure.rows {
+                    tr {
+                        @for cell in row {
+                            td class=[(cell.chars().count() > LONG).then_some("words")] { (cell) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use roxmltree::{Document, Node, ParsingOptions};
+
+    use super::*;
+    use crate::bench::fixture;
+    use crate::bench::results::{Series, Spread};
+
+    fn parsed(page: &str) -> Document<'_> {
+        let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
+        Document::parse_with_options(page, options).unwrap()
+    }
+
+    fn elements<'a>(node: Node<'a, 'a>, name: &'static str) -> Vec<Node<'a, 'a>> {
+        node.descendants().filter(|node| node.tag_name().name() == name).collect()
+    }
+
+    fn text(node: Node<'_, '_>) -> String {
+        node.descendants().filter_map(|node| node.text().filter(|_| node.is_text())).collect()
+    }
+
+    #[test] // TEMPORARY
+    fn zz_dump() {
+        std::fs::create_dir_all("/tmp/shots").unwrap();
+        let r = match std::fs::read_to_string("/tmp/bench-in.json") {
+            Ok(t) => serde_json::from_str(&t).unwrap(),
+            Err(_) => fixture::results(),
+        };
+        std::fs::write("/tmp/shots/page.html", page(&r).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_page_stands_alone() {
+        let page = page(&fixture::results()).unwrap();
+        let namespace = "xmlns=\"http://www.w3.org/2000/svg\"";
+        let rest = page.replace(namespace, "");
+        for remote in ["http:", "https:", "//", "@import", "url(", "<script", "<link", "src="] {
+            assert!(!rest.contains(remote), "{remote}");
+        }
+        let page = parsed(&page);
+        for link in elements(page.root(), "a") {
+            let target = link.attribute("href").unwrap().strip_prefix('#').unwrap();
+            assert!(page.descendants().any(|node| node.attribute("id") == Some(target)));
+        }
+    }
+
+    #[test]
+    fn every_figure_has_two_plots_and_its_table() {
+        let results = fixture::results();
+        let page = page(&results).unwrap();
+        let page = parsed(&page);
+        let rows: Vec<(&str, usize)> = elements(page.root(), "figure")
+            .into_iter()
+            .map(|figure| {
+                let plots: Vec<_> = elements(figure, "svg")
+                    .into_iter()
+                    .filter(|svg| svg.attribute("role") == Some("img"))
+                    .map(|svg| svg.attribute("class").unwrap())
+                    .collect();
+                assert_eq!(plots, ["plot wide", "plot narrow"]);
+                let rows = elements(elements(figure, "tbody")[0], "tr").len();
+                (figure.attribute("id").unwrap(), rows)
+            })
+            .collect();
+        let count = |series| results.cells.iter().filter(|c| c.series == series).count();
+        let segments = count(Series::Segments);
+        let scattered = results.cells.iter().filter(|c| c.of_contiguous.is_some()).count();
+        assert_eq!(
+            rows,
+            [
+                ("throughput", segments + results.memcpy.len()),
+                ("ratio", scattered),
+                ("batch", count(Series::Batch)),
+                ("channels", count(Series::Channels)),
+                ("latency", count(Series::Latency)),
+                ("mapping", results.allocations.len()),
+                ("link-share", segments),
+                ("link-view", results.link.unwrap().rows.len()),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_calculated_is_marked() {
+        let page = page(&fixture::results()).unwrap();
+        let page = parsed(&page);
+        for figure in elements(page.root(), "figure") {
+            let calculated = figure.attribute("id").unwrap().starts_with("link");
+            assert_eq!(figure.attribute("class") == Some("calculated"), calculated);
+            assert_eq!(text(figure).contains("CALCULATED"), calculated);
+        }
+    }
+
+    #[test]
+    fn no_colour_is_fixed() {
+        // All that the backend draws has a role, whose colour the style sheet gives.
+        let page = page(&fixture::results()).unwrap();
+        let body = page.split_once("</style>").unwrap().1;
+        for fixed in ["fill=\"#", "stroke=\"#"] {
+            assert!(!body.contains(fixed), "{fixed}");
+        }
+        let style = include_str!("style.css");
+        let page = parsed(&page);
+        let drawn = page.descendants().filter(|node| {
+            ["line", "polyline", "polygon", "circle", "text"].contains(&node.tag_name().name())
+        });
+        for node in drawn {
+            let class = node.attribute("class").unwrap().split(' ').next().unwrap();
+            assert!(style.contains(&format!(".{class} {{")), "{class} has no style");
+        }
+    }
+
+    #[test]
+    fn hostile_names_stay_text() {
+        let hostile = "</style><script>alert('1')</script>&\"<b a=\"";
+        let mut results = fixture::results();
+        results.setup.device.location = hostile.into();
+        results.setup.machine.processor = Some(hostile.into());
+        results.setup.command.push(hostile.into());
+        results.notes.push(hostile.into());
+        results.ended_early = Some(hostile.into());
+        results.allocations[0].strategy = hostile.into();
+        results.allocations[1].failed = Some(hostile.into());
+        results.link.as_mut().unwrap().link = hostile.into();
+        let page = page(&results).unwrap();
+        let page = parsed(&page);
+        assert!(
+            elements(page.root(), "script").is_empty() && elements(page.root(), "b").is_empty()
+        );
+        let text = text(page.root());
+        // Title, heading and device; processor; note; end; strategy; failure; three of links.
+        assert!(text.matches(hostile).count() >= 10, "{}", text.matches(hostile).count());
+    }
+
+    #[test]
+    fn little_and_odd_results_have_a_page() {
+        let whole = fixture::results();
+        let empty = Results {
+            memcpy: Vec::new(),
+            cells: Vec::new(),
+            allocations: Vec::new(),
+            link: None,
+            notes: Vec::new(),
+            ended_early: Some("at once".into()),
+            ..whole.clone()
+        };
+        let page_of = |results: &Results| page(results).unwrap();
+        let text_of = |page: &str| text(parsed(page).root());
+        assert!(text_of(&page_of(&empty)).contains("Nothing was measured."));
+        for keep in 0..whole.cells.len() {
+            let mut odd = Results { cells: vec![whole.cells[keep].clone()], ..empty.clone() };
+            let zero = Spread { median: 0.0, p25: 0.0, p75: 0.0, min: 0.0, max: 0.0, rounds: 1 };
+            parsed(&page_of(&odd));
+            odd.cells[0].bytes_per_second = zero;
+            odd.cells[0].operations_per_second = zero;
+            odd.cells[0].of_contiguous = odd.cells[0].of_contiguous.map(|_| zero);
+            odd.cells[0].transfer = u64::MAX;
+            parsed(&page_of(&odd));
+        }
+    }
+}
