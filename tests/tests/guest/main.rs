@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 mod access;
+mod bench;
 mod binding;
 mod edu;
 mod errors;
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
         errors::not_a_device_we_drive,
     ]);
     let vtd48 = cases![
+        bench::edu_is_measured_in_time_and_says_what_was_left_out,
         edu::moves_64_kib_by_msi,
         edu::reaches_32_bits,
         edu::reaches_all_of_40_bits,
@@ -161,6 +163,7 @@ fn main() -> ExitCode {
                 ioat::every_placement_moves_the_same_bytes,
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
+                bench::ioat_is_measured_in_time,
                 examples::ioat_examples_run,
             ],
         },

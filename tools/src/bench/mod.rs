@@ -1,11 +1,209 @@
 //! The benchmark of contiguous against scatter/gather transfers, and what is made of its
 //! results.
+//!
+//! [`plan()`] makes the variants; [`run`] measures them, every one in each round. How: the
+//! tables are made beforehand and used again, several transfers are in flight, a doorbell is
+//! rung for each batch, and one thread looks for the completion words of all channels.
 
+mod allocation;
+mod arena;
 pub mod compare;
+mod count;
 pub mod csv;
+mod edu;
 #[cfg(test)]
 mod fixture;
+mod ioat;
 pub mod link;
+mod measure;
+mod memcpy;
+mod outputs;
+pub mod plan;
 pub mod report;
 pub mod results;
+mod segments;
+mod setup;
+pub mod spread;
+mod subject;
+mod table;
 pub mod units;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use vfio_dma::device::Device;
+use vfio_dma::devices::Driver;
+use vfio_dma::devices::edu::{Completion, Config, Edu};
+use vfio_dma::dma::Constraints;
+use vfio_dma_model::link::LinkConfig;
+
+use crate::cli::Failure;
+use allocation::Allocations;
+use measure::{Conduct, Measured, measure};
+use plan::{Wishes, plan, plan_edu};
+use results::{DeviceInfo, Results, SCHEMA, Setup};
+use subject::Subject;
+
+pub use outputs::{Kind, Output, Outputs};
+pub use table::table;
+
+/// The transfer that a link is calculated for.
+const LINK_TRANSFER: u64 = 1 << 20;
+/// Its segments.
+const LINK_SEGMENTS: [u64; 7] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10];
+
+/// How a benchmark is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What is measured.
+    pub wishes: Wishes,
+    /// Rounds.
+    pub rounds: u32,
+    /// Time for each variant in a round.
+    pub slice: Duration,
+    /// Seed of the data, of the order of segments and of variants.
+    pub seed: u64,
+    /// How long a transfer may take.
+    pub timeout: Duration,
+    /// The link that is calculated for.
+    pub link: LinkConfig,
+}
+
+/// Measures a device. What was measured before a failure of the device, or before the flag
+/// was set, is kept, and [`Results::ended_early`] says why.
+///
+/// # Errors
+///
+/// Fails when the device cannot be opened, or what is asked for makes no sense.
+pub fn run(
+    options: &Options,
+    driver: Driver,
+    device: &Arc<Device>,
+    interrupted: &AtomicBool,
+) -> Result<Results, Failure> {
+    let taken = jiff::Timestamp::now();
+    let begin = Instant::now();
+    let location = device.backend().location();
+    let config = device.config();
+    let ids = format!("{:04x}:{:04x}", config.vendor_id()?, config.device_id()?);
+    let info = DeviceInfo {
+        iommu: match (device.space().iommu().name(), location.as_str()) {
+            ("model", _) => "embedded".into(),
+            (name, _) => name.into(),
+        },
+        location,
+        driver: driver.to_string(),
+        version: None,
+        ids,
+        channels: 1,
+        completion: String::new(),
+    };
+    let session = Session { options, device, interrupted, begin };
+    let (device_info, measured) = match driver {
+        Driver::Ioat => session.ioat(info)?,
+        Driver::Edu => session.edu(info)?,
+        other => return Err(format!("there is no benchmark for {other}").into()),
+    };
+    let setup = Setup {
+        version: env!("CARGO_PKG_VERSION").into(),
+        command: std::env::args_os()
+            .skip(1)
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect(),
+        taken: taken.to_string(),
+        elapsed: u64::try_from(begin.elapsed().as_nanos())?,
+        machine: setup::machine(),
+        device: device_info,
+        profile: options.wishes.profile.to_string(),
+        rounds: options.rounds,
+        seed: options.seed,
+        peak_memory: setup::peak_memory(),
+    };
+    Ok(Results {
+        schema: SCHEMA,
+        setup,
+        ended_early: measured.ended_early,
+        memcpy: measured.memcpy,
+        cells: measured.cells,
+        allocations: measured.allocations,
+        link: Some(link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
+        notes: measured.notes,
+    })
+}
+
+struct Session<'a> {
+    options: &'a Options,
+    device: &'a Arc<Device>,
+    interrupted: &'a AtomicBool,
+    begin: Instant,
+}
+
+impl Session<'_> {
+    fn ioat(&self, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+        let Options { seed, timeout, link, .. } = *self.options;
+        let engine = ioat::open(Arc::clone(self.device))?;
+        let (major, minor) = engine.version();
+        let info = DeviceInfo {
+            version: Some(format!("{major}.{minor}")),
+            channels: engine.channels().into(),
+            completion: format!(
+                "polled in memory by one thread, ring of {} descriptors",
+                ioat::RING
+            ),
+            ..info
+        };
+        let ring = u64::from(ioat::RING) - 1;
+        let (specs, mut notes) = plan(&self.options.wishes, engine.channels().into(), ring)?;
+        let mut subject = ioat::IoatSubject::new(&engine, &specs, seed, timeout)?;
+        let mut measured = self.measure(&mut subject, &specs, Constraints::default());
+        // The model that counts takes as much memory again.
+        drop(subject);
+        count::count(&mut measured, &link, seed, self.budget() / 10);
+        notes.append(&mut measured.notes);
+        Ok((info, Measured { notes, ..measured }))
+    }
+
+    fn edu(&self, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+        let Options { seed, timeout, .. } = *self.options;
+        let config = Config { completion: Completion::Msi, timeout, ..Config::default() };
+        let edu = Edu::open(Arc::clone(self.device), config)?;
+        let (major, minor) = edu.version()?;
+        let version = Some(format!("{major}.{minor}"));
+        let info = DeviceInfo { version, completion: "by MSI".into(), ..info };
+        let (specs, mut notes) = plan_edu(&self.options.wishes);
+        let mask = (1 << config.address_bits) - 1;
+        let constraints = Constraints { address_mask: mask, ..Constraints::default() };
+        let mut subject = edu::EduSubject::new(edu, &specs, seed)?;
+        let mut measured = self.measure(&mut subject, &specs, constraints);
+        notes.append(&mut measured.notes);
+        Ok((info, Measured { notes, ..measured }))
+    }
+
+    fn measure(
+        &self,
+        subject: &mut dyn Subject,
+        specs: &[plan::Spec],
+        constraints: Constraints,
+    ) -> Measured {
+        let Options { rounds, slice, .. } = *self.options;
+        let budget = self.budget();
+        let allocations = Allocations::new(self.device, constraints, budget / 10);
+        let conduct = Conduct {
+            rounds,
+            slice,
+            budget: budget.saturating_sub(self.begin.elapsed()),
+            seed: self.options.seed,
+            interrupted: self.interrupted,
+        };
+        measure(subject, specs, allocations, &conduct)
+    }
+
+    /// Who asks for more rounds, or longer ones, has the time for them.
+    fn budget(&self) -> Duration {
+        let Options { rounds, slice, ref wishes, .. } = *self.options;
+        let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
+        let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
+        wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0))
+    }
+}

@@ -3,6 +3,7 @@
 //! Exit status: 0 done; 1 failed, with the reason and the remedy on standard error;
 //! 2 usage. Results go to standard output, everything else to standard error.
 
+pub mod bench;
 pub mod bind;
 pub mod demo;
 pub mod doctor;
@@ -11,6 +12,7 @@ mod fixture;
 pub mod link;
 pub mod list;
 pub mod model;
+mod open;
 mod output;
 pub mod run;
 pub mod size;
@@ -28,8 +30,8 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Linux userspace drivers for PCI DMA devices, over VFIO
 ///
-/// Without a command: a guest with an emulated IOMMU boots, and data moves there through
-/// QEMU's edu device.
+/// Without a command: what this machine has, and the same copy between contiguous and between
+/// scattered buffers, on the model of an engine in this process.
 #[derive(Debug, Parser)]
 #[command(name = "vfio-dma", version)]
 struct Cli {
@@ -44,6 +46,7 @@ enum Command {
     Unbind(unbind::Args),
     Doctor(doctor::Args),
     Run(run::Args),
+    Bench(Box<bench::Args>),
     Vm(vm::Args),
     Model(model::Args),
     Link(link::Args),
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Some(Command::Unbind(args)) => unbind::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
         Some(Command::Link(args)) => link::run(args),

@@ -46,6 +46,7 @@
 mod channel;
 mod descriptor;
 mod error;
+mod feed;
 mod recovery;
 mod regs;
 mod shared;
@@ -314,6 +315,13 @@ impl Engine {
         self.limits = SgLimits { max_len: 1 << log, ..SgLimits::default() };
         self.can_fill = self.bar.get(regs::DMACAPABILITY)? & regs::CAPABILITY_FILL != 0;
         Ok(())
+    }
+
+    /// The limits again, for a hot path: that only the length is limited is known to the
+    /// compiler here.
+    #[inline]
+    fn cuts(&self) -> SgLimits {
+        SgLimits { max_len: self.limits.max_len, ..SgLimits::default() }
     }
 
     /// Marks a channel as open.

@@ -9,22 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
-use vfio_dma::backend::vfio::Access;
-use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
+use vfio_dma::devices::Driver;
 use vfio_dma::devices::edu::Completion;
-use vfio_dma::devices::{Driver, recognise};
 use vfio_dma::dma::Placement;
-use vfio_dma::pci::{Address, Sysfs};
-use vfio_dma::session::Session;
-use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
-pub(super) use ioat::copy;
+pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
 
+use super::open::Reach;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 
@@ -42,9 +38,8 @@ pub struct Args {
     /// Which placement the buffers get
     #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
     placement: PlacementArg,
-    /// How the device is reached; auto takes type1 or else iommufd, never noiommu
-    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
-    iommu: IommuArg,
+    #[command(flatten)]
+    reach: Reach,
     /// How completion is learnt (edu)
     #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
     completion: CompletionArg,
@@ -60,9 +55,6 @@ pub struct Args {
     /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// Bind the device to vfio-pci first, and restore its driver afterwards
-    #[arg(long)]
-    bind: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -84,28 +76,6 @@ impl From<PlacementArg> for Placement {
             PlacementArg::Auto => Placement::Auto,
             PlacementArg::Contiguous => Placement::Contiguous,
             PlacementArg::Sg => Placement::ScatterGather,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum IommuArg {
-    Auto,
-    /// The IOMMU group, in a VFIO container
-    Type1,
-    /// The device's own character device, in an address space of iommufd
-    Iommufd,
-    /// VFIO's no-IOMMU mode: the device can reach all memory
-    Noiommu,
-}
-
-impl From<IommuArg> for Access {
-    fn from(arg: IommuArg) -> Access {
-        match arg {
-            IommuArg::Auto => Access::Auto,
-            IommuArg::Type1 => Access::Type1,
-            IommuArg::Iommufd => Access::Iommufd,
-            IommuArg::Noiommu => Access::NoIommu,
         }
     }
 }
@@ -144,53 +114,12 @@ enum Outcome {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let outcome = match args.device.as_str() {
-        MODEL => {
-            let model = Embedded::new(IoatConfig::default())?;
-            drive(args, Driver::Ioat, Device::open(model)?, &interrupted)?
-        }
-        // A PCI address has no slash; the path of a socket in this directory begins with ./
-        path if path.contains('/') => {
-            let device = Device::open(VfioUser::connect(path)?)?;
-            let config = device.config();
-            let known = known(path, config.vendor_id()?, config.device_id()?)?;
-            drive(args, known, device, &interrupted)?
-        }
-        address => run_bound(args, address.parse()?, &interrupted)?,
-    };
+    let outcome = args.reach.drive(&args.device, IoatConfig::default(), |driver, device| {
+        drive(args, driver, device, &interrupted)
+    })?;
     let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { outcome.describe() };
     output::print(&format!("{text}\n"))?;
     Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The device that needs nothing: the I/OAT model in this process.
-pub(super) const MODEL: &str = "model";
-
-/// The driver of a device with these ids.
-fn known(location: &str, vendor: u16, device: u16) -> Result<Driver, Failure> {
-    recognise(vendor, device).map(|known| known.driver).ok_or_else(|| {
-        format!(
-            "{location} is {vendor:04x}:{device:04x}, which is not a device that vfio-dma drives\n  \
-             remedy: `vfio-dma list` marks those it drives"
-        )
-        .into()
-    })
-}
-
-/// Runs a PCI device through VFIO, bound for the time if asked to.
-fn run_bound(args: &Args, address: Address, stop: &AtomicBool) -> Result<Outcome, Failure> {
-    let sysfs = Sysfs::new();
-    let info = sysfs.device(address)?;
-    let driver = known(&address.to_string(), info.vendor, info.device)?;
-    let binding = if args.bind { Some(sysfs.bind(address)?) } else { None };
-    let outcome = Session::through(args.iommu.into())
-        .open(address)
-        .map_err(Failure::from)
-        .and_then(|device| drive(args, driver, device, stop));
-    if let Some(binding) = &binding {
-        sysfs.restore(binding)?;
-    }
-    outcome
 }
 
 fn drive(

@@ -1,0 +1,181 @@
+//! What it costs to get memory for the device, by strategy and page size.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vfio_dma::backend::Translation;
+use vfio_dma::device::{Device, DeviceError};
+use vfio_dma::dma::{
+    Constraints, Direction, DmaError, PageSize, Placement, Pool, Request, Reservation, Strategy,
+};
+
+use super::results::Allocation;
+use super::spread::spread;
+
+/// Bytes of each buffer.
+const LEN: usize = 2 << 20;
+
+/// One way to get memory, and what it took so far.
+struct Way {
+    strategy: Strategy,
+    failed: Option<String>,
+    allocate: Vec<f64>,
+    release: Vec<f64>,
+    /// Time that it took in all.
+    spent: Duration,
+    segments: u64,
+    map_calls: u64,
+}
+
+/// The ways to get memory for a device.
+pub(super) struct Allocations {
+    device: Arc<Device>,
+    constraints: Constraints,
+    ways: Vec<Way>,
+    /// What one way may take over all rounds.
+    share: Duration,
+    _pool: Option<Arc<Pool>>,
+}
+
+impl Allocations {
+    /// Every strategy that the device's translation has; `budget` is for all rounds of all.
+    pub(super) fn new(device: &Arc<Device>, constraints: Constraints, budget: Duration) -> Self {
+        let contiguous = |pages| match device.space().translation() {
+            Translation::Iommu => Strategy::IommuContiguous(pages),
+            Translation::Physical => Strategy::PhysicalContiguous(pages),
+        };
+        let reservation = Reservation { len: LEN, page_size: PageSize::Base };
+        let (pool, why) = match device.reserve(&[reservation], constraints) {
+            Ok(pool) => (Some(pool), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let way = |strategy| Way {
+            strategy,
+            failed: None,
+            allocate: Vec::new(),
+            release: Vec::new(),
+            spent: Duration::ZERO,
+            segments: 0,
+            map_calls: 0,
+        };
+        let mut ways = vec![Way { failed: why, ..way(Strategy::Pool) }];
+        ways.extend(PageSize::DESCENDING.map(contiguous).map(way));
+        ways.extend([Strategy::SmallerBlocks, Strategy::ScatterGather].map(way));
+        let share = budget / ways.len() as u32;
+        Allocations { device: Arc::clone(device), constraints, ways, share, _pool: pool }
+    }
+
+    /// Gets and gives back memory in every way once.
+    pub(super) fn round(&mut self) {
+        for way in &mut self.ways {
+            // One that failed fails for a reason that stays; one that is slow has had its
+            // share, and its spread tells of how many rounds it is.
+            let used_up = way.allocate.len() >= 2 && way.spent >= self.share;
+            if way.failed.is_some() || used_up {
+                continue;
+            }
+            // In single pages, as scatter/gather is measured with.
+            let placement = match way.strategy {
+                Strategy::ScatterGather => Placement::ScatterGather,
+                _ => Placement::Auto,
+            };
+            let request = Request::new(LEN, Direction::FromDevice)
+                .constraints(self.constraints)
+                .placement(placement)
+                .order([way.strategy]);
+            let calls = || self.device.space().usage().map_calls;
+            let before = calls();
+            let begin = Instant::now();
+            let placed = self.device.allocate(&request);
+            let placing = begin.elapsed();
+            match placed {
+                Ok(buffer) => {
+                    way.segments = buffer.segments().len() as u64;
+                    way.map_calls = calls() - before;
+                    let begin = Instant::now();
+                    let released = buffer.release();
+                    let releasing = begin.elapsed();
+                    way.failed = released.err().map(|error| error.to_string());
+                    way.allocate.push(placing.as_nanos() as f64);
+                    way.release.push(releasing.as_nanos() as f64);
+                    way.spent += placing + releasing;
+                }
+                Err(error) => way.failed = Some(reason(&error, way.strategy)),
+            }
+        }
+    }
+
+    /// What came of it.
+    pub(super) fn finish(self) -> Vec<Allocation> {
+        let row = |way: Way| Allocation {
+            strategy: way.strategy.to_string(),
+            page_size: match way.strategy {
+                Strategy::IommuContiguous(pages) | Strategy::PhysicalContiguous(pages) => {
+                    Some(pages.bytes() as u64)
+                }
+                _ => None,
+            },
+            len: LEN as u64,
+            failed: way.failed,
+            allocate: spread(way.allocate),
+            map: None,
+            release: spread(way.release),
+            segments: way.segments,
+            map_calls: way.map_calls,
+        };
+        self.ways.into_iter().map(row).collect()
+    }
+}
+
+/// The reason alone: the strategy is known.
+fn reason(error: &DeviceError, strategy: Strategy) -> String {
+    match error {
+        DeviceError::Dma(DmaError::NoPlacement(report)) => {
+            report.reason(strategy).map_or_else(|| error.to_string(), ToString::to_string)
+        }
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vfio_dma_model::embedded::Embedded;
+    use vfio_dma_model::ioat::IoatConfig;
+
+    #[test]
+    fn every_way_is_measured_or_says_why_not() {
+        let model = Embedded::new(IoatConfig::default()).unwrap();
+        let device = Device::open(model).unwrap();
+        let constraints = Constraints::default();
+        let mut allocations = Allocations::new(&device, constraints, Duration::from_secs(10));
+        for _ in 0..3 {
+            allocations.round();
+        }
+        let rows = allocations.finish();
+        let find = |name: &str| rows.iter().find(|row| row.strategy.contains(name)).unwrap();
+        for row in &rows {
+            assert_ne!(row.failed.is_some(), row.allocate.is_some(), "{row:?}");
+        }
+        let sg = find("scatter/gather");
+        assert_eq!((sg.segments, sg.map_calls, sg.allocate.unwrap().rounds), (512, 512, 3));
+        let base = find("4 KiB pages");
+        assert_eq!((base.segments, base.map_calls, base.page_size), (1, 1, Some(4096)));
+        assert_eq!(find("pool").map_calls, 0, "a pool is mapped already");
+        assert_eq!(device.space().usage().mappings, 1, "only the pool stays");
+    }
+
+    #[test]
+    fn a_reason_is_told_without_the_list_of_strategies() {
+        let model = Embedded::new(IoatConfig::default()).unwrap();
+        let device = Device::open(model).unwrap();
+        // No page lies below the first one.
+        let constraints = Constraints { address_mask: 0xfff, ..Constraints::default() };
+        let mut allocations = Allocations::new(&device, constraints, Duration::from_secs(10));
+        allocations.round();
+        for row in allocations.finish() {
+            let failed = row.failed.unwrap();
+            assert!(!failed.is_empty() && row.allocate.is_none(), "{failed}");
+        }
+    }
+}

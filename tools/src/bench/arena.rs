@@ -1,0 +1,298 @@
+//! The memory that is copied: one source and one target, mapped for the device in as many
+//! ways as there are sizes of segments.
+//!
+//! Every variant moves the same bytes between the same pages of the same size; only the
+//! device's addresses of them differ. So does the processor's own copy.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use vfio_dma::backend::Translation;
+use vfio_dma::device::Device;
+use vfio_dma::dma::{Buffer, Constraints, Direction, Pattern, Placement, Request, SgTable};
+
+use super::segments::{pieces, scattered};
+use crate::cli::Failure;
+
+/// Bytes compared at a time.
+const CHUNK: usize = 64 << 10;
+
+/// Memory of this process that is never given back: a device that cannot be stopped may
+/// reach it until the process ends.
+struct Side {
+    file: File,
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Side {
+    fn new(len: usize) -> Result<Side, Failure> {
+        let failed = |error| format!("{len} bytes of memory to copy cannot be had: {error}");
+        let file = File::from(memfd_create("bench", MFdFlags::MFD_CLOEXEC).map_err(failed)?);
+        file.set_len(len as u64)?;
+        let whole = NonZeroUsize::new(len).ok_or("a benchmark of no bytes")?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // Filled in at once, so that no copy meets a page that is not there.
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let base = unsafe { mmap(None, whole, access, flags, &file, 0) }.map_err(failed)?.cast();
+        Ok(Side { file, base, len })
+    }
+
+    /// The address of a byte, of which `len` follow.
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "inside the memory");
+        self.base.as_ptr().wrapping_add(offset)
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) {
+        let to = self.at(offset, from.len());
+        // SAFETY: `at` has checked the range, the mapping is never undone, and no reference
+        // points into it.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) {
+        let from = self.at(offset, into.len());
+        // SAFETY: as in `write`; what another party writes meanwhile is read as it comes.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Maps it for the device.
+    fn map(&self, device: &Device, request: &Request) -> Result<Arc<Buffer>, Failure> {
+        let buffer = if device.space().needs_fd() {
+            device.adopt_file(&self.file, 0, request)
+        } else {
+            // SAFETY: the mapping is never undone, and no Rust reference points into it:
+            // `read`, `write` and `copy` use its address alone.
+            unsafe { device.adopt(self.base, request) }
+        };
+        Ok(Arc::new(buffer?))
+    }
+}
+
+/// Both sides as the device sees them with one size of segments.
+struct Layout {
+    source: Arc<Buffer>,
+    target: Arc<Buffer>,
+    /// Map calls that the two took for each of their segments.
+    calls_per_segment: f64,
+}
+
+/// Orders of segments that are tried.
+const ORDERS: u32 = 100;
+
+/// Source and target tables of one transfer.
+pub(super) type Pair = (SgTable, SgTable);
+
+/// The memory that is copied.
+pub(super) struct Arena {
+    device: Arc<Device>,
+    constraints: Constraints,
+    source: Side,
+    target: Side,
+    /// By bytes of a segment; `None` is contiguous.
+    layouts: BTreeMap<Option<u64>, Layout>,
+    seed: u64,
+}
+
+impl Arena {
+    /// Takes memory for source and target, `len` bytes each, and fills the source with a
+    /// pattern of the seed.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no memory.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        constraints: Constraints,
+        len: usize,
+        seed: u64,
+    ) -> Result<Arena, Failure> {
+        let len = len.next_multiple_of(device.space().granule().max(4096) as usize);
+        let (source, target) = (Side::new(len)?, Side::new(len)?);
+        let pattern = Pattern::new(seed);
+        let mut chunk = vec![0; CHUNK];
+        for offset in (0..len).step_by(CHUNK) {
+            let part = &mut chunk[..CHUNK.min(len - offset)];
+            pattern.bytes(offset as u64, part);
+            source.write(offset, part);
+        }
+        let device = Arc::clone(device);
+        Ok(Arena { device, constraints, source, target, layouts: BTreeMap::new(), seed })
+    }
+
+    /// Which layout has segments of this size: that of the size itself, or of the pages that
+    /// pieces of it are taken from.
+    fn layout_of(&self, segment: Option<u64>) -> Option<u64> {
+        let space = self.device.space();
+        let granule = space.granule();
+        match segment {
+            // Without an IOMMU segments are where the pages are.
+            _ if space.translation() == Translation::Physical => None,
+            Some(bytes) if bytes.is_multiple_of(granule) => Some(bytes),
+            Some(bytes) if granule.is_multiple_of(bytes) => Some(granule),
+            _ => None,
+        }
+    }
+
+    /// Maps the first `len` bytes of both sides in segments of this size, unless they are.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the placement cannot be had: its text has the reason.
+    pub(super) fn map(&mut self, segment: Option<u64>, len: usize) -> Result<(), Failure> {
+        let key = self.layout_of(segment);
+        let has = |layout: &Layout| layout.source.len() >= len;
+        if self.layouts.get(&key).is_some_and(has) {
+            return Ok(());
+        }
+        let before = self.device.space().usage().map_calls;
+        let place = |side: &Side, direction| {
+            let mut request = Request::new(len, direction).constraints(self.constraints);
+            request.placement = match key {
+                Some(_) => Placement::ScatterGather,
+                None => Placement::Contiguous,
+            };
+            request.longest_run = key.map(|bytes| bytes as usize);
+            side.map(&self.device, &request)
+        };
+        let source = place(&self.source, Direction::ToDevice)?;
+        let target = place(&self.target, Direction::FromDevice)?;
+        let calls = self.device.space().usage().map_calls - before;
+        let segments = source.segments().len() + target.segments().len();
+        let calls_per_segment = calls as f64 / segments as f64;
+        self.layouts.insert(key, Layout { source, target, calls_per_segment });
+        Ok(())
+    }
+
+    /// The tables for `transfer` bytes from `offset` on in segments of this size, which are
+    /// mapped, and the map calls that memory of that size and layout takes.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is not mapped.
+    pub(super) fn pair(
+        &self,
+        segment: Option<u64>,
+        offset: usize,
+        transfer: usize,
+    ) -> Result<(Pair, u64), Failure> {
+        let key = self.layout_of(segment);
+        let layout = self.layouts.get(&key).ok_or("a layout that is not mapped")?;
+        let runs = |buffer: &Buffer| buffer.segments_of(offset, transfer).map(Iterator::count);
+        let runs = runs(&layout.source)? + runs(&layout.target)?;
+        let calls = (runs as f64 * layout.calls_per_segment).ceil() as u64;
+        let gather = |buffer: &Arc<Buffer>, ranges: &[(usize, usize)]| {
+            SgTable::gather(ranges.iter().map(|&(at, len)| (Arc::clone(buffer), at, len)))
+        };
+        let both = |ranges: &[(usize, usize)]| -> Result<Pair, Failure> {
+            Ok((gather(&layout.source, ranges)?, gather(&layout.target, ranges)?))
+        };
+        let size = match segment {
+            Some(bytes) if key != segment => bytes as usize,
+            _ => return Ok((both(&[(offset, transfer)])?, calls)),
+        };
+        let count = transfer.div_ceil(size);
+        let mut random = fastrand::Rng::with_seed(self.seed ^ offset as u64);
+        for _ in 0..ORDERS {
+            // Each place gets an order of its own, both sides the same one.
+            let order = scattered(count, random.u64(..)).into_iter();
+            let pieces = order.map(|n| pieces(n, size, transfer));
+            let ranges: Vec<_> = pieces.map(|(at, len)| (offset + at, len)).collect();
+            let (source, target) = both(&ranges)?;
+            // Pages that are no neighbours here may be some for the device.
+            if [&source, &target].iter().all(|table| table.list().segments().len() == count) {
+                return Ok(((source, target), calls));
+            }
+        }
+        Err(format!("in {ORDERS} orders some of {count} segments are neighbours").into())
+    }
+
+    /// Copies with the processor.
+    pub(super) fn copy(&mut self, offset: usize, len: usize) {
+        let (from, to) = (self.source.at(offset, len), self.target.at(offset, len));
+        // SAFETY: `at` has checked both ranges, which are of different mappings that are
+        // never undone; no reference points into them, and nothing is in flight.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+    }
+
+    /// Makes every byte of the target wrong.
+    pub(super) fn spoil(&mut self, offset: usize, len: usize) {
+        let mut chunk = vec![0; CHUNK.min(len)];
+        for start in (0..len).step_by(CHUNK) {
+            let part = CHUNK.min(len - start);
+            self.source.read(offset + start, &mut chunk[..part]);
+            chunk[..part].iter_mut().for_each(|byte| *byte = !*byte);
+            self.target.write(offset + start, &chunk[..part]);
+        }
+    }
+
+    /// The first byte of a range whose copy is wrong: (offset, expected, found).
+    pub(super) fn wrong(&self, offset: usize, len: usize) -> Option<(usize, u8, u8)> {
+        let mut expected = vec![0; CHUNK.min(len)];
+        let mut found = expected.clone();
+        for start in (0..len).step_by(CHUNK) {
+            let part = CHUNK.min(len - start);
+            let at = offset + start;
+            self.source.read(at, &mut expected[..part]);
+            self.target.read(at, &mut found[..part]);
+            if expected[..part] != found[..part] {
+                let i = (0..part).find(|&i| expected[i] != found[i])?;
+                return Some((at + i, expected[i], found[i]));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vfio_dma_model::embedded::Embedded;
+    use vfio_dma_model::ioat::IoatConfig;
+
+    #[test]
+    fn no_two_segments_are_merged() {
+        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
+        const LEN: usize = 64 << 10;
+        let mut arena = Arena::new(&device, Constraints::default(), 4 * LEN, 1).unwrap();
+        for segment in [None, Some(64), Some(1024), Some(3000), Some(4096), Some(8192)] {
+            arena.map(segment, 4 * LEN).unwrap();
+            let bytes = segment.unwrap_or(LEN as u64) as usize;
+            for slot in 0..4 {
+                let ((source, target), calls) = arena.pair(segment, slot * LEN, LEN).unwrap();
+                for table in [&source, &target] {
+                    let list = table.list();
+                    assert_eq!(list.segments().len(), LEN.div_ceil(bytes), "{segment:?}");
+                    assert_eq!(list.len(), LEN as u64);
+                }
+                let runs = match segment {
+                    Some(8192) => 8,
+                    Some(64 | 1024 | 4096) => 16,
+                    _ => 1,
+                };
+                assert_eq!(calls, 2 * runs, "{segment:?}");
+            }
+        }
+        assert_eq!(arena.layouts.len(), 3, "contiguous, in pages, in two pages");
+    }
+
+    #[test]
+    fn a_wrong_byte_is_found() {
+        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
+        let mut arena = Arena::new(&device, Constraints::default(), 1 << 20, 1).unwrap();
+        arena.spoil(0, 1 << 20);
+        assert!(matches!(arena.wrong(0, 1 << 20), Some((0, _, _))));
+        arena.copy(0, 1 << 20);
+        assert_eq!(arena.wrong(0, 1 << 20), None);
+        arena.spoil(200_001, 1);
+        let (at, expected, found) = arena.wrong(100_000, 200_000).unwrap();
+        assert_eq!((at, expected), (200_001, !found));
+    }
+}

@@ -1,0 +1,274 @@
+//! Runs variants on I/OAT: several transfers in flight, a doorbell for each batch, polled.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use vfio_dma::device::Device;
+use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
+use vfio_dma::dma::Constraints;
+
+use super::arena::{Arena, Pair};
+use super::plan::Spec;
+use super::subject::{Extent, Sample, Subject, histogram};
+use crate::cli::Failure;
+
+/// Descriptors of a channel's ring: two batches of the most transfers fit.
+pub(super) const RING: u32 = 4096;
+/// How often completion is looked for between two looks at the clock.
+const LOOKS: u32 = 64;
+/// How long nothing may end until others may have the processor.
+const SPIN: Duration = Duration::from_micros(20);
+/// How long nothing may end until the device itself is asked.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Transfers of one channel that take turns.
+struct Lane {
+    idle: VecDeque<Pair>,
+    flying: VecDeque<(Token, Instant)>,
+    batch: usize,
+    /// Descriptors of a batch.
+    needs: u32,
+    /// How many may still be begun.
+    quota: u64,
+}
+
+impl Lane {
+    /// Begins as many batches as may be in flight.
+    fn submit(&mut self, channel: &mut Channel) -> Result<(), Failure> {
+        while self.quota > 0
+            && self.idle.len() >= self.batch
+            && (self.flying.is_empty() || channel.free() >= self.needs)
+        {
+            let begin = Instant::now();
+            for _ in 0..self.batch {
+                let Some((source, target)) = self.idle.pop_front() else { break };
+                let token = channel.copy(source, target, WhenFull::Return)?;
+                self.flying.push_back((token, begin));
+            }
+            channel.issue()?;
+            self.quota = self.quota.saturating_sub(self.batch as u64);
+        }
+        Ok(())
+    }
+
+    /// Takes what ended and records how long it took.
+    fn reap(
+        &mut self,
+        channel: &mut Channel,
+        now: Instant,
+        latency: &mut Histogram<u64>,
+    ) -> Result<u64, Failure> {
+        let mut ended = 0;
+        // Those of a batch that end together are recorded together.
+        let mut group = (now, 0);
+        let mut record = |(begin, count): (Instant, u64)| {
+            let ns = u64::try_from((now - begin).as_nanos()).unwrap_or(u64::MAX);
+            latency.saturating_record_n(ns, count);
+        };
+        while let Some(&(token, begin)) = self.flying.front() {
+            let Some(finished) = channel.take(token)? else { break };
+            self.flying.pop_front();
+            let tables = finished.into_result()?;
+            let source = tables.source.ok_or("the driver did not give the source back")?;
+            self.idle.push_back((source, tables.target));
+            ended += 1;
+            if group.0 != begin && group.1 > 0 {
+                record(group);
+                group.1 = 0;
+            }
+            group = (begin, group.1 + 1);
+        }
+        if group.1 > 0 {
+            record(group);
+        }
+        Ok(ended)
+    }
+}
+
+/// A variant that can be run.
+struct Ready {
+    spec: Spec,
+    lanes: Vec<Lane>,
+}
+
+/// I/OAT as the subject of a benchmark.
+pub(super) struct IoatSubject {
+    // Dropped first: an engine that still runs is stopped before its tables go.
+    channels: Vec<Channel>,
+    cells: BTreeMap<usize, Ready>,
+    arena: Arena,
+    /// The longest extent of each size of segments.
+    extents: BTreeMap<Option<u64>, u64>,
+    timeout: Duration,
+}
+
+/// Opens the device as it is measured.
+///
+/// # Errors
+///
+/// Fails when the driver does.
+pub(super) fn open(device: Arc<Device>) -> Result<Ioat, Failure> {
+    let config = Config { wait: WaitMode::Poll, ring_size: RING, ..Config::default() };
+    Ok(Ioat::open(device, config)?)
+}
+
+impl IoatSubject {
+    /// Opens the channels that the variants need and takes memory for them.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a channel cannot be opened, or there is no memory.
+    pub(super) fn new(
+        ioat: &Ioat,
+        specs: &[Spec],
+        seed: u64,
+        timeout: Duration,
+    ) -> Result<IoatSubject, Failure> {
+        let mut extents = BTreeMap::new();
+        for spec in specs {
+            let extent: &mut u64 = extents.entry(spec.segment).or_default();
+            *extent = spec.extent().max(*extent);
+        }
+        let len = usize::try_from(extents.values().copied().max().unwrap_or(1))?;
+        let arena = Arena::new(ioat.device(), Constraints::default(), len, seed)?;
+        let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
+        let channels = (0..u8::try_from(count)?).map(|n| ioat.channel(n)).collect::<Result<_, _>>();
+        let (channels, cells) = (channels?, BTreeMap::new());
+        Ok(IoatSubject { channels, cells, arena, extents, timeout })
+    }
+
+    fn totals(&self) -> (u64, u64) {
+        let stats = self.channels.iter().map(Channel::stats);
+        stats.fold((0, 0), |(d, b), stats| (d + stats.descriptors, b + stats.doorbells))
+    }
+}
+
+impl Subject for IoatSubject {
+    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, Failure> {
+        let extent = self.extents.get(&spec.segment).copied().unwrap_or(0).max(spec.extent());
+        self.arena.map(spec.segment, usize::try_from(extent)?)?;
+        let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
+        let (transfer, depth) = (spec.transfer as usize, spec.depth() as usize);
+        let needs = u64::from(spec.batch) * spec.pieces().max(spec.transfer.div_ceil(1 << 20));
+        let needs = u32::try_from(needs).unwrap_or(u32::MAX);
+        let mut map_calls = 0;
+        let mut lanes = Vec::new();
+        for lane in 0..spec.channels as usize {
+            let mut idle = VecDeque::with_capacity(depth);
+            for n in 0..depth {
+                let slot = (lane * depth + n) % slots;
+                let (pair, calls) = self.arena.pair(spec.segment, slot * stride, transfer)?;
+                map_calls = calls;
+                idle.push_back(pair);
+            }
+            let (batch, flying) = (spec.batch as usize, VecDeque::with_capacity(depth));
+            lanes.push(Lane { idle, flying, batch, needs, quota: 0 });
+        }
+        self.cells.insert(number, Ready { spec: *spec, lanes });
+        Ok(map_calls)
+    }
+
+    fn run(
+        &mut self,
+        number: usize,
+        extent: Extent,
+        latency: &mut Histogram<u64>,
+    ) -> Result<Sample, Failure> {
+        let before = self.totals();
+        let cell = self.cells.get_mut(&number).ok_or("a variant that is not prepared")?;
+        let (quota, time) = match extent {
+            Extent::Once => (cell.spec.depth().into(), Duration::MAX),
+            Extent::For(time) => (u64::MAX, time),
+        };
+        cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
+        let (transfers, elapsed) =
+            drive(&mut self.channels, &mut cell.lanes, time, self.timeout, latency)?;
+        let after = self.totals();
+        let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
+        Ok(Sample { transfers, elapsed, descriptors, doorbells })
+    }
+
+    fn verify(&mut self, number: usize) -> Result<Sample, Failure> {
+        let cell = self.cells.get(&number).ok_or("a variant that is not prepared")?;
+        let spec = cell.spec;
+        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
+        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
+        places.clone().for_each(|offset| self.arena.spoil(offset, transfer));
+        let sample = self.run(number, Extent::Once, &mut histogram())?;
+        for offset in places {
+            if let Some((at, expected, found)) = self.arena.wrong(offset, transfer) {
+                return Err(format!(
+                    "{spec}: byte {at} of the target is {found:#04x}, it should be {expected:#04x}"
+                )
+                .into());
+            }
+        }
+        Ok(sample)
+    }
+
+    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
+        super::memcpy::copy(&mut self.arena, spec, time)
+    }
+}
+
+/// Keeps the lanes' transfers in flight until the time is over or the quotas are used up,
+/// each lane on its channel, all from this thread; returns how many ended, and the time
+/// until the last did.
+fn drive(
+    channels: &mut [Channel],
+    lanes: &mut [Lane],
+    time: Duration,
+    timeout: Duration,
+    latency: &mut Histogram<u64>,
+) -> Result<(u64, Duration), Failure> {
+    let begin = Instant::now();
+    let (mut ended, mut last, mut asked) = (0, begin, begin);
+    let mut looks = 0;
+    loop {
+        let before = ended;
+        let mut busy = false;
+        for (channel, lane) in channels.iter_mut().zip(lanes.iter_mut()) {
+            lane.submit(channel)?;
+            busy |= !lane.flying.is_empty();
+            if channel.poll()? > 0 {
+                last = Instant::now();
+                ended += lane.reap(channel, last, latency)?;
+            }
+        }
+        if !busy {
+            return Ok((ended, last - begin));
+        }
+        if ended > before {
+            looks = 0;
+            if last - begin >= time {
+                lanes.iter_mut().for_each(|lane| lane.quota = 0);
+            }
+            continue;
+        }
+        looks += 1;
+        if looks % LOOKS != 0 {
+            std::hint::spin_loop();
+            continue;
+        }
+        let now = Instant::now();
+        if now - last.max(asked) >= PATIENCE {
+            asked = now;
+            for (channel, lane) in channels.iter_mut().zip(lanes.iter_mut()) {
+                channel.check_device()?;
+                let taken = lane.reap(channel, now, latency)?;
+                if taken > 0 {
+                    (ended, last) = (ended + taken, now);
+                }
+            }
+            if now - last >= timeout {
+                let waited = timeout.as_secs();
+                return Err(format!("no transfer ended for {waited} s (--timeout)").into());
+            }
+        }
+        if now - last >= SPIN {
+            std::thread::yield_now();
+        }
+    }
+}

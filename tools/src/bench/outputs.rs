@@ -1,0 +1,139 @@
+//! The files that results go to: known to be writable before anything is measured, and
+//! whole or not there afterwards.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::cli::Failure;
+
+/// A file that results will be written to.
+#[derive(Debug)]
+pub struct Output {
+    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Beside the path, to be renamed over it.
+    Beside(NamedTempFile),
+    /// The path is no regular file: a pipe, a terminal, a device.
+    Special(File),
+}
+
+impl Output {
+    /// Makes sure that the path can be written.
+    ///
+    /// # Errors
+    ///
+    /// Names the path, and why it cannot be written.
+    pub fn prepare(path: &Path) -> Result<Output, Failure> {
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        let place = match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(format!("{} is a directory", path.display()).into());
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                Place::Special(OpenOptions::new().write(true).open(path).map_err(failed)?)
+            }
+            found => {
+                if found.is_ok() {
+                    // One that cannot be written is not replaced either.
+                    OpenOptions::new().write(true).open(path).map_err(failed)?;
+                }
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let file = tempfile::Builder::new()
+                    .prefix(".vfio-dma-")
+                    // As for any new file: what the umask leaves.
+                    .permissions(fs::Permissions::from_mode(0o666))
+                    .tempfile_in(parent.unwrap_or(Path::new(".")))
+                    .map_err(failed)?;
+                Place::Beside(file)
+            }
+        };
+        Ok(Output { path: path.to_owned(), place })
+    }
+
+    /// Writes the text; the file has all of it, or is what it was before.
+    ///
+    /// # Errors
+    ///
+    /// Names the file, and why it was not written, such as a full disk.
+    pub fn write(self, text: &str) -> Result<(), Failure> {
+        let Output { path, place } = self;
+        let written = match place {
+            Place::Special(mut file) => file.write_all(text.as_bytes()),
+            Place::Beside(mut file) => file
+                .write_all(text.as_bytes())
+                .and_then(|()| file.as_file().sync_all())
+                .and_then(|()| file.persist(&path).map_err(|error| error.error).map(drop)),
+        };
+        written.map_err(|error| format!("{} was not written: {error}", path.display()).into())
+    }
+}
+
+/// The files of a benchmark.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    files: Vec<(Output, Kind)>,
+}
+
+/// Makes a file's text of results.
+pub type Kind = fn(&super::results::Results) -> Result<String, Failure>;
+
+impl Outputs {
+    /// Adds a file, if there is to be one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::prepare`].
+    pub fn add(&mut self, path: Option<&Path>, kind: Kind) -> Result<(), Failure> {
+        if let Some(path) = path {
+            self.files.push((Output::prepare(path)?, kind));
+        }
+        Ok(())
+    }
+
+    /// Writes all files, also when one of them fails; returns what failed.
+    #[must_use]
+    pub fn write(self, results: &super::results::Results) -> Vec<Failure> {
+        let write =
+            |(output, kind): (Output, Kind)| kind(results).and_then(|text| output.write(&text));
+        self.files.into_iter().map(write).filter_map(Result::err).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_whole_or_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("results");
+        fs::write(&path, "old").unwrap();
+        let output = Output::prepare(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old", "preparing changes nothing");
+        drop(output);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
+        Output::prepare(&path).unwrap().write("new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Output::prepare(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("is a directory"), "{error}");
+        let path = dir.path().join("nowhere/results");
+        let error = Output::prepare(&path).unwrap_err().to_string();
+        assert!(error.contains("nowhere/results: No such file"), "{error}");
+        let error = Output::prepare(Path::new("/dev/full")).unwrap().write("text").unwrap_err();
+        assert!(error.to_string().contains("/dev/full was not written: No space left"), "{error}");
+    }
+}

@@ -1,0 +1,470 @@
+//! What is measured: the variants, their order in each round, and how much of it fits into
+//! the time that there is.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::results::Series;
+use crate::cli::Failure;
+
+/// Time for each variant in a round, unless asked for otherwise.
+pub const SLICE: Duration = Duration::from_millis(25);
+/// The longest transfer: 64 MiB.
+pub const LONGEST: u64 = 64 << 20;
+/// Transfers take turns with different places up to so many bytes.
+const WORKING_SET: u64 = 16 << 20;
+/// The most transfers for a doorbell.
+pub const MOST_BATCH: u32 = 1024;
+/// The most segments of a transfer that a profile has by itself.
+const MOST_SEGMENTS: u64 = 65_536;
+/// The most segments that can be asked for.
+const MOST_SEGMENTS_ASKED: u64 = 1 << 20;
+/// The bytes that a doorbell is rung for in the tables of sizes and segments, about.
+const BATCH_BYTES: u64 = 64 << 10;
+/// The shortest time for a variant in a round.
+const SHORTEST_SLICE: Duration = Duration::from_millis(2);
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Profile {
+    /// A few sizes, in less than 30 seconds
+    Quick,
+    /// All sizes from 64 bytes to 64 MiB
+    Full,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Profile::Quick => "quick",
+            Profile::Full => "full",
+        })
+    }
+}
+
+impl Profile {
+    /// Rounds, unless asked for otherwise.
+    #[must_use]
+    pub fn rounds(self) -> u32 {
+        match self {
+            Profile::Quick => 10,
+            Profile::Full => 20,
+        }
+    }
+
+    /// How long it may take in all.
+    #[must_use]
+    pub fn budget(self) -> Duration {
+        match self {
+            Profile::Quick => Duration::from_secs(22),
+            Profile::Full => Duration::from_secs(900),
+        }
+    }
+
+    fn sizes(self) -> Vec<u64> {
+        match self {
+            Profile::Quick => vec![4 << 10, 64 << 10, 1 << 20, 16 << 20],
+            Profile::Full => (3..=13).map(|n| 1 << (2 * n)).collect(),
+        }
+    }
+
+    fn segments(self) -> Vec<u64> {
+        match self {
+            Profile::Quick => vec![256, 4 << 10, 64 << 10],
+            Profile::Full => {
+                vec![64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 2 << 20]
+            }
+        }
+    }
+
+    fn batches(self) -> Vec<u32> {
+        match self {
+            Profile::Quick => vec![1, 16, 128, 1024],
+            Profile::Full => (0..=10).map(|n| 1 << n).collect(),
+        }
+    }
+
+    fn batch_sizes(self) -> &'static [u64] {
+        match self {
+            Profile::Quick => &[64],
+            Profile::Full => &[64, 4 << 10],
+        }
+    }
+
+    fn channel_sizes(self) -> &'static [u64] {
+        match self {
+            Profile::Quick => &[64 << 10],
+            Profile::Full => &[4 << 10, 64 << 10, 1 << 20],
+        }
+    }
+
+    fn latency_sizes(self) -> &'static [u64] {
+        match self {
+            Profile::Quick => &[64, 4 << 10, 64 << 10],
+            Profile::Full => &[64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10],
+        }
+    }
+}
+
+/// What was asked for; `None` for what the profile has.
+#[derive(Debug, Clone)]
+pub struct Wishes {
+    /// The profile.
+    pub profile: Profile,
+    /// Bytes of a transfer.
+    pub sizes: Option<Vec<u64>>,
+    /// Bytes of a segment; an inner `None` is contiguous, which is measured in any case.
+    pub segments: Option<Vec<Option<u64>>>,
+    /// Transfers for a doorbell.
+    pub batches: Option<Vec<u32>>,
+    /// The most channels at once.
+    pub channels: Option<u32>,
+}
+
+/// One variant of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Spec {
+    /// The table that it belongs to.
+    pub series: Series,
+    /// Bytes of a transfer.
+    pub transfer: u64,
+    /// Bytes of a segment; `None` for contiguous.
+    pub segment: Option<u64>,
+    /// Transfers for a doorbell.
+    pub batch: u32,
+    /// Channels at once.
+    pub channels: u32,
+}
+
+impl Spec {
+    /// Segments of a transfer.
+    #[must_use]
+    pub fn pieces(&self) -> u64 {
+        self.segment.map_or(1, |segment| self.transfer.div_ceil(segment))
+    }
+
+    /// Transfers in flight on each channel: the next batch waits behind the one in hand.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        match self.series {
+            Series::Latency => 1,
+            _ => 2 * self.batch,
+        }
+    }
+
+    /// Different places that the transfers of all channels take turns with.
+    #[must_use]
+    pub fn slots(&self) -> u64 {
+        (WORKING_SET / self.stride()).clamp(1, u64::from(self.depth() * self.channels))
+    }
+
+    /// Bytes from one place to the next.
+    #[must_use]
+    pub fn stride(&self) -> u64 {
+        let least = if self.transfer < 4096 { 64 } else { 4096 };
+        let segment = self.segment.unwrap_or(1);
+        self.transfer.next_multiple_of(least).next_multiple_of(segment)
+    }
+
+    /// Bytes from the first place to the end of the last.
+    #[must_use]
+    pub fn extent(&self) -> u64 {
+        self.slots() * self.stride()
+    }
+
+    /// The contiguous variant that this one is compared with.
+    #[must_use]
+    pub fn reference(&self) -> Spec {
+        Spec { segment: None, ..*self }
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", bytes(self.transfer))?;
+        match self.segment {
+            Some(segment) => write!(f, " in {} segments", bytes(segment))?,
+            None => f.write_str(" contiguous")?,
+        }
+        match self.series {
+            Series::Segments => Ok(()),
+            Series::Batch => write!(f, ", batch {}", self.batch),
+            Series::Channels => write!(f, ", {} channels", self.channels),
+            Series::Latency => f.write_str(", one at a time"),
+        }
+    }
+}
+
+/// A size as people write it: 64, 4K, 16M.
+#[must_use]
+pub fn bytes(size: u64) -> String {
+    [(30, "G"), (20, "M"), (10, "K")]
+        .into_iter()
+        .find(|&(shift, _)| size > 0 && size.is_multiple_of(1 << shift))
+        .map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
+}
+
+/// The variants for an engine with scatter/gather hardware, `channels` channels and room
+/// for `ring` descriptors in each; and what was left out.
+///
+/// # Errors
+///
+/// Fails when what was asked for makes no sense.
+pub fn plan(
+    wishes: &Wishes,
+    channels: u32,
+    ring: u64,
+) -> Result<(Vec<Spec>, Vec<String>), Failure> {
+    let Wishes { profile, .. } = *wishes;
+    let mut notes = Vec::new();
+    let sizes = sorted(wishes.sizes.clone().unwrap_or_else(|| profile.sizes()));
+    let segments = match &wishes.segments {
+        Some(list) => {
+            let segments = sorted(list.iter().copied().flatten().collect());
+            check_segments(&segments, &sizes)?;
+            segments
+        }
+        None => profile.segments(),
+    };
+    let most = if wishes.segments.is_some() { MOST_SEGMENTS_ASKED } else { MOST_SEGMENTS };
+    let mut specs = Vec::new();
+    let mut left_out = Vec::new();
+    for &transfer in &sizes {
+        let smaller = segments.iter().copied().filter(|&segment| segment < transfer);
+        let (fitting, rest): (Vec<u64>, Vec<u64>) =
+            smaller.partition(|segment| transfer.div_ceil(*segment) <= most);
+        left_out.extend(rest.iter().map(|&s| format!("{} in {}", bytes(transfer), bytes(s))));
+        let pieces = fitting.first().map_or(1, |segment| transfer.div_ceil(*segment));
+        // A batch is one doorbell: it has to fit into the ring.
+        let batch = (BATCH_BYTES / transfer).clamp(1, 32).min(ring / pieces).max(1) as u32;
+        let all = std::iter::once(None).chain(fitting.into_iter().map(Some));
+        let series = Series::Segments;
+        specs.extend(all.map(|segment| Spec { series, transfer, segment, batch, channels: 1 }));
+    }
+    if !left_out.is_empty() {
+        let what = left_out.join(", ");
+        notes.push(format!("left out, with more than {most} segments in a transfer: {what}"));
+    }
+    let within = |own: &[u64], longest: u64| match &wishes.sizes {
+        Some(_) => sizes.iter().copied().filter(|&size| size <= longest).collect(),
+        None => own.to_vec(),
+    };
+    let contiguous = |series, transfer, batch, channels| Spec {
+        series,
+        transfer,
+        segment: None,
+        batch,
+        channels,
+    };
+    let batches = sorted(wishes.batches.clone().unwrap_or_else(|| profile.batches()));
+    for transfer in within(profile.batch_sizes(), 4 << 10) {
+        specs.extend(batches.iter().map(|&batch| contiguous(Series::Batch, transfer, batch, 1)));
+    }
+    let most_channels = match wishes.channels {
+        Some(asked) if asked > channels => {
+            return Err(format!("--channels {asked}: the device has {channels}").into());
+        }
+        asked => asked.unwrap_or(channels),
+    };
+    for transfer in within(profile.channel_sizes(), 1 << 20) {
+        let batch = (BATCH_BYTES / transfer).clamp(1, 32) as u32;
+        let counts = (1..=most_channels).filter(|&n| n == most_channels || n.is_power_of_two());
+        specs.extend(counts.map(|n| contiguous(Series::Channels, transfer, batch, n)));
+    }
+    for transfer in within(profile.latency_sizes(), 64 << 10) {
+        specs.push(contiguous(Series::Latency, transfer, 1, 1));
+    }
+    Ok((specs, notes))
+}
+
+/// The variants for edu, which takes 100 ms for up to 4 KiB, one way.
+#[must_use]
+pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
+    let sizes = sorted(wishes.sizes.clone().unwrap_or_else(|| vec![64, 4 << 10, 8 << 10]));
+    let segments = match &wishes.segments {
+        Some(list) => sorted(list.iter().copied().flatten().collect()),
+        None => vec![4 << 10],
+    };
+    let mut specs = Vec::new();
+    for transfer in sizes {
+        let smaller = segments.iter().copied().filter(|&s| s < transfer && s % 4096 == 0);
+        let all = std::iter::once(None).chain(smaller.map(Some));
+        specs.extend(all.map(|segment| Spec {
+            series: Series::Segments,
+            transfer,
+            segment,
+            batch: 1,
+            channels: 1,
+        }));
+    }
+    let notes = [
+        "edu takes 100 ms for each piece of up to 4 KiB, one way: only a few variants are \
+         measured, and of batches, channels and latency none, for it has one transfer at a time",
+        "edu has no scatter/gather hardware: segments, of whole pages, go one after another",
+    ];
+    (specs, notes.map(Into::into).into())
+}
+
+fn check_segments(segments: &[u64], sizes: &[u64]) -> Result<(), Failure> {
+    let longest = sizes.last().copied().unwrap_or(0);
+    for &segment in segments {
+        if segment >= longest {
+            return Err(format!(
+                "--segment {}: it is not smaller than any transfer, the longest of which is {}",
+                bytes(segment),
+                bytes(longest)
+            )
+            .into());
+        }
+        let used = sizes.iter().filter(|&&size| size > segment);
+        if used.clone().all(|size| size.div_ceil(segment) > MOST_SEGMENTS_ASKED) {
+            return Err(format!(
+                "--segment {segment}: every transfer would have more than {MOST_SEGMENTS_ASKED} \
+                 segments"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+    list.sort_unstable();
+    list.dedup();
+    list
+}
+
+/// The order of `count` variants in a round: another one in each, so that none always
+/// follows the same one.
+#[must_use]
+pub fn order(count: usize, seed: u64, round: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    let seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(round));
+    fastrand::Rng::with_seed(seed).shuffle(&mut order);
+    order
+}
+
+/// What fits into the time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fit {
+    /// Time for each variant in a round.
+    pub slice: Duration,
+    /// Which variants are measured.
+    pub keep: Vec<bool>,
+}
+
+/// Fits variants into a budget: by shorter slices first, then by leaving the slowest out.
+/// `least` is what one sample of each takes at least.
+#[must_use]
+pub fn fit(least: &[Duration], rounds: u32, slice: Duration, budget: Duration) -> Fit {
+    let mut keep = vec![true; least.len()];
+    let total = |slice: Duration, keep: &[bool]| -> Duration {
+        let kept = least.iter().zip(keep).filter(|(_, keep)| **keep);
+        kept.map(|(&least, _)| least.max(slice)).sum::<Duration>().saturating_mul(rounds)
+    };
+    let shortest = SHORTEST_SLICE.min(slice);
+    let mut slice = slice;
+    while total(slice, &keep) > budget && slice > shortest {
+        slice = (slice * 3 / 4).max(shortest);
+    }
+    let mut slowest: Vec<usize> = (0..least.len()).collect();
+    slowest.sort_by_key(|&i| least[i]);
+    while total(slice, &keep) > budget
+        && let Some(i) = slowest.pop()
+    {
+        keep[i] = false;
+    }
+    Fit { slice, keep }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes(profile: Profile) -> Wishes {
+        Wishes { profile, sizes: None, segments: None, batches: None, channels: None }
+    }
+
+    #[test]
+    fn every_scattered_variant_has_its_contiguous_one() {
+        for profile in [Profile::Quick, Profile::Full] {
+            let (specs, _) = plan(&wishes(profile), 4, 4095).unwrap();
+            for spec in &specs {
+                assert!(specs.contains(&spec.reference()), "{spec}");
+                assert!(spec.segment.is_none_or(|segment| segment < spec.transfer));
+                let batch = u64::from(spec.batch) * spec.pieces();
+                assert!(spec.batch == 1 || batch <= 4095, "{spec} fits into the ring");
+                assert!(spec.extent() <= WORKING_SET.max(spec.stride()), "{spec}");
+            }
+            let mut distinct = specs.clone();
+            distinct.sort_by_key(|s| (s.series, s.transfer, s.segment, s.batch, s.channels));
+            distinct.dedup();
+            assert_eq!(distinct.len(), specs.len(), "none twice");
+        }
+        let (full, _) = plan(&wishes(Profile::Full), 4, 4095).unwrap();
+        for (transfer, segment) in
+            [(64, None), (64 << 20, None), (128 << 10, Some(64)), (64 << 20, Some(2 << 20))]
+        {
+            let has = |s: &Spec| s.segment == segment && s.transfer >= transfer;
+            assert!(full.iter().any(has), "{transfer} {segment:?}");
+        }
+        let batches: Vec<u32> =
+            full.iter().filter(|s| s.series == Series::Batch).map(|s| s.batch).collect();
+        assert!(batches.contains(&1) && batches.contains(&1024));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let ask = |sizes: &[u64], segments: &[u64], channels| {
+            let wishes = Wishes {
+                sizes: Some(sizes.to_vec()),
+                segments: Some(segments.iter().copied().map(Some).collect()),
+                channels,
+                ..wishes(Profile::Quick)
+            };
+            plan(&wishes, 2, 4095).map_err(|error| error.to_string())
+        };
+        assert!(ask(&[4096], &[1024], Some(2)).is_ok());
+        let error = ask(&[64, 4096], &[4096], None).unwrap_err();
+        assert!(error.contains("4K") && error.contains("not smaller"), "{error}");
+        let error = ask(&[64 << 20], &[1], None).unwrap_err();
+        assert!(error.contains("1048576 segments"), "{error}");
+        let error = ask(&[4096], &[1024], Some(3)).unwrap_err();
+        assert!(error.contains("--channels 3: the device has 2"), "{error}");
+    }
+
+    #[test]
+    fn variants_take_turns() {
+        let count = 12;
+        let rounds: Vec<Vec<usize>> = (0..10).map(|round| order(count, 1, round)).collect();
+        let mut followers = vec![std::collections::HashSet::new(); count];
+        for round in &rounds {
+            let mut all = round.clone();
+            all.sort_unstable();
+            assert_eq!(all, (0..count).collect::<Vec<_>>(), "every variant in each round");
+            for two in round.windows(2) {
+                followers[two[0]].insert(two[1]);
+            }
+        }
+        assert!(followers.iter().all(|after| after.len() > 2), "{followers:?}");
+        assert_eq!(order(count, 1, 3), rounds[3], "the seed decides");
+    }
+
+    #[test]
+    fn slices_shrink_before_variants_go() {
+        let ms = Duration::from_millis;
+        let fits = fit(&[ms(1), ms(1), ms(1)], 10, ms(20), ms(1000));
+        assert_eq!(fits, Fit { slice: ms(20), keep: vec![true; 3] });
+        let fits = fit(&[ms(1), ms(1), ms(1)], 10, ms(20), ms(300));
+        assert!(fits.slice < ms(11) && fits.slice > ms(5), "{fits:?}");
+        assert_eq!(fits.keep, [true; 3]);
+        let fits = fit(&[ms(1), ms(50), ms(10)], 10, ms(20), ms(300));
+        assert_eq!(fits, Fit { slice: ms(2), keep: vec![true, false, true] });
+        assert_eq!(fit(&[ms(50)], 10, ms(20), ms(1)).keep, [false]);
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!([1, 4096, 64 << 20, 5000].map(bytes), ["1", "4K", "64M", "5000"]);
+    }
+}

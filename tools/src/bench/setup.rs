@@ -1,0 +1,113 @@
+//! What a benchmark is taken on.
+
+use std::fs;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::utsname::uname;
+
+use super::results::Machine;
+
+/// The machine, as it describes itself.
+#[must_use]
+pub(super) fn machine() -> Machine {
+    let (kernel, architecture) = uname().map_or_else(
+        |error| (format!("unknown ({error})"), std::env::consts::ARCH.to_owned()),
+        |names| (text(names.release()), text(names.machine())),
+    );
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
+    let meminfo = read("/proc/meminfo").unwrap_or_default();
+    let vendor = read("/sys/class/dmi/id/sys_vendor").map(|text| text.trim().to_owned());
+    let product = read("/sys/class/dmi/id/product_name").map(|text| text.trim().to_owned());
+    let kind = read("/sys/hypervisor/type").map(|text| text.trim().to_owned());
+    Machine {
+        kernel,
+        architecture,
+        processor: field(&cpuinfo, "model name"),
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: kilobytes(&meminfo, "MemTotal").unwrap_or(0),
+        hypervisor: hypervisor(vendor, product, kind, &cpuinfo),
+        transparent_huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
+            .and_then(|text| chosen(&text)),
+    }
+}
+
+/// The most resident memory that this process ever had, in bytes.
+#[must_use]
+pub(super) fn peak_memory() -> Option<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    // In KiB on Linux (getrusage(2)).
+    u64::try_from(usage.max_rss()).ok().map(|kib| kib * 1024)
+}
+
+fn text(name: &std::ffi::OsStr) -> String {
+    name.to_string_lossy().into_owned()
+}
+
+/// The value of a line `name : value`.
+fn field(text: &str, name: &str) -> Option<String> {
+    let value = |line: &str| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    };
+    text.lines().find_map(value)
+}
+
+fn kilobytes(meminfo: &str, name: &str) -> Option<u64> {
+    let value = field(meminfo, name)?;
+    value.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// QEMU's machines name it as the vendor, and the machine's type as the product; others
+/// leave at least the processor's flag.
+fn hypervisor(
+    vendor: Option<String>,
+    product: Option<String>,
+    kind: Option<String>,
+    cpuinfo: &str,
+) -> Option<String> {
+    let virtual_ = field(cpuinfo, "flags")
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"));
+    let dmi = [vendor, product].into_iter().flatten().filter(|text| !text.is_empty());
+    let dmi = dmi.collect::<Vec<_>>().join(" ");
+    match kind {
+        Some(kind) if !kind.is_empty() => Some(kind),
+        _ if dmi.contains("QEMU") => Some(dmi),
+        _ if !virtual_ => None,
+        _ if dmi.is_empty() => Some("unnamed".into()),
+        _ => Some(dmi),
+    }
+}
+
+/// The word in brackets.
+fn chosen(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(word, _)| word.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_kernel_are_read() {
+        let cpuinfo = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu hypervisor\n";
+        assert_eq!(field(cpuinfo, "model name").unwrap(), "A Processor");
+        assert_eq!(kilobytes("MemTotal:       100 kB\n", "MemTotal"), Some(102_400));
+        assert_eq!(chosen("always [madvise] never\n").unwrap(), "madvise");
+        let known = |vendor: &str, flags: &str| {
+            hypervisor(Some(vendor.into()), Some("Standard PC (Q35)".into()), None, flags)
+        };
+        assert_eq!(known("QEMU", "").unwrap(), "QEMU Standard PC (Q35)");
+        assert_eq!(known("Vendor", ""), None, "a real machine");
+        assert_eq!(known("Vendor", cpuinfo).unwrap(), "Vendor Standard PC (Q35)");
+        assert_eq!(hypervisor(None, None, None, cpuinfo).unwrap(), "unnamed");
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        let machine = machine();
+        assert!(machine.memory > 0 && machine.processors > 0 && !machine.kernel.is_empty());
+        assert!(peak_memory().unwrap() > 1 << 20);
+    }
+}

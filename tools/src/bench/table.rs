@@ -1,0 +1,347 @@
+//! Results as text of at most 100 columns.
+
+use std::fmt::Write as _;
+
+use super::plan::bytes;
+use super::results::{Allocation, Cell, Latency, Results, Series, Spread};
+use super::spread::{is_undecided, is_wide};
+
+/// The widest line.
+const WIDTH: usize = 100;
+
+/// The tables of a benchmark, its setup before and its notes behind them.
+#[must_use]
+pub fn table(results: &Results) -> String {
+    let mut text = setup(results);
+    if let Some(why) = &results.ended_early {
+        text += &wrapped("ENDED EARLY: ", &format!("{why}; what was measured before follows"));
+    }
+    let cells = |series| results.cells.iter().filter(move |cell| cell.series == series);
+    section(
+        &mut text,
+        "Contiguous against scatter/gather",
+        segment_head(),
+        cells(Series::Segments).map(|cell| segment_row(cell, results)),
+    );
+    section(
+        &mut text,
+        "Transfers for a doorbell",
+        batch_head(),
+        cells(Series::Batch).map(batch_row),
+    );
+    section(&mut text, "Channels", channel_head(), cells(Series::Channels).map(channel_row));
+    section(
+        &mut text,
+        "One transfer at a time",
+        latency_head(),
+        cells(Series::Latency).map(latency_row),
+    );
+    let memcpy = results.memcpy.iter().map(|memcpy| {
+        let Spread { median, .. } = memcpy.bytes_per_second;
+        format!(
+            "{:>8} {:>7.2} {}",
+            bytes(memcpy.transfer),
+            median / 1e9,
+            range(&memcpy.bytes_per_second)
+        )
+    });
+    section(
+        &mut text,
+        "The processor's own copy (memcpy)",
+        format!("{:>8} {:>7} {:>11}", "bytes", "GB/s", "p25-p75"),
+        memcpy,
+    );
+    section(
+        &mut text,
+        "Memory for the device: from the request until it is mapped, and until it is freed",
+        allocation_head(),
+        results.allocations.iter().map(allocation_row),
+    );
+    if !results.notes.is_empty() {
+        text += "\nNotes\n";
+        for note in &results.notes {
+            text += &wrapped("- ", note);
+        }
+    }
+    text
+}
+
+fn setup(results: &Results) -> String {
+    let setup = &results.setup;
+    let (device, machine) = (&setup.device, &setup.machine);
+    let mut text = String::new();
+    let version = device.version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
+    text += &wrapped(
+        "device   ",
+        &format!(
+            "{} {}{version} ({}), channels: {}, through {}, {}",
+            device.location,
+            device.driver,
+            device.ids,
+            device.channels,
+            device.iommu,
+            device.completion
+        ),
+    );
+    let hypervisor = machine.hypervisor.as_deref().unwrap_or("none");
+    text += &wrapped(
+        "machine  ",
+        &format!(
+            "{}, {} processors, {:.1} GiB, Linux {} {}, hypervisor: {hypervisor}",
+            machine.processor.as_deref().unwrap_or("unnamed processor"),
+            machine.processors,
+            machine.memory as f64 / f64::from(1 << 30),
+            machine.kernel,
+            machine.architecture
+        ),
+    );
+    text += &wrapped(
+        "measured ",
+        &format!(
+            "{}, {} rounds, profile {}, seed {}, {:.1} s, peak memory {}",
+            setup.taken,
+            setup.rounds,
+            setup.profile,
+            setup.seed,
+            setup.elapsed as f64 / 1e9,
+            setup.peak_memory.map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20))
+        ),
+    );
+    text
+}
+
+fn section(text: &mut String, title: &str, head: String, rows: impl Iterator<Item = String>) {
+    let mut rows = rows.peekable();
+    if rows.peek().is_none() {
+        return;
+    }
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "\n{title}\n{}", head.trim_end());
+    for row in rows {
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+}
+
+fn segment_head() -> String {
+    format!(
+        "{:>8} {:>10} {:>7}  {:<12} {:>5} {:<9} {:>6} {:>7} {:>7} {:>6} {:>5} {:>5}",
+        "transfer",
+        "segment",
+        "GB/s",
+        "p25-p75",
+        "of",
+        "p25-p75",
+        "of mem",
+        "p50",
+        "p99",
+        "descr.",
+        "bells",
+        "maps"
+    )
+}
+
+fn segment_row(cell: &Cell, results: &Results) -> String {
+    let segment = cell.segment.map_or("contiguous".into(), bytes);
+    let (ratio, span) = match &cell.of_contiguous {
+        Some(ratio) => {
+            let mark = if is_undecided(ratio) { "~" } else { "" };
+            (percent(ratio.median), format!("{}{mark}", percents(ratio)))
+        }
+        None if cell.segment.is_some() => ("-".into(), String::new()),
+        None => (String::new(), String::new()),
+    };
+    let (p50, p99) = quantiles(cell.latency.as_ref());
+    let maps = match results.setup.device.iommu.as_str() {
+        "noiommu" => "-".into(),
+        _ => cell.map_calls.to_string(),
+    };
+    format!(
+        "{:>8} {segment:>10} {:>7.2}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
+         {:>5} {maps:>5}",
+        bytes(cell.transfer),
+        cell.bytes_per_second.median / 1e9,
+        range(&cell.bytes_per_second),
+        cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
+        short(cell.descriptors),
+        short(cell.doorbells),
+    )
+}
+
+fn batch_head() -> String {
+    format!(
+        "{:>8} {:>6} {:>9}  {:<12} {:>7} {:>8} {:>8} {:>10}",
+        "transfer", "batch", "Mop/s", "p25-p75", "GB/s", "p50", "p99", "bells"
+    )
+}
+
+fn batch_row(cell: &Cell) -> String {
+    let (p50, p99) = quantiles(cell.latency.as_ref());
+    format!(
+        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.2} {p50:>8} {p99:>8} {:>10.6}",
+        bytes(cell.transfer),
+        cell.batch,
+        cell.operations_per_second.median / 1e6,
+        scaled(&cell.operations_per_second, 1e6, 3),
+        cell.bytes_per_second.median / 1e9,
+        cell.doorbells
+    )
+}
+
+fn channel_head() -> String {
+    format!(
+        "{:>8} {:>8} {:>7}  {:<12} {:>6} {:>8} {:>8}",
+        "transfer", "channels", "GB/s", "p25-p75", "of mem", "p50", "p99"
+    )
+}
+
+fn channel_row(cell: &Cell) -> String {
+    let (p50, p99) = quantiles(cell.latency.as_ref());
+    format!(
+        "{:>8} {:>8} {:>7.2}  {:<12} {:>6} {p50:>8} {p99:>8}",
+        bytes(cell.transfer),
+        cell.channels,
+        cell.bytes_per_second.median / 1e9,
+        range(&cell.bytes_per_second),
+        cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
+    )
+}
+
+fn latency_head() -> String {
+    format!(
+        "{:>8} {:>9} {:>8} {:>8} {:>8} {:>9} {:>10}",
+        "transfer", "Mop/s", "p50", "p99", "p99.9", "max", "samples"
+    )
+}
+
+fn latency_row(cell: &Cell) -> String {
+    let rate = cell.operations_per_second.median / 1e6;
+    let head = format!("{:>8} {rate:>9.3}", bytes(cell.transfer));
+    match &cell.latency {
+        Some(Latency { samples, p50, p99, p999, max, .. }) => format!(
+            "{head} {:>8} {:>8} {:>8} {:>9} {samples:>10}",
+            time(*p50),
+            time(*p99),
+            time(*p999),
+            time(*max)
+        ),
+        None => head,
+    }
+}
+
+fn allocation_head() -> String {
+    format!(
+        "{:<47} {:>5} {:>7} {:<15} {:>7} {:>8} {:>5}",
+        "strategy", "bytes", "median", "p25-p75", "release", "segments", "maps"
+    )
+}
+
+fn allocation_row(row: &Allocation) -> String {
+    let head = format!("{:<47} {:>5}", row.strategy, bytes(row.len));
+    let nanoseconds = |figure: f64| time(figure as u64);
+    match (&row.allocate, &row.failed) {
+        (Some(allocate), None) => format!(
+            "{head} {:>7} {:<15} {:>7} {:>8} {:>5}",
+            nanoseconds(allocate.median),
+            format!("{}-{}", nanoseconds(allocate.p25), nanoseconds(allocate.p75)),
+            row.release.as_ref().map_or("-".into(), |release| nanoseconds(release.median)),
+            row.segments,
+            row.map_calls
+        ),
+        (_, why) => {
+            let why = why.as_deref().unwrap_or("not measured");
+            wrapped("    ", why).trim_end().lines().fold(head, |text, line| text + "\n" + line)
+        }
+    }
+}
+
+/// The middle half, in GB/s.
+fn range(spread: &Spread) -> String {
+    scaled(spread, 1e9, 2)
+}
+
+/// The middle half in a unit, marked when it is wide.
+fn scaled(spread: &Spread, unit: f64, digits: usize) -> String {
+    let mark = if is_wide(spread) { "!" } else { "" };
+    let (low, high) = (spread.p25 / unit, spread.p75 / unit);
+    format!("{low:.digits$}-{high:.digits$}{mark}")
+}
+
+fn percent(share: f64) -> String {
+    if share < 0.01 { format!("{:.3}%", share * 100.0) } else { format!("{:.0}%", share * 100.0) }
+}
+
+fn percents(share: &Spread) -> String {
+    format!("{:.0}-{:.0}", share.p25 * 100.0, share.p75 * 100.0)
+}
+
+fn quantiles(latency: Option<&Latency>) -> (String, String) {
+    latency.map_or(("-".into(), "-".into()), |latency| (time(latency.p50), time(latency.p99)))
+}
+
+/// A time with its unit, in three to four digits.
+fn time(ns: u64) -> String {
+    let ns = ns as f64;
+    match ns {
+        _ if ns < 1e3 => format!("{ns:.0}ns"),
+        _ if ns < 1e4 => format!("{:.2}us", ns / 1e3),
+        _ if ns < 1e6 => format!("{:.0}us", ns / 1e3),
+        _ if ns < 1e7 => format!("{:.2}ms", ns / 1e6),
+        _ if ns < 1e9 => format!("{:.0}ms", ns / 1e6),
+        _ => format!("{:.2}s", ns / 1e9),
+    }
+}
+
+/// A count for each transfer, in at most 5 characters.
+fn short(count: f64) -> String {
+    match count {
+        _ if count.fract() == 0.0 => format!("{count:.0}"),
+        _ if count < 1.0 => format!("{count:.3}"),
+        _ if count < 1000.0 => format!("{count:.1}"),
+        _ => format!("{count:.0}"),
+    }
+}
+
+/// A text in lines that fit, all but the first one indented.
+fn wrapped(first: &str, text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = first.to_owned();
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        let gap = usize::from(!empty);
+        if !empty && line.chars().count() + gap + word.chars().count() > WIDTH {
+            lines.push_str(&line);
+            lines.push('\n');
+            line = " ".repeat(first.chars().count());
+        } else if !empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        empty = false;
+    }
+    lines + &line + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        let times = [999, 1_234, 12_345, 1_234_567, 123_456_789, 1_500_000_000].map(time);
+        assert_eq!(times, ["999ns", "1.23us", "12us", "1.23ms", "123ms", "1.50s"]);
+        assert_eq!([1.0, 0.03125, 4096.0, 1.5].map(short), ["1", "0.031", "4096", "1.5"]);
+        assert_eq!([0.974, 0.000_02].map(percent), ["97%", "0.002%"]);
+    }
+
+    #[test]
+    fn long_texts_are_wrapped() {
+        let text = wrapped("- ", &"word ".repeat(50));
+        assert!(
+            text.lines().count() == 3 && text.lines().all(|line| line.len() <= WIDTH),
+            "{text}"
+        );
+        assert!(
+            text.starts_with("- word") && text.lines().skip(1).all(|l| l.starts_with("  word"))
+        );
+    }
+}

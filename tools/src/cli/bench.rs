@@ -1,0 +1,201 @@
+//! `vfio-dma bench`: contiguous against scatter/gather transfers, measured.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_model::link::LinkConfig;
+
+use super::open::Reach;
+use super::size::parse_size;
+use super::{Failure, interrupted, output};
+use crate::bench::compare::compare;
+use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
+use crate::bench::results::{Results, SCHEMA};
+use crate::bench::{self, Options, Output, Outputs, csv, report, table};
+
+/// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
+/// the processor's own copy in the same rounds
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
+    /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
+    #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
+    device: Option<String>,
+    /// Measure nothing: tell what changed between two files of --json beyond the noise
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "report", "bind"])]
+    compare: Option<Vec<PathBuf>>,
+    /// How much is measured
+    #[arg(long, value_enum, default_value_t = Profile::Quick)]
+    profile: Profile,
+    /// Rounds, in each of which every variant has its turn; 10 for quick, 20 for full
+    #[arg(long, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    rounds: Option<u32>,
+    /// Milliseconds for each variant in a round
+    #[arg(long, value_name = "MS", default_value_t = SLICE.as_millis() as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    slice: u64,
+    /// Transfer sizes instead of the profile's, 1 byte to 64M
+    #[arg(long = "size", value_name = "SIZE,...", value_delimiter = ',', value_parser = parse_transfer)]
+    sizes: Option<Vec<u64>>,
+    /// Segment sizes instead of the profile's; contiguous is always measured
+    #[arg(long = "segment", value_name = "SIZE|contiguous,...", value_delimiter = ',', value_parser = parse_segment)]
+    segments: Option<Vec<Segment>>,
+    /// Transfers for each doorbell, 1 to 1024, instead of the profile's
+    #[arg(long = "batch", value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_BATCH)))]
+    batches: Option<Vec<u32>>,
+    /// The most channels at once; all that the device has otherwise
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    channels: Option<u32>,
+    /// Seed of the data, of the order of segments and of the variants in each round
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds for which no transfer may end
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    #[command(flatten)]
+    reach: Reach,
+    /// Link that the transfers are calculated for
+    #[arg(
+        long,
+        value_name = "gen3x8[,mps=BYTES,mrrs=BYTES,addr=64|32,ecrc=0|1]",
+        default_value = "gen3x8"
+    )]
+    link: LinkConfig,
+    /// Write everything that was found as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a row for each figure as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write one page with plots, which needs nothing else
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+}
+
+/// Channels of the model in this process.
+const CHANNELS: u8 = 4;
+
+/// Bytes of a segment; `None` is contiguous. A type of its own, for an `Option` on the
+/// command line is an option that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment(Option<u64>);
+
+fn parse_transfer(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(size) if (1..=LONGEST).contains(&size) => Ok(size),
+        Ok(_) => Err("a transfer has 1 byte to 64M".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn parse_segment(text: &str) -> Result<Segment, String> {
+    match text {
+        "contiguous" => Ok(Segment(None)),
+        _ => match parse_size(text) {
+            Ok(size) if (1..LONGEST).contains(&size) => Ok(Segment(Some(size))),
+            Ok(_) => Err("a segment has at least 1 byte and less than 64M".to_owned()),
+            Err(error) => Err(format!("{error}; or `contiguous`")),
+        },
+    }
+}
+
+/// Runs the subcommand.
+///
+/// # Errors
+///
+/// Fails when the device cannot be opened or fails in the middle, a byte is wrong, or a file
+/// cannot be written. What was measured until then is printed and written all the same.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if let Some([before, after]) = args.compare.as_deref() {
+        return changes(before, after, args.json.as_deref());
+    }
+    let device = args.device.as_deref().ok_or("no DEVICE is given")?;
+    // Files that cannot be written are found out before the measurement, not after it.
+    let mut outputs = Outputs::default();
+    outputs.add(args.json.as_deref(), json)?;
+    outputs.add(args.csv.as_deref(), csv::to_csv)?;
+    outputs.add(args.report.as_deref(), report::page)?;
+    // The flag is set up before anything is changed, so that Ctrl-C undoes it.
+    let interrupted = interrupted()?;
+    let model = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };
+    let options = Options {
+        wishes: Wishes {
+            profile: args.profile,
+            sizes: args.sizes.clone(),
+            segments: args.segments.as_ref().map(|list| list.iter().map(|s| s.0).collect()),
+            batches: args.batches.clone(),
+            channels: args.channels,
+        },
+        rounds: args.rounds.unwrap_or_else(|| args.profile.rounds()),
+        slice: Duration::from_millis(args.slice),
+        seed: args.seed,
+        timeout: Duration::from_secs(args.timeout),
+        link: args.link,
+    };
+    let results = args.reach.drive(device, model, |driver, device| {
+        bench::run(&options, driver, &device, &interrupted)
+    })?;
+    let mut failures = outputs.write(&results);
+    failures.extend(output::print(&table(&results)).err());
+    failures.extend(results.ended_early.map(Failure::from));
+    if failures.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    Err(texts.join("\n").into())
+}
+
+/// Tells what changed between two files.
+fn changes(before: &Path, after: &Path, json: Option<&Path>) -> Result<ExitCode, Failure> {
+    let output = json.map(Output::prepare).transpose()?;
+    let comparison = compare(&read(before)?, &read(after)?);
+    if let Some(output) = output {
+        output.write(&(serde_json::to_string_pretty(&comparison)? + "\n"))?;
+    }
+    output::print(&comparison.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads results back.
+fn read(path: &Path) -> Result<Results, Failure> {
+    /// What every version of the schema has.
+    #[derive(serde::Deserialize)]
+    struct Head {
+        schema: u32,
+    }
+    let failed = |error: &dyn std::fmt::Display| -> Failure {
+        format!("{}: {error}", path.display()).into()
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    let other = |error: serde_json::Error| {
+        failed(&format_args!("not what `vfio-dma bench --json` writes: {error}"))
+    };
+    let Head { schema } = serde_json::from_str(&text).map_err(other)?;
+    if schema != SCHEMA {
+        return Err(failed(&format_args!("schema {schema}; this version reads {SCHEMA}")));
+    }
+    serde_json::from_str(&text).map_err(other)
+}
+
+fn json(results: &Results) -> Result<String, Failure> {
+    Ok(serde_json::to_string_pretty(results)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        assert_eq!(parse_transfer("64"), Ok(64));
+        assert_eq!(parse_transfer("64M"), Ok(64 << 20));
+        for text in ["0", "65M", "1G", "-1", "x"] {
+            assert!(parse_transfer(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_segment("contiguous"), Ok(Segment(None)));
+        assert_eq!(parse_segment("4K"), Ok(Segment(Some(4096))));
+        assert!(parse_segment("0").is_err());
+        assert!(parse_segment("any").unwrap_err().contains("contiguous"));
+    }
+}

@@ -1,0 +1,105 @@
+//! Opening the device that a subcommand is to drive.
+
+use std::sync::Arc;
+
+use vfio_dma::backend::vfio::Access;
+use vfio_dma::backend::vfio_user::VfioUser;
+use vfio_dma::device::Device;
+use vfio_dma::devices::{Driver, recognise};
+use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::session::Session;
+use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::ioat::IoatConfig;
+
+use super::Failure;
+
+/// The device that needs nothing: the I/OAT model in this process.
+const MODEL: &str = "model";
+
+/// How a device is reached.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reach {
+    /// How the device is reached; auto takes type1 or else iommufd, never noiommu
+    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
+    iommu: IommuArg,
+    /// Bind the device to vfio-pci first, and restore its driver afterwards
+    #[arg(long)]
+    bind: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IommuArg {
+    Auto,
+    /// The IOMMU group, in a VFIO container
+    Type1,
+    /// The device's own character device, in an address space of iommufd
+    Iommufd,
+    /// VFIO's no-IOMMU mode: the device can reach all memory
+    Noiommu,
+}
+
+impl From<IommuArg> for Access {
+    fn from(arg: IommuArg) -> Access {
+        match arg {
+            IommuArg::Auto => Access::Auto,
+            IommuArg::Type1 => Access::Type1,
+            IommuArg::Iommufd => Access::Iommufd,
+            IommuArg::Noiommu => Access::NoIommu,
+        }
+    }
+}
+
+impl Reach {
+    /// Opens a device by its PCI address, its socket or as `model`, and drives it: bound for
+    /// the time if asked to. `config` sets the model in this process up.
+    pub(super) fn drive<T>(
+        &self,
+        device: &str,
+        config: IoatConfig,
+        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        match device {
+            MODEL => drive(Driver::Ioat, Device::open(Embedded::new(config)?)?),
+            // A PCI address has no slash; the path of a socket in this directory begins
+            // with ./
+            path if path.contains('/') => {
+                let device = Device::open(VfioUser::connect(path)?)?;
+                let config = device.config();
+                let driver = known(path, config.vendor_id()?, config.device_id()?)?;
+                drive(driver, device)
+            }
+            address => self.drive_bound(address.parse()?, drive),
+        }
+    }
+
+    /// Drives a PCI device through VFIO.
+    fn drive_bound<T>(
+        &self,
+        address: Address,
+        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let sysfs = Sysfs::new();
+        let info = sysfs.device(address)?;
+        let driver = known(&address.to_string(), info.vendor, info.device)?;
+        let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
+        let outcome = Session::through(self.iommu.into())
+            .open(address)
+            .map_err(Failure::from)
+            .and_then(|device| drive(driver, device));
+        if let Some(binding) = &binding {
+            sysfs.restore(binding)?;
+        }
+        outcome
+    }
+}
+
+/// The driver of a device with these ids.
+fn known(location: &str, vendor: u16, device: u16) -> Result<Driver, Failure> {
+    recognise(vendor, device).map(|known| known.driver).ok_or_else(|| {
+        format!(
+            "{location} is {vendor:04x}:{device:04x}, which is not a device that vfio-dma drives\n  \
+             remedy: `vfio-dma list` marks those it drives"
+        )
+        .into()
+    })
+}
