@@ -59,7 +59,15 @@ pub fn page(results: &Results) -> Result<String, Failure> {
                 main {
                     section {
                         h2 { "Measured" }
-                        @if shown.is_empty() { p { "Nothing was measured." } }
+                        @if shown.is_empty() {
+                            p { "Nothing was measured." }
+                        } @else {
+                            p.muted {
+                                "In the tables, ! marks figures whose middle half of the rounds \
+                                 spans more than a quarter of the median, and ~ ratios whose \
+                                 middle half has 1 in it or is so wide: they decide nothing."
+                            }
+                        }
                         @for figure in &shown { (figure) }
                     }
                     @if !predicted.is_empty() {
