@@ -78,8 +78,9 @@ pub(super) fn drawn(sizes: BTreeSet<u64>) -> (Vec<u64>, String) {
 /// Sizes of segments, and behind them places for what has none.
 pub(super) struct SegmentAxis {
     pub(super) axis: Axis,
-    pub(super) contiguous: f64,
+    contiguous: f64,
     memcpy: f64,
+    step: f64,
 }
 
 impl SegmentAxis {
@@ -97,7 +98,14 @@ impl SegmentAxis {
             axis: Axis::named("bytes of a segment (K = 1024)", ticks),
             contiguous,
             memcpy,
+            step,
         }
+    }
+
+    /// So far from the middle of its place a transfer's point stands, for all of them to be
+    /// seen.
+    fn beside(&self, number: usize, of: usize) -> f64 {
+        (number as f64 - (of.max(1) - 1) as f64 / 2.0) * self.step * 0.07
     }
 }
 
@@ -109,20 +117,22 @@ pub(super) fn over_segments(
 ) -> (Vec<Line>, String) {
     let sizes = cells.iter().filter(|cell| value(cell).is_some()).map(|cell| cell.transfer);
     let (sizes, note) = drawn(sizes.collect());
-    let line = |transfer: u64| {
+    let drawn = sizes.len();
+    let line = |(n, transfer): (usize, u64)| {
+        let beside = axis.beside(n, drawn);
         let own = cells.iter().filter(|cell| cell.transfer == transfer);
         let (mut joined, mut alone) = (Vec::new(), Vec::new());
         for cell in own {
             match (value(cell), cell.segment) {
                 (Some(point), Some(segment)) => joined.push(Point { at: log2(segment), ..point }),
-                (Some(point), None) => alone.push(Point { at: axis.contiguous, ..point }),
+                (Some(point), None) => alone.push(Point { at: axis.contiguous + beside, ..point }),
                 (None, _) => {}
             }
         }
         joined.sort_by(|a, b| a.at.total_cmp(&b.at));
         Line { name: format!("{} transfer", bytes(transfer)), pieces: vec![joined, alone] }
     };
-    (sizes.into_iter().map(line).collect(), note)
+    (sizes.into_iter().enumerate().map(line).collect(), note)
 }
 
 pub(super) fn values(lines: &[Line]) -> Vec<f64> {
@@ -152,12 +162,14 @@ fn throughput(results: &Results, cells: &[&Cell]) -> Option<Figure> {
         SegmentAxis::new(cells.iter().filter_map(|cell| cell.segment), &["contig.", "memcpy"]);
     let value = |cell: &Cell| Some(point(0.0, &cell.bytes_per_second));
     let (mut lines, note) = over_segments(cells, &axis, value);
-    for line in &mut lines {
+    let drawn = lines.len();
+    for (n, line) in lines.iter_mut().enumerate() {
+        let at = axis.memcpy + axis.beside(n, drawn);
         let own = results
             .memcpy
             .iter()
             .filter(|memcpy| line.name == format!("{} transfer", bytes(memcpy.transfer)));
-        line.pieces.extend(own.map(|m| vec![point(axis.memcpy, &m.bytes_per_second)]));
+        line.pieces.extend(own.map(|m| vec![point(at, &m.bytes_per_second)]));
     }
     let rates = Axis::fitting("payload bytes for each second", values(&lines), rate);
     let mut rows: Vec<Vec<String>> = cells
