@@ -211,7 +211,7 @@ impl<'a, 'b> Plot<'a, 'b> {
             path(self.root, &[(x, from), (x, self.bottom)], role, 1)?;
             let half = half_width(label, self.room);
             if x - half >= free {
-                free = x + half + 4;
+                free = x + half + 6;
                 self.text(label, (x, self.bottom + 5), HPos::Center, VPos::Top)?;
             }
         }

@@ -94,12 +94,12 @@ impl SegmentAxis {
         let step = ((span + 1.0) * 0.32).max(2.0);
         let [contiguous, memcpy] = [last + step, last + 2.0 * step];
         ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
-        SegmentAxis {
-            axis: Axis::named("bytes of a segment (K = 1024)", ticks),
-            contiguous,
-            memcpy,
-            step,
+        let mut axis = Axis::named("bytes of a segment (K = 1024)", ticks);
+        if !extra.is_empty() {
+            // Points stand beside each other there.
+            axis.range[1] += step * 0.1;
         }
+        SegmentAxis { axis, contiguous, memcpy, step }
     }
 
     /// So far from the middle of its place a transfer's point stands, for all of them to be

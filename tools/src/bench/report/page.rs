@@ -109,9 +109,23 @@ fn notes(results: &Results) -> Markup {
         @if !results.notes.is_empty() {
             section.notes {
                 h2 { "Notes" }
-                ul { @for note in &results.notes { li { (note) } } }
+                ul { @for text in &results.notes { li { (note(text)) } } }
             }
         }
+    }
+}
+
+/// A note; of one that lists much, what it says of the list, which unfolds.
+fn note(text: &str) -> Markup {
+    const LONG: usize = 300;
+    match text.split_once(": ") {
+        Some((what, list)) if list.chars().count() > LONG => html! {
+            details {
+                summary { (what) " (a long list)" }
+                (list)
+            }
+        },
+        _ => html! { (text) },
     }
 }
 
@@ -328,6 +342,17 @@ mod tests {
             let class = node.attribute("class").unwrap().split(' ').next().unwrap();
             assert!(style.contains(&format!(".{class} {{")), "{class} has no style");
         }
+    }
+
+    #[test]
+    fn a_long_list_folds_and_is_whole() {
+        let list = vec!["4K in 64 segments"; 40].join(", ");
+        let results = Results { notes: vec![format!("left out: {list}")], ..fixture::results() };
+        let page = page(&results).unwrap();
+        let page = parsed(&page);
+        let notes = elements(page.root(), "section")[0];
+        assert_eq!(text(elements(notes, "summary")[0]), "left out (a long list)");
+        assert!(text(notes).contains(&list));
     }
 
     #[test]
