@@ -159,7 +159,8 @@ impl Session<'_> {
         let mut measured = self.measure(&mut subject, &specs, Constraints::default());
         // The model that counts takes as much memory again.
         drop(subject);
-        count::count(&mut measured, &link, seed, self.budget() / 10);
+        let left = self.budget().saturating_sub(self.begin.elapsed());
+        count::count(&mut measured, &link, seed, left);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
     }
