@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::Scenario;
 use crate::guest::{CaseResult, RUN_CASES};
+use crate::{Dice, Scenario};
 
 /// Names what a user does without; `guest` leaves these suites out, and they show as ignored.
 const WITHOUT: &str = "VFIO_DMA_WITHOUT";
@@ -106,7 +106,11 @@ fn boot_all(mut work: Vec<(Scenario, Vec<&'static str>)>, results: &Arc<Results>
 }
 
 fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, String> {
+    let seed = std::env::var(Dice::SEED).map(|seed| format!("{}={seed}", Dice::SEED));
     let mut command = vec!["/bin/vfio-dma", RUN_CASES, scenario.name];
+    if let Ok(seed) = &seed {
+        command.splice(0..0, ["env", seed]);
+    }
     command.extend(selected);
     let machine = (scenario.machine)();
     let output = machine.vm.run(&command).map_err(|error| error.to_string())?;

@@ -127,7 +127,7 @@ fn main() -> ExitCode {
             name: "placement",
             machine: || vtd(39).into(),
             cases: cases![
-                placement::auto_contiguous_and_scatter_gather_move_the_same_bytes,
+                edu::the_same_program_moves_the_same_bytes,
                 placement::the_command_line_forces_a_placement,
                 placement::a_fragmented_iova_space_falls_through,
                 placement::a_device_mask_falls_through,
@@ -158,7 +158,8 @@ fn main() -> ExitCode {
             name: "ioat",
             machine: ioat::machine,
             cases: cases![
-                ioat::every_placement_moves_the_same_bytes,
+                ioat::the_same_program_moves_the_same_bytes,
+                ioat::a_drop_and_a_panic_in_mid_transfer_stop_the_engine,
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
                 examples::ioat_examples_run,
