@@ -106,13 +106,12 @@ fn boot_all(mut work: Vec<(Scenario, Vec<&'static str>)>, results: &Arc<Results>
 }
 
 fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, String> {
-    let seed = std::env::var(Dice::SEED).map(|seed| format!("{}={seed}", Dice::SEED));
     let mut command = vec!["/bin/vfio-dma", RUN_CASES, scenario.name];
-    if let Ok(seed) = &seed {
-        command.splice(0..0, ["env", seed]);
-    }
     command.extend(selected);
-    let machine = (scenario.machine)();
+    let mut machine = (scenario.machine)();
+    if let Ok(seed) = std::env::var(Dice::SEED) {
+        machine.vm.env.push((Dice::SEED.into(), seed.into()));
+    }
     let output = machine.vm.run(&command).map_err(|error| error.to_string())?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let cases: Vec<CaseResult> =

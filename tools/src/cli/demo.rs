@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use vfio_dma::device::Device;
@@ -31,12 +32,13 @@ const LEN: usize = 64 << 20;
 pub fn run() -> Result<ExitCode, Failure> {
     print("vfio-dma: userspace drivers for PCI DMA devices, over Linux VFIO\n\n")?;
     print(&found())?;
-    copies()?;
-    guest()
+    let cancel = interrupted()?;
+    copies(&cancel)?;
+    guest(&cancel)
 }
 
 /// The same copy with both placements, on the embedded model.
-fn copies() -> Result<(), Failure> {
+fn copies(cancel: &AtomicBool) -> Result<(), Failure> {
     let ioat = Ioat::open(Device::open(Embedded::new(IoatConfig::default())?)?, Config::default())?;
     print(&format!(
         "Copying {LEN} bytes on the model of an Intel I/OAT engine in this process:\n  \
@@ -46,7 +48,7 @@ fn copies() -> Result<(), Failure> {
     for (name, placement) in
         [("contiguous", Placement::Contiguous), ("scatter/gather", Placement::ScatterGather)]
     {
-        let cost = copy(&ioat, LEN, placement, 1, Duration::from_secs(30))?.cost;
+        let cost = copy(&ioat, LEN, placement, 1, Duration::from_secs(30), cancel)?.cost;
         print(&format!(
             "  {name:<14} {:>15} {:>10} {:>12} {:>10} {:>9.2}  every byte\n",
             format!("{} + {}", cost.segments[0], cost.segments[1]),
@@ -62,7 +64,7 @@ fn copies() -> Result<(), Failure> {
 }
 
 /// edu behind an emulated IOMMU, through a real kernel's VFIO.
-fn guest() -> Result<ExitCode, Failure> {
+fn guest(cancel: &AtomicBool) -> Result<ExitCode, Failure> {
     let device = VmConfig::address(0);
     let command = ["vfio-dma", "run", "--bind", device.as_str()];
     print(&format!(
@@ -70,7 +72,6 @@ fn guest() -> Result<ExitCode, Failure> {
          {}\n\n",
         command.join(" ")
     ))?;
-    let cancel = interrupted()?;
     let guest =
         Guest::prepare(VmConfig { devices: vec![vm::Device::from("edu")], ..VmConfig::default() })?;
     let finished = guest.run_streaming(
@@ -79,7 +80,7 @@ fn guest() -> Result<ExitCode, Failure> {
             stdout: &mut io::stdout(),
             stderr: &mut io::stderr(),
             input: Input::None,
-            cancel: Some(&cancel),
+            cancel: Some(cancel),
         },
     )?;
     print(&format!(

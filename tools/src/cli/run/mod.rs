@@ -18,7 +18,7 @@ use vfio_dma::dma::Placement;
 use vfio_dma::pci::{Address, Sysfs};
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
@@ -60,6 +60,9 @@ pub struct Args {
     /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
+    /// What is to go wrong with the model in this process; docs/ioat-model.md has the grammar
+    #[arg(long, value_name = "SPEC")]
+    fault: Option<FaultPlan>,
     /// Bind the device to vfio-pci first, and restore its driver afterwards
     #[arg(long)]
     bind: bool,
@@ -144,10 +147,20 @@ enum Outcome {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
+    if args.fault.is_some() && args.device != MODEL {
+        let text = "--fault is for the DEVICE model, whose faults it names\n";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text).exit();
+    }
     let outcome = match args.device.as_str() {
         MODEL => {
-            let model = Embedded::new(IoatConfig::default())?;
-            drive(args, Driver::Ioat, Device::open(model)?, &interrupted)?
+            let faults = args.fault.clone().unwrap_or_default();
+            let model = Embedded::new(IoatConfig { faults, ..IoatConfig::default() })?;
+            let backend = Arc::clone(&model);
+            let outcome = drive(args, Driver::Ioat, Device::open(backend)?, &interrupted);
+            let Record { descriptors, memory, .. } = model.function().record();
+            let late = memory.refused_not_mapped;
+            log::info!("the model did {descriptors} descriptors, {late} accesses came too late");
+            outcome?
         }
         // A PCI address has no slash; the path of a socket in this directory begins with ./
         path if path.contains('/') => {
