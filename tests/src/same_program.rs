@@ -16,10 +16,8 @@ use crate::Dice;
 /// How far a run goes; what bounds it is said where one is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
-    /// Longest move in bytes, with buffers placed automatically and contiguous.
+    /// Longest move in bytes.
     pub longest: usize,
-    /// Longest move in bytes between scattered buffers.
-    pub longest_scattered: usize,
     /// Longest time for one move.
     pub limit: Duration,
 }
@@ -47,10 +45,7 @@ pub fn run(device: Arc<Device>, extent: &Extent) {
     let space = Arc::clone(device.space());
     let mut engine = open_copy_engine(device).expect("a copy engine");
     for placement in [Placement::Auto, Placement::Contiguous, Placement::ScatterGather] {
-        let longest = match placement {
-            Placement::ScatterGather => extent.longest_scattered,
-            _ => extent.longest,
-        };
+        let longest = extent.longest;
         let ladder = LENGTHS.into_iter().filter(|len| *len < longest).chain([longest]);
         // As many of a few bytes as of many: the number of digits is what is random.
         let random = (0..RANDOM).map(|_| {

@@ -21,10 +21,8 @@ pub(crate) fn machine() -> Machine {
     ioatdma::machine(vm, vec![model])
 }
 
-/// A page that is mapped alone is a round trip between QEMU and the model, of some
-/// milliseconds where the processor is emulated: 64 MiB of them take over 4 minutes.
-const EXTENT: Extent =
-    Extent { longest: 64 << 20, longest_scattered: 64 << 20, limit: Duration::from_secs(60) };
+/// 64 MiB of scattered pages are 16,384 mappings on each side: half of type1's limit.
+const EXTENT: Extent = Extent { longest: 64 << 20, limit: Duration::from_secs(60) };
 
 pub(crate) fn the_same_program_moves_the_same_bytes() {
     run(open(address(0)), &EXTENT);
@@ -45,8 +43,6 @@ fn copy(ioat: &Ioat, len: usize) {
 /// The model's record, which the host checks when the guest has ended, has no access to
 /// memory that is not mapped any more.
 pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_engine() {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
     let ioat = Ioat::open(open(address(0)), Config::default()).unwrap();
     let space = ioat.device().space().clone();
     for round in 0..4 {
@@ -59,13 +55,15 @@ pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_engine() {
         channel.issue().unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _channel = channel;
-            assert!(round % 2 == 0, "in mid-transfer");
+            if round % 2 == 1 {
+                // A panic without its message.
+                std::panic::resume_unwind(Box::new("in mid-transfer"));
+            }
         }));
         assert_eq!(panicked.is_err(), round % 2 == 1);
         assert_eq!(space.usage().mappings, 0, "all is unmapped");
         copy(&ioat, 5000);
     }
-    std::panic::set_hook(hook);
 }
 
 pub(crate) fn every_way_of_waiting_ends() {
