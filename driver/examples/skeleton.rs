@@ -89,8 +89,7 @@ impl Card {
         done.and(Ok(buffer?))
     }
 
-    /// This card takes one segment at a time; `dma::SgList` cuts to a card's limits, and
-    /// `ring::Ring` hands over many at once.
+    /// One segment at a time: for a card that takes lists, see `dma::SgList` and `ring::Ring`.
     fn run(&self, way: u64) -> Result<()> {
         let mut inside = INSIDE;
         for segment in self.busy.iter().flat_map(Buffer::segments) {
@@ -101,22 +100,17 @@ impl Card {
             self.bar.set(COUNT, segment.len as u64)?;
             // The write that starts the card comes after every store to the buffer.
             self.bar.set(COMMAND, RUN | INTERRUPT | way)?;
-            self.wait(Instant::now() + PATIENCE)?;
+            let deadline = Instant::now() + PATIENCE;
+            let mut causes = 0;
+            while causes & CAUSE_DONE == 0 {
+                // An interrupt that does not come in time is an error.
+                self.interrupts.wait(0, deadline.saturating_duration_since(Instant::now()))?;
+                causes = self.bar.get(CAUSES)?;
+                self.bar.set(ACKNOWLEDGE, causes)?;
+            }
             inside += segment.len as u64;
         }
         Ok(())
-    }
-
-    fn wait(&self, deadline: Instant) -> Result<()> {
-        loop {
-            // An interrupt that does not come in time is an error.
-            self.interrupts.wait(0, deadline.saturating_duration_since(Instant::now()))?;
-            let causes = self.bar.get(CAUSES)?;
-            self.bar.set(ACKNOWLEDGE, causes)?;
-            if causes & CAUSE_DONE != 0 {
-                return Ok(());
-            }
-        }
     }
 
     /// Keeps the card from memory, so that the buffer can be freed; if that fails, it is not.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use vfio_dma::devices::edu::{Completion, Config, Edu, EduError};
-use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::devices::{CopyEngine, CopyError, open_copy_engine};
+use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
 use vfio_dma::session::Session;
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Case, address, cases};
@@ -168,6 +169,34 @@ pub(crate) fn refuses_what_does_not_fit() {
     assert!(edu.allocate(0, Direction::ToDevice).is_err());
     let empty = edu.allocate(1, Direction::ToDevice).unwrap();
     edu.write(empty, 0, 0, 0).unwrap().wait().expect("no bytes are moved at once");
+}
+
+/// As a copy engine it refuses and stops as others do, and gives the buffers back.
+pub(crate) fn a_copy_that_is_refused_or_late_gives_its_buffers_back() {
+    let mut engine = open_copy_engine(open(address(0))).unwrap();
+    let table = |engine: &dyn CopyEngine, len, direction| {
+        SgTable::of(engine.place(Request::new(len, direction)).unwrap()).unwrap()
+    };
+    let limit = Duration::from_secs(20);
+    let source = table(&*engine, 9000, Direction::ToDevice);
+    let long = table(&*engine, 9001, Direction::FromDevice);
+    let failed = engine.copy(source, long, limit).unwrap_err();
+    assert!(matches!(*failed.error, CopyError::Edu(EduError::Sg(_))), "{failed}");
+    let (source, _) = failed.tables.expect("nothing began");
+    let failed = engine.copy(table(&*engine, 9000, Direction::FromDevice), source, limit);
+    let failed = failed.unwrap_err();
+    assert!(matches!(*failed.error, CopyError::Edu(EduError::WrongDirection { .. })), "{failed}");
+    let (target, source) = failed.tables.expect("nothing began");
+    // 6 pieces of 100 ms.
+    let failed = engine.copy(source, target, Duration::from_millis(250)).unwrap_err();
+    let CopyError::Edu(EduError::Timeout { waited, .. }) = *failed.error else {
+        panic!("{failed}")
+    };
+    assert_eq!(waited, Duration::from_millis(250));
+    let (source, target) = failed.tables.expect("the device was stopped");
+    engine.copy(source, target, limit).unwrap();
+    let other = open_copy_engine(open(address(3))).unwrap_err();
+    assert!(matches!(other, CopyError::NoEngine { device: 5, .. }), "{other}");
 }
 
 pub(crate) fn writes_and_reads_its_own_buffer() {
