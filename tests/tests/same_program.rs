@@ -1,6 +1,8 @@
 //! The program of `vfio_dma_tests::same_program` on the I/OAT model in this process, and on
 //! the model behind a socket. The guest suite has it on I/OAT and edu through VFIO.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

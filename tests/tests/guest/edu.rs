@@ -1,6 +1,11 @@
 //! Transfers of edu.
 
-use std::time::Duration;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use vfio_dma::devices::edu::{Completion, Config, Edu, EduError};
 use vfio_dma::devices::{CopyEngine, CopyError, open_copy_engine};
@@ -9,7 +14,7 @@ use vfio_dma::session::Session;
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Case, address, cases};
 
-use crate::support::{bind, copy_and_verify, edu, edu_at, edu_behind_port, open};
+use crate::support::{bind, copy_and_verify, edu, edu_at, edu_behind_port, machine_state, open};
 
 macro_rules! transfers {
     ($($name:ident: $len:literal, $completion:ident;)*) => {
@@ -169,6 +174,29 @@ pub(crate) fn refuses_what_does_not_fit() {
     assert!(edu.allocate(0, Direction::ToDevice).is_err());
     let empty = edu.allocate(1, Direction::ToDevice).unwrap();
     edu.write(empty, 0, 0, 0).unwrap().wait().expect("no bytes are moved at once");
+}
+
+/// The command ends soon after Ctrl-C, says how far it came, and leaves the device as it was.
+pub(crate) fn ctrl_c_stops_a_run_in_the_middle() {
+    bind(address(0));
+    let before = machine_state();
+    let mut child = Command::new("/bin/vfio-dma")
+        .args(["run", "--size", "1M", &address(0).to_string()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A megabyte takes 50 s.
+    std::thread::sleep(Duration::from_secs(1));
+    let sent = Instant::now();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    // It looks at Ctrl-C every 16 KiB, which are 0.8 s.
+    assert!(sent.elapsed() < Duration::from_secs(3), "{:?}: {said}", sent.elapsed());
+    assert!(said.contains("interrupted after ") && said.contains(" of 1048576 bytes"), "{said}");
+    assert_eq!(machine_state(), before, "bus mastering is off");
+    copy_and_verify(&mut edu(Completion::Msi), 5000, 10);
 }
 
 /// As a copy engine it refuses and stops as others do, and gives the buffers back.

@@ -93,6 +93,7 @@ fn main() -> ExitCode {
         interrupts::kinds_exclude_each_other,
         interrupts::capabilities_are_those_of_the_device,
         edu::writes_and_reads_its_own_buffer,
+        edu::ctrl_c_stops_a_run_in_the_middle,
         edu::a_copy_that_is_refused_or_late_gives_its_buffers_back,
         testdev::memory_and_port_bars_pass,
         testdev::the_command_line_reports_them,
