@@ -260,10 +260,12 @@ impl<F: PciFunction> Iommu for EmbeddedIommu<F> {
             });
         }
         let last = iova.checked_add(len - 1);
-        let inside = |range: &RangeInclusive<u64>| {
-            range.contains(&iova) && last.is_some_and(|last| range.contains(&last))
-        };
-        if !self.options.ranges.iter().any(inside) {
+        // They are ascending: the last that begins at or before the address is the only one.
+        let ranges = &self.options.ranges;
+        let before = ranges.partition_point(|range| *range.start() <= iova);
+        let range = before.checked_sub(1).map(|index| &ranges[index]);
+        let ends_inside = |range: &RangeInclusive<u64>| last.is_some_and(|l| range.contains(&l));
+        if !range.is_some_and(ends_inside) {
             return Err(BackendError::Precondition {
                 problem: format!("{}: it is in none of the IOMMU's ranges", action()),
                 remedy: "choose an address inside of one".into(),

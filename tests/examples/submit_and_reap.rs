@@ -1,9 +1,14 @@
 //! Submits and reaps batches on the embedded model, for `tools/instructions.sh` to count.
 //!
-//! `submit_and_reap scattered` makes each batch one transfer of 32 segments,
-//! `submit_and_reap single` 32 transfers of one. What is counted is in the functions whose
-//! names begin with `counted_`; what the model does, in other threads and in its registers'
-//! functions, is not the driver's.
+//! The argument is the shape of a batch of 32 descriptors of 64 bytes and less:
+//!
+//! - `scattered`: one transfer between 32 segments and 32 of the same lengths;
+//! - `gather`: one transfer from 32 segments to a contiguous target;
+//! - `uneven`: one transfer between 16 and 17 segments that never end together;
+//! - `single`: 32 transfers of one segment.
+//!
+//! What is counted is in the functions whose names begin with `counted_`. What the model
+//! does is not the driver's: in threads of its own, and in `region_write` for the doorbell.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,7 +34,7 @@ fn counted_submit(
     for (source, target) in pairs.drain(..) {
         tokens.push(channel.copy(source, target, WhenFull::Return)?);
     }
-    Ok(())
+    Ok(channel.issue()?)
 }
 
 #[inline(never)]
@@ -46,28 +51,53 @@ fn counted_reap(
     Ok(())
 }
 
-fn pairs(ioat: &Ioat, segments: usize) -> Result<Vec<Pair>, Error> {
-    let gather = |direction| -> Result<SgTable, Error> {
-        let buffer = Arc::new(ioat.allocate(segments * 128, direction)?);
-        Ok(SgTable::gather((0..segments).map(|n| (Arc::clone(&buffer), n * 128, 64)))?)
-    };
-    let pair = |_| Ok((gather(Direction::ToDevice)?, gather(Direction::FromDevice)?));
-    (0..BATCH / segments).map(pair).collect()
+/// How many transfers a batch is, and the lengths of the segments of either side of each.
+type Shape = (usize, Vec<usize>, Vec<usize>);
+
+fn shape(name: &str) -> Option<Shape> {
+    let scattered = vec![64; BATCH];
+    match name {
+        "scattered" => Some((1, scattered.clone(), scattered)),
+        "gather" => Some((1, scattered, vec![64 * BATCH])),
+        "uneven" => {
+            let shifted = [vec![32], vec![64; BATCH / 2 - 1], vec![32]].concat();
+            Some((1, vec![64; BATCH / 2], shifted))
+        }
+        "single" => Some((BATCH, vec![64], vec![64])),
+        _ => None,
+    }
 }
 
-fn run(segments: usize, batches: usize) -> Result<(), Error> {
+fn table(ioat: &Ioat, lens: &[usize], direction: Direction) -> Result<SgTable, Error> {
+    // A gap after each, so that no two become one.
+    let buffer = Arc::new(ioat.allocate(lens.iter().map(|len| len + 64).sum(), direction)?);
+    let mut at = 0;
+    let table = SgTable::gather(lens.iter().map(|&len| {
+        let range = (Arc::clone(&buffer), at, len);
+        at += len + 64;
+        range
+    }))?;
+    assert_eq!(table.list().segments().len(), lens.len());
+    Ok(table)
+}
+
+fn pairs(ioat: &Ioat, (transfers, sources, targets): &Shape) -> Result<Vec<Pair>, Error> {
+    let source = || table(ioat, sources, Direction::ToDevice);
+    let target = || table(ioat, targets, Direction::FromDevice);
+    (0..*transfers).map(|_| Ok((source()?, target()?))).collect()
+}
+
+fn run(shape: &Shape, batches: usize) -> Result<(), Error> {
     let model = Embedded::new(IoatConfig::default())?;
     let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>)?;
     let ioat = Ioat::open(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
     let mut channel = ioat.channel(0)?;
-    let mut pairs = pairs(&ioat, segments)?;
+    let mut pairs = pairs(&ioat, shape)?;
     let mut tokens = Vec::with_capacity(BATCH);
-    let per_batch = (BATCH / segments) as u64;
     for batch in 1..=batches as u64 {
         counted_submit(&mut channel, &mut pairs, &mut tokens)?;
-        channel.issue()?;
         // Not counted: how long the model takes.
-        while model.function().record().completions < batch * per_batch {
+        while model.function().record().descriptors < batch * BATCH as u64 {
             std::thread::yield_now();
         }
         counted_reap(&mut channel, &mut pairs, &mut tokens)?;
@@ -78,15 +108,11 @@ fn run(segments: usize, batches: usize) -> Result<(), Error> {
 }
 
 fn main() -> ExitCode {
-    let segments = match std::env::args().nth(1).as_deref() {
-        Some("scattered") => BATCH,
-        Some("single") => 1,
-        _ => {
-            eprintln!("usage: submit_and_reap scattered|single");
-            return ExitCode::from(2);
-        }
+    let Some(shape) = std::env::args().nth(1).as_deref().and_then(shape) else {
+        eprintln!("usage: submit_and_reap scattered|gather|uneven|single");
+        return ExitCode::from(2);
     };
-    match run(segments, 200) {
+    match run(&shape, 200) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -1,5 +1,6 @@
 //! The `vfio-dma` command, and the runner of virtual machines that it shares with the tests.
 
+pub mod bench;
 pub mod cli;
 pub mod serve;
 pub mod vm;

@@ -452,6 +452,32 @@ impl<F: Format> Reservation<'_, F> {
         Ok(position)
     }
 
+    /// Fills up to `most` descriptors with the commands of an iterator, in their order, and
+    /// returns how many; fewer when the iterator ends, or as many as were reserved are
+    /// filled. No command is lost: none is asked for that finds no descriptor.
+    ///
+    /// It does what as many calls of [`Reservation::fill`] do, for less each.
+    #[inline]
+    pub fn fill_from(&mut self, most: u64, commands: impl IntoIterator<Item = F::Command>) -> u64 {
+        let (begin, most) = (self.next, most.min(self.end - self.next));
+        let mut commands = commands.into_iter();
+        while self.next - begin < most {
+            let slot = self.next & self.ring.mask;
+            // The slots of a run follow each other, and so do their successors: the last
+            // slot of the ring, whose successor is the first, is a run of its own.
+            let run = (most - (self.next - begin)).min((self.ring.mask - slot).max(1));
+            let mut link = self.ring.address(self.next + 1);
+            let first = slot as usize * Ring::<F>::WORDS;
+            for record in self.ring.words.records(first, Ring::<F>::WORDS, run as usize) {
+                let Some(command) = commands.next() else { return self.next - begin };
+                record.store(F::encode(&command, link).as_ref());
+                link.0 = link.0.wrapping_add(F::SIZE as u64);
+                self.next += 1;
+            }
+        }
+        most
+    }
+
     /// Keeps what was filled, to be published, and gives the rest back.
     #[inline]
     pub fn commit(self) -> Range<u64> {

@@ -124,9 +124,21 @@ fn run<F: Report>(size: u32, steps: u32, seed: u64) -> u32 {
                     }
                     Err(error) => panic!("{error}: {}", context()),
                     Ok(mut batch) => {
-                        for i in 0..count {
-                            batch.fill(&(next + u64::from(i))).unwrap();
+                        // Some one by one, the others from an iterator that may end early.
+                        let (singly, most) = (dice.roll(2) == 0, dice.roll(64));
+                        let mut commands = next..next + u64::from(count);
+                        if !singly {
+                            let first = u64::from(count).min(most);
+                            let short = commands.by_ref().take(dice.roll(64) as usize);
+                            let begin = batch.position();
+                            let filled = batch.fill_from(most, short);
+                            assert_eq!(batch.position() - begin, filled, "{}", context());
+                            assert!(filled <= first && commands.start == next + filled);
                         }
+                        for command in commands {
+                            batch.fill(&command).unwrap();
+                        }
+                        assert_eq!(batch.fill_from(1, [0]), 0, "{}", context());
                         assert!(batch.fill(&0).is_err(), "{}", context());
                         // Some batches are given up.
                         if dice.roll(8) > 0 {

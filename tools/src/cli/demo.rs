@@ -1,6 +1,5 @@
 //! `vfio-dma` alone: what it is, what it found here, and a first transfer.
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -11,87 +10,107 @@ use vfio_dma::devices::ioat::{Config, Ioat};
 use vfio_dma::devices::recognise;
 use vfio_dma::dma::Placement;
 use vfio_dma::pci::Sysfs;
-use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_model::embedded::{Embedded, IommuOptions};
+use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
 
+use super::Failure;
 use super::output::print;
-use super::run::copy;
-use super::{Failure, interrupted};
-use crate::vm::{self, Guest, Input, Streams, VmConfig};
+use super::run::{Copied, Cost, copy};
 
 /// Bytes of each copy of the demonstration.
 const LEN: usize = 64 << 20;
+/// Bytes of the IOMMU's pages.
+const PAGE: u64 = 4096;
+/// Bytes, in whole pages, of the driver's ring with its completion word.
+const RING: u64 = 17 * PAGE;
+/// Lowest IOVA.
+const BASE: u64 = 1 << 20;
 
-/// Runs the demonstration: the same data copied between contiguous and between scattered
-/// buffers, on the I/OAT model in this process, then edu in a guest.
+/// Runs the demonstration: the same data copied by the same calls where contiguous IOVA ranges
+/// can be had and where they cannot, on the I/OAT model in this process.
 ///
 /// # Errors
 ///
-/// Fails when a copy is wrong, or no guest can be booted; the exit status is that of the
-/// command in the guest.
+/// Fails when a buffer cannot be placed, or a copied byte is wrong.
 pub fn run() -> Result<ExitCode, Failure> {
     print("vfio-dma: userspace drivers for PCI DMA devices, over Linux VFIO\n\n")?;
     print(&found())?;
-    let cancel = interrupted()?;
-    copies(&cancel)?;
-    guest(&cancel)
-}
-
-/// The same copy with both placements, on the embedded model.
-fn copies(cancel: &AtomicBool) -> Result<(), Failure> {
-    let ioat = Ioat::open(Device::open(Embedded::new(IoatConfig::default())?)?, Config::default())?;
     print(&format!(
-        "Copying {LEN} bytes on the model of an Intel I/OAT engine in this process:\n  \
-         {:<14} {:>15} {:>10} {:>12} {:>10} {:>9}  verified\n",
-        "placement", "segments", "map calls", "descriptors", "doorbells", "GB/s"
+        "{} MiB copied twice with the same calls, on the model of an Intel I/OAT engine in this\n\
+         process. The first IOMMU has room, the second has no two pages free side by side.\n\n  \
+         {:<14} {:>13} {:>9} {:>11} {:>9} {:>8} {:>8} {:>6} {:>9}\n",
+        LEN >> 20,
+        "placed",
+        "segments",
+        "map calls",
+        "descriptors",
+        "doorbells",
+        "place",
+        "copy",
+        "GB/s",
+        "verified"
     ))?;
-    for (name, placement) in
-        [("contiguous", Placement::Contiguous), ("scatter/gather", Placement::ScatterGather)]
-    {
-        let cost = copy(&ioat, LEN, placement, 1, Duration::from_secs(30), cancel)?.cost;
-        print(&format!(
-            "  {name:<14} {:>15} {:>10} {:>12} {:>10} {:>9.2}  every byte\n",
-            format!("{} + {}", cost.segments[0], cost.segments[1]),
-            cost.map_calls,
-            cost.descriptors,
-            cost.doorbells,
-            cost.bytes_per_second as f64 / 1e9
-        ))?;
+    let mut why = String::new();
+    for iommu in [IommuOptions::default(), fragmented()] {
+        let copied = copied(iommu)?;
+        print(&row(&copied))?;
+        why = copied.source.to_string();
     }
-    print(
-        "  (one run each, cold; vfio-dma run model --placement auto tells what was tried and why)\n\n",
-    )
+    print(&format!(
+        "\nplace: to allocate and map source and target. One run each, cold; `vfio-dma bench model`\n\
+         measures. How the second source was placed:\n\n{}\n{NEXT}",
+        why.replace('\n', "\n  ")
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
-/// edu behind an emulated IOMMU, through a real kernel's VFIO.
-fn guest(cancel: &AtomicBool) -> Result<ExitCode, Failure> {
-    let device = VmConfig::address(0);
-    let command = ["vfio-dma", "run", "--bind", device.as_str()];
-    print(&format!(
-        "Booting a guest with QEMU's edu device at {device} behind an emulated IOMMU, to run there:\n  \
-         {}\n\n",
-        command.join(" ")
-    ))?;
-    let guest =
-        Guest::prepare(VmConfig { devices: vec![vm::Device::from("edu")], ..VmConfig::default() })?;
-    let finished = guest.run_streaming(
-        &command,
-        &mut Streams {
-            stdout: &mut io::stdout(),
-            stderr: &mut io::stderr(),
-            input: Input::None,
-            cancel: Some(cancel),
-        },
-    )?;
-    print(&format!(
-        "\nThe guest booted in {:.1} s. To go on:\n  \
-         vfio-dma run model --placement sg                   the I/OAT model, scattered\n  \
-         vfio-dma vm --device edu --device pci-testdev       a shell in such a guest\n  \
-         vfio-dma list                                       this machine's own PCI devices\n  \
-         vfio-dma --help                                     everything else\n",
-        finished.boot.as_secs_f64()
-    ))?;
-    Ok(ExitCode::from(finished.status))
+const NEXT: &str = "
+To go on:
+  vfio-dma run model --placement contiguous           one placement, and its whole report
+  vfio-dma bench model --report bench.html            contiguous against scatter/gather
+  vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0
+                                                      a real kernel's VFIO, in a guest
+  vfio-dma vm --device ioat                           a shell in a guest with this engine
+  vfio-dma list                                       this machine's own PCI devices
+  vfio-dma doctor                                     what they need to be driven
+";
+
+/// An IOMMU of which every other page is taken by somebody else, but for a run as long as the
+/// driver's own ring of descriptors.
+fn fragmented() -> IommuOptions {
+    let run = |first: u64, len: u64| first..=first + len - 1;
+    let single = BASE + 2 * RING;
+    // Twice as many as both buffers need.
+    let pages = 4 * LEN as u64 / PAGE;
+    let singles = (0..pages).map(|page| run(single + 2 * page * PAGE, PAGE));
+    IommuOptions {
+        ranges: std::iter::once(run(BASE, RING)).chain(singles).collect(),
+        ..IommuOptions::default()
+    }
+}
+
+/// The one program text for both.
+fn copied(iommu: IommuOptions) -> Result<Copied, Failure> {
+    let model = Embedded::with_function(Model::new(IoatConfig::default())?, iommu);
+    let ioat = Ioat::open(Device::open(model)?, Config::default())?;
+    // Ctrl-C ends the process, and the model with it.
+    let never = AtomicBool::new(false);
+    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never)
+}
+
+fn row(copied: &Copied) -> String {
+    let Cost { segments: [from, to], map_calls, descriptors, doorbells, .. } = copied.cost;
+    let milliseconds = |nanoseconds: u64| format!("{:.1} ms", nanoseconds as f64 / 1e6);
+    format!(
+        "  {:<14} {:>13} {map_calls:>9} {descriptors:>11} {doorbells:>9} {:>8} {:>8} {:>6.2} \
+         {:>9}\n",
+        if (from, to) == (1, 1) { "contiguous" } else { "scatter/gather" },
+        format!("{from} + {to}"),
+        milliseconds(copied.cost.placement_nanoseconds),
+        milliseconds(copied.cost.nanoseconds),
+        copied.cost.bytes_per_second as f64 / 1e9,
+        "all bytes",
+    )
 }
 
 /// What of this machine matters for VFIO, in a few lines.

@@ -28,8 +28,8 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Linux userspace drivers for PCI DMA devices, over VFIO
 ///
-/// Without a command: a guest with an emulated IOMMU boots, and data moves there through
-/// QEMU's edu device.
+/// Without a command: what this machine has, and the same copy between contiguous and between
+/// scattered buffers, on the model of an engine in this process.
 #[derive(Debug, Parser)]
 #[command(name = "vfio-dma", version)]
 struct Cli {

@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::descriptor::Descriptor;
 use super::regs::{self, ChannelRegs, State};
-use super::transfer::Job;
+use super::transfer::{Job, Rest};
 use super::{ChannelErrors, Engine, IoatError};
 use crate::dma::{Constraints, Direction, Placement, Request};
 use crate::mmio::SplitOrder;
@@ -48,7 +48,7 @@ pub struct Channel {
     /// The keys of those in flight, oldest first.
     pub(super) order: VecDeque<usize>,
     /// The youngest, while parts of it wait for room in the ring.
-    pub(super) feeding: Option<usize>,
+    pub(super) feeding: Option<Rest>,
     /// Wrong completion words in a row, without any progress.
     pub(super) lies: u32,
     /// Given up: nothing is in flight and nothing is taken on.

@@ -47,6 +47,7 @@ mod channel;
 mod copy_engine;
 mod descriptor;
 mod error;
+mod feed;
 mod recovery;
 mod regs;
 mod shared;
@@ -315,6 +316,13 @@ impl Engine {
         self.limits = SgLimits { max_len: 1 << log, ..SgLimits::default() };
         self.can_fill = self.bar.get(regs::DMACAPABILITY)? & regs::CAPABILITY_FILL != 0;
         Ok(())
+    }
+
+    /// The limits again, for a hot path: that only the length is limited is known to the
+    /// compiler here.
+    #[inline]
+    fn cuts(&self) -> SgLimits {
+        SgLimits { max_len: self.limits.max_len, ..SgLimits::default() }
     }
 
     /// Marks a channel as open.

@@ -197,9 +197,7 @@ impl Channel {
         if let Err(error) = self.arm(next) {
             self.lose(error)?;
         }
-        if let Some(key) = self.feeding {
-            self.feed(key);
-        }
+        self.feed_rest();
         match self.issue() {
             Ok(()) => Ok(ended),
             Err(error) => self.lose(error),

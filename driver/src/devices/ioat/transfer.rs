@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::descriptor::{COMPLETION, Command, Descriptor, INTERRUPT, OP_COPY, OP_FILL};
+use super::descriptor::{COMPLETION, INTERRUPT, OP_COPY, OP_FILL};
+use super::feed::{fill_ring, turned};
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
-use crate::dma::{Direction, Piece, Pieces, Segment, SgLimits, SgTable, Walk};
-use crate::ring::Reservation;
+use crate::dma::{Direction, Piece, Pieces, SgLimits, SgTable, Walk};
 
 /// Names a transfer of a channel.
 ///
@@ -40,17 +40,24 @@ pub(super) struct Job {
     pub(super) tables: Option<Tables>,
     /// The 8 bytes of a fill.
     pattern: Option<u64>,
-    walk: Walk,
     len: u64,
-    /// Bytes that are not in the ring yet.
-    left: u64,
     /// Position of the first descriptor, and one past the last when all are in the ring.
     first: u64,
     pub(super) end: Option<u64>,
-    pub(super) result: Option<Result<(), TransferError>>,
+    /// Boxed, so that a transfer that goes well moves fewer bytes.
+    pub(super) result: Option<Result<(), Box<TransferError>>>,
     pub(super) waker: Option<Waker>,
     /// Nobody asks for the result.
     detached: bool,
+}
+
+/// What of a transfer waits for room in the ring.
+#[derive(Debug)]
+pub(super) struct Rest {
+    key: usize,
+    walk: Walk,
+    /// Bytes that are not in the ring yet.
+    left: u64,
 }
 
 impl Job {
@@ -59,10 +66,8 @@ impl Job {
         Job {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             len: tables.target.list().len(),
-            left: tables.target.list().len(),
             tables: Some(tables),
             pattern,
-            walk: Walk::default(),
             first,
             end: None,
             result: None,
@@ -95,41 +100,6 @@ impl Job {
         }
         Some((number, piece, before))
     }
-}
-
-/// A pattern as it goes on after `done` bytes.
-fn turned(pattern: u64, done: u64) -> u64 {
-    // The least significant byte is the first in memory.
-    pattern.rotate_right((done % 8) as u32 * 8)
-}
-
-/// Fills a batch with the pieces of a transfer, as far as it goes; returns what is left.
-///
-/// `head` gives the control field and the source word of a piece, from the bytes that were
-/// left before it and whether it has to tell that it is done.
-#[inline]
-fn fill_ring(
-    mut batch: Reservation<'_, Descriptor>,
-    (source, target): (&[Segment], &[Segment]),
-    limits: &SgLimits,
-    (mut walk, mut left): (Walk, u64),
-    quarter: u64,
-    head: impl Fn(&Piece, u64, bool) -> (u32, u64),
-) -> (Walk, u64) {
-    while !batch.is_full() {
-        let Some(piece) = walk.next(source, target, limits) else { break };
-        let before = left;
-        left -= piece.len;
-        let tell = left == 0 || batch.position() & quarter == quarter;
-        let (control, source) = head(&piece, before, tell);
-        // A length is at most 2^31, by the limits.
-        let command = Command { len: piece.len as u32, control, source, target: piece.target.0 };
-        if batch.fill(&command).is_err() {
-            break;
-        }
-    }
-    batch.commit();
-    (walk, left)
 }
 
 impl Channel {
@@ -173,10 +143,10 @@ impl Channel {
             return Err(Refused { error, tables });
         }
         let job = Job::new(tables, pattern, self.ring.filled());
-        let id = job.id;
+        let (id, left) = (job.id, job.len);
         let key = self.jobs.insert(job);
         self.order.push_back(key);
-        self.feed(key);
+        self.feed(Rest { key, walk: Walk::default(), left });
         Ok(Token { key, id })
     }
 
@@ -202,7 +172,7 @@ impl Channel {
         let target = tables.target.list();
         let needed = match &tables.source {
             Some(source) => {
-                let pieces = Pieces::new(source.list(), target, &engine.limits)?;
+                let pieces = Pieces::within(source.list(), target, engine.cuts())?;
                 let most = pieces.at_most();
                 if most <= self.ring.free().into() { most } else { pieces.count() as u64 }
             }
@@ -210,7 +180,7 @@ impl Channel {
                 target.check_disjoint()?;
                 let (mut walk, mut count) = (Walk::default(), 0);
                 let segments = target.segments();
-                while walk.next(segments, segments, &engine.limits).is_some() {
+                while walk.next(segments, segments, &engine.cuts()).is_some() {
                     count += 1;
                 }
                 count
@@ -240,14 +210,20 @@ impl Channel {
         if has_room(self) { Ok(()) } else { Err(self.ring.full(needed).into()) }
     }
 
+    /// Fills descriptors with what waits for room in the ring.
+    pub(super) fn feed_rest(&mut self) {
+        if let Some(rest) = self.feeding.take() {
+            self.feed(rest);
+        }
+    }
+
     /// Fills as many descriptors of a transfer as are free.
-    pub(super) fn feed(&mut self, key: usize) {
+    fn feed(&mut self, Rest { key, walk, left }: Rest) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         let Some(tables) = &job.tables else { return };
         let target = tables.target.list().segments();
         let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
-        // Only the length is limited; that there is no boundary is known to the compiler.
-        let limits = SgLimits { max_len: self.engine.limits.max_len, ..SgLimits::default() };
+        let limits = self.engine.cuts();
         let told = match self.engine.interrupts {
             Some(_) => COMPLETION | INTERRUPT,
             None => COMPLETION,
@@ -258,20 +234,23 @@ impl Channel {
         // As many as are free can be reserved.
         let Ok(batch) = self.ring.reserve(free) else { return };
         let lists = (source, target);
-        let state = (job.walk.clone(), job.left);
-        (job.walk, job.left) = match job.pattern {
-            None => fill_ring(batch, lists, &limits, state, quarter, |piece, _, tell| {
-                (OP_COPY | if tell { told } else { 0 }, piece.source.0)
-            }),
-            Some(pattern) => fill_ring(batch, lists, &limits, state, quarter, |_, left, tell| {
-                (OP_FILL | if tell { told } else { 0 }, turned(pattern, job.len - left))
-            }),
+        let state = (walk, left);
+        let (walk, left) = match job.pattern {
+            None => {
+                fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
+                    piece.source.0
+                })
+            }
+            Some(pattern) => {
+                fill_ring(batch, lists, &limits, state, quarter, (OP_FILL, told), |_, left| {
+                    turned(pattern, job.len - left)
+                })
+            }
         };
-        if job.left == 0 {
+        if left == 0 {
             job.end = Some(self.ring.filled());
-            self.feeding = None;
         } else {
-            self.feeding = Some(key);
+            self.feeding = Some(Rest { key, walk, left });
         }
     }
 
@@ -315,8 +294,8 @@ impl Channel {
                 self.stats.descriptors += done.end - done.start;
                 self.lies = 0;
                 let ended = self.retire();
-                if let Some(key) = self.feeding {
-                    self.feed(key);
+                if self.feeding.is_some() {
+                    self.feed_rest();
                     self.issue()?;
                 }
                 Ok(ended)
@@ -344,11 +323,11 @@ impl Channel {
     /// Ends a transfer that is not in the order any more.
     pub(super) fn end(&mut self, key: usize, result: Result<(), TransferError>) {
         self.stats.transfers += 1;
-        if self.feeding == Some(key) {
+        if self.feeding.as_ref().is_some_and(|rest| rest.key == key) {
             self.feeding = None;
         }
         let Some(job) = self.jobs.get_mut(key) else { return };
-        job.result = Some(result);
+        job.result = Some(result.map_err(Box::new));
         match (job.waker.take(), &mut self.woken) {
             (Some(waker), Some(woken)) => woken.push(waker),
             (Some(waker), None) => waker.wake(),
@@ -378,7 +357,7 @@ impl Channel {
             return Ok(None);
         }
         let Job { result, tables, .. } = self.jobs.remove(token.key);
-        Ok(result.map(|result| Finished { result, tables }))
+        Ok(result.map(|result| Finished { result: result.map_err(|error| *error), tables }))
     }
 
     /// Gives a transfer's result up: its tables are dropped when it ends.
@@ -398,8 +377,10 @@ impl Channel {
     }
 
     fn job(&self, token: Token) -> Result<&Job, IoatError> {
-        let job = self.jobs.get(token.key).filter(|job| job.id == token.id && !job.detached);
-        job.ok_or(IoatError::NoSuchTransfer)
+        match self.jobs.get(token.key) {
+            Some(job) if job.id == token.id && !job.detached => Ok(job),
+            _ => Err(IoatError::NoSuchTransfer),
+        }
     }
 
     pub(super) fn job_mut(&mut self, token: Token) -> Result<&mut Job, IoatError> {

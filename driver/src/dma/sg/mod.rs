@@ -128,6 +128,12 @@ impl SgLimits {
         }
     }
 
+    /// How long a segment may be that is not looked at for its address; 0 is none.
+    #[inline]
+    fn max_run(&self) -> u64 {
+        if self.boundary.is_none() { self.max_len } else { 0 }
+    }
+
     fn check_start(&self, iova: u64) -> Result<(), SgError> {
         if iova & (self.alignment - 1) == 0 {
             return Ok(());
@@ -207,6 +213,7 @@ impl SgList {
 
     /// Length in bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -248,6 +255,7 @@ impl SgList {
     /// # Errors
     ///
     /// [`SgError::Overlap`] with two segments that share bytes.
+    #[inline]
     pub fn check_disjoint(&self) -> Result<(), SgError> {
         match self.overlap {
             None => Ok(()),
@@ -264,6 +272,7 @@ impl SgList {
     /// # Errors
     ///
     /// [`SgError::Overlap`] with two segments that share bytes.
+    #[inline]
     pub fn check_apart(&self, target: &SgList) -> Result<(), SgError> {
         let (ours, theirs) = (self.by_address(), target.by_address());
         // Mostly the lists lie apart as a whole.
@@ -285,6 +294,7 @@ impl SgList {
         Ok(())
     }
 
+    #[inline]
     fn by_address(&self) -> &[Segment] {
         if self.sorted.is_empty() { &self.segments } else { &self.sorted }
     }

@@ -34,6 +34,15 @@ impl Cursor {
         true
     }
 
+    /// The segments that no byte was passed of, without the last; none in the middle of one.
+    #[inline]
+    fn ahead<'a>(&self, list: &'a [Segment]) -> &'a [Segment] {
+        match list {
+            [others @ .., _] if self.left == 0 => others.get(self.next..).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
     #[inline]
     fn advance(&mut self, len: u64) {
         self.at = self.at.wrapping_add(len);
@@ -69,6 +78,92 @@ impl Walk {
         self.target.advance(len);
         Some(Piece { source: Iova(from), target: Iova(to), len })
     }
+
+    /// The pieces that [`Walk::next`] would give from here on, as long as each is a whole
+    /// segment of both lists and not the last of either: they need no arithmetic. Who takes
+    /// some says so with [`Walk::pass`].
+    #[inline]
+    pub(crate) fn whole<'a>(
+        &self,
+        source: &'a [Segment],
+        target: &'a [Segment],
+        limits: &SgLimits,
+    ) -> impl Iterator<Item = Piece> + use<'a> {
+        let (sources, targets) = (self.source.ahead(source), self.target.ahead(target));
+        let max_len = limits.max_run();
+        sources.iter().zip(targets).map_while(move |(from, to)| {
+            let len = from.len as u64;
+            let fits = from.len == to.len && len <= max_len;
+            fits.then_some(Piece { source: from.iova, target: to.iova, len })
+        })
+    }
+
+    /// As [`Walk::whole`], as long as each is a whole segment of the source and ends inside
+    /// the current segment of the target.
+    #[inline]
+    pub(crate) fn gathered<'a>(
+        &self,
+        source: &'a [Segment],
+        limits: &SgLimits,
+    ) -> impl Iterator<Item = Piece> + use<'a> {
+        let pieces = inside(self.source.ahead(source), self.target, limits.max_run());
+        pieces.map(|(from, to, len)| Piece { source: from, target: to, len })
+    }
+
+    /// As [`Walk::gathered`], with the sides exchanged.
+    #[inline]
+    pub(crate) fn scattered<'a>(
+        &self,
+        target: &'a [Segment],
+        limits: &SgLimits,
+    ) -> impl Iterator<Item = Piece> + use<'a> {
+        let pieces = inside(self.target.ahead(target), self.source, limits.max_run());
+        pieces.map(|(to, from, len)| Piece { source: from, target: to, len })
+    }
+
+    /// Whether the next piece begins a segment of both lists.
+    #[inline]
+    pub(crate) fn is_between(&self) -> bool {
+        self.source.left | self.target.left == 0
+    }
+
+    /// Whether the next piece begins in the middle of a segment of the target.
+    #[inline]
+    pub(crate) fn is_in_target(&self) -> bool {
+        self.target.left != 0
+    }
+
+    /// Goes behind the first `count` pieces, of `len` bytes in all, of [`Walk::whole`],
+    /// [`Walk::gathered`] or [`Walk::scattered`].
+    #[inline]
+    pub(crate) fn pass(&mut self, count: u64, len: u64) {
+        for side in [&mut self.source, &mut self.target] {
+            match side.left {
+                0 => side.next += count as usize,
+                _ => side.advance(len),
+            }
+        }
+    }
+}
+
+/// Segments that follow each other inside of the segment that a cursor is in, and end before
+/// it does: where each starts, where it is on the other side, and its length.
+#[inline]
+fn inside(
+    list: &[Segment],
+    Cursor { mut at, mut left, .. }: Cursor,
+    max_len: u64,
+) -> impl Iterator<Item = (Iova, Iova, u64)> {
+    list.iter().map_while(move |segment| {
+        let len = segment.len as u64;
+        if len > max_len || len >= left {
+            return None;
+        }
+        let begin = Iova(at);
+        at = at.wrapping_add(len);
+        left -= len;
+        Some((segment.iova, begin, len))
+    })
 }
 
 /// The pieces of a copy between two lists of the same length.
@@ -92,7 +187,16 @@ impl<'a> Pieces<'a> {
         target: &'a SgList,
         limits: &SgLimits,
     ) -> Result<Pieces<'a>, SgError> {
-        let limits = limits.checked()?;
+        Pieces::within(source, target, limits.checked()?)
+    }
+
+    /// As [`Pieces::new`], for limits that were checked.
+    #[inline]
+    pub(crate) fn within(
+        source: &'a SgList,
+        target: &'a SgList,
+        limits: SgLimits,
+    ) -> Result<Pieces<'a>, SgError> {
         if source.len() != target.len() {
             let (source_len, target_len) = (source.len(), target.len());
             return Err(SgError::Lengths { source_len, target_len });

@@ -40,6 +40,8 @@ pub(in crate::cli) struct Cost {
     pub(in crate::cli) descriptors: u64,
     /// Doorbells rung for them.
     pub(in crate::cli) doorbells: u64,
+    /// Time to allocate and map both buffers.
+    pub(in crate::cli) placement_nanoseconds: u64,
     /// Time from submitting to completion.
     pub(in crate::cli) nanoseconds: u64,
     pub(in crate::cli) bytes_per_second: u64,
@@ -73,11 +75,15 @@ pub(in crate::cli) fn copy(
     timeout: Duration,
     stop: &AtomicBool,
 ) -> Result<Copied, Failure> {
+    // Its ring needs a contiguous run of its own: early, while there is one.
+    let mut channel = ioat.channel(0)?;
     let calls = || ioat.device().space().usage().map_calls;
     let before = calls();
+    let begin = Instant::now();
     let place = |direction| ioat.place(&Request::new(len, direction).placement(placement));
     let mut source = place(Direction::ToDevice)?;
     let mut target = place(Direction::FromDevice)?;
+    let placement = begin.elapsed();
     let map_calls = calls() - before;
     let segments = [source.segments().len(), target.segments().len()];
     let (sent, stale) = (Pattern::new(seed), Pattern::new(!seed));
@@ -85,7 +91,6 @@ pub(in crate::cli) fn copy(
     // Bytes that are wrong everywhere, so that what the device leaves out shows.
     stride(len, stop, |at, part| Ok(stale.fill(&mut target, at, part, at as u64)?))?;
 
-    let mut channel = ioat.channel(0)?;
     let begin_stats = channel.stats();
     let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
     let location = ioat.device().backend().location();
@@ -114,6 +119,7 @@ pub(in crate::cli) fn copy(
         map_calls,
         descriptors: stats.descriptors - begin_stats.descriptors,
         doorbells: stats.doorbells - begin_stats.doorbells,
+        placement_nanoseconds: u64::try_from(placement.as_nanos())?,
         nanoseconds: u64::try_from(elapsed.as_nanos())?,
         bytes_per_second: (len as f64 / elapsed.as_secs_f64()) as u64,
     };

@@ -22,7 +22,7 @@ use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
-pub(super) use ioat::copy;
+pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
 
 use super::size::parse_size;

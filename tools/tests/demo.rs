@@ -1,0 +1,33 @@
+//! The command without arguments, as a new user runs it.
+
+use std::process::Command;
+
+#[test]
+fn the_same_calls_copy_contiguous_and_scattered_buffers_and_say_why() {
+    // Its own directory for caches: nothing is fetched or booted.
+    let cache = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_vfio-dma"))
+        .env("XDG_CACHE_HOME", cache.path())
+        .env("PATH", "")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| line.ends_with("all bytes"))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    // Segments of source and target, map calls, descriptors.
+    assert_eq!(rows[0][..6], ["contiguous", "1", "+", "1", "2", "64"], "{text}");
+    let scattered = ["scatter/gather", "16384", "+", "16384", "32768", "16384"];
+    assert_eq!(rows[1][..6], scattered, "{text}");
+    assert_eq!(rows.len(), 2, "{text}");
+    for part in ["smaller blocks: no free IOVA run of 65536 bytes", "the longest run has 4096"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    for line in text.lines().filter(|line| line.starts_with("  vfio-dma ")) {
+        assert!(line.len() <= 100, "{line}");
+    }
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+}
