@@ -56,9 +56,12 @@ impl Pattern {
         for (at, byte) in (position..).zip(lead) {
             *byte = self.byte(at);
         }
-        for (index, chunk) in (index..).zip(rest.chunks_mut(8)) {
-            chunk.copy_from_slice(&self.word(index).to_le_bytes()[..chunk.len()]);
+        let (words, tail) = rest.as_chunks_mut();
+        let last = self.word(index + words.len() as u64).to_le_bytes();
+        for (index, word) in (index..).zip(words) {
+            *word = self.word(index).to_le_bytes();
         }
+        tail.copy_from_slice(&last[..tail.len()]);
     }
 
     /// Writes the pattern, from `position` on, to `len` bytes of a buffer.

@@ -1,7 +1,7 @@
 //! A channel as a copy engine.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Channel, Finished, IoatError, Refused, Tables, WhenFull};
 use crate::device::Device;
@@ -29,9 +29,10 @@ impl CopyEngine for Channel {
         target: SgTable,
         limit: Duration,
     ) -> Result<(SgTable, SgTable), CopyFailed> {
+        let begin = Instant::now();
         let token = Channel::copy(self, source, target, WhenFull::Wait(limit))
             .map_err(|Refused { error, tables }| failed(error, Some(tables)))?;
-        let waited = self.wait(token, limit);
+        let waited = self.wait(token, limit.saturating_sub(begin.elapsed()));
         let (late, Finished { result, tables }) = match waited {
             Ok(finished) => (None, finished),
             Err(late) => {
