@@ -115,6 +115,9 @@ impl Row {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         use Judgement::{Better, Noise, Worse};
+        if matches!(self.subject, Subject::Memcpy { .. }) && self.figure.judgement != Noise {
+            return Verdict::Machine;
+        }
         let relative = self.of_memcpy.map_or(self.figure.judgement, |share| share.judgement);
         match (self.figure.judgement, relative) {
             (Noise, Noise) => Verdict::Same,
@@ -136,6 +139,8 @@ pub enum Verdict {
     Better,
     /// Worse, also relative to memcpy.
     Worse,
+    /// The processor's own copy changed.
+    Machine,
     /// The rate changed, its share of memcpy did not: the machine's speed differs.
     WithMachine,
     /// The share of memcpy changed and the rate did not follow: the processor's own copy
@@ -324,6 +329,7 @@ mod tests {
         };
         assert_eq!(transfers(Verdict::Worse), 0);
         assert!(transfers(Verdict::WithMachine) > 50);
+        assert_eq!(comparison.with(Verdict::Machine).count(), results().memcpy.len());
         let text = comparison.to_string();
         assert!(text.contains("memcpy changed as well"), "{text}");
     }
@@ -358,6 +364,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn medians_that_differ_within_wide_noise_are_shown() {
+        let mut after = others(8, 1.0, 0.03);
+        let wide = &mut after.cells[4].bytes_per_second;
+        *wide = Spread { median: wide.median * 0.5, p25: wide.median * 0.4, ..*wide };
+        let comparison = compare(&results(), &after);
+        assert!(comparison.with(Verdict::Worse).next().is_none());
+        let text = comparison.to_string();
+        assert!(text.contains("1 KiB in 64 B segments   "), "{text}");
     }
 
     #[test]

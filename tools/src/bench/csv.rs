@@ -260,6 +260,18 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_column() {
+        let text = include_str!("../../../docs/bench.md");
+        let (_, text) = text.split_once("\n## CSV").unwrap();
+        let parts = PARTS.join(",");
+        let spreads = SPREADS.map(|(name, unit)| format!("`{name}_{{{parts}}}_{unit}`"));
+        let names = KEYS.iter().chain(&SINGLES).map(|name| format!("`{name}`"));
+        for name in names.chain(spreads) {
+            assert!(text.contains(&name), "docs/bench.md lacks {name}");
+        }
+    }
+
+    #[test]
     fn texts_with_commas_quotes_and_lines_come_back() {
         let text = "a, \"b\"\r\nc; =1+1";
         let results = Results { notes: vec![text.to_owned()], ..fixture::results() };

@@ -245,3 +245,31 @@ fn setup() -> Setup {
         peak_memory: Some(412 << 20),
     }
 }
+
+/// Every name of a field in the serialised results.
+fn names(value: &serde_json::Value, found: &mut std::collections::BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (name, value) in fields {
+                found.insert(name.clone());
+                names(value, found);
+            }
+        }
+        serde_json::Value::Array(list) => list.iter().for_each(|value| names(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_documentation_has_every_field() {
+    let text = include_str!("../../../docs/bench.md");
+    let (_, text) = text.split_once("\n## JSON").unwrap();
+    let (text, _) = text.split_once("\n## CSV").unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    names(&serde_json::to_value(results()).unwrap(), &mut found);
+    assert!(found.len() > 50, "{found:?}");
+    for name in found {
+        assert!(text.contains(&format!("`{name}`")), "docs/bench.md lacks {name}");
+    }
+    assert!(text.contains(&format!("version of this schema: {SCHEMA} |")));
+}

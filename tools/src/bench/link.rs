@@ -100,7 +100,7 @@ pub fn share(
 
 #[cfg(test)]
 mod tests {
-    use vfio_dma_model::link::LinkMeter;
+    use vfio_dma_model::link::{LinkMeter, Work};
 
     use super::*;
 
@@ -185,6 +185,46 @@ mod tests {
         // Nothing is smaller than 64 bytes, and no half is cheap in a short transfer.
         assert_eq!(view(&link, 64, &[64]).less_than_5_percent, [None; 3]);
         assert_eq!(view(&link, 128, &[64]).less_than_5_percent, [None; 3]);
+    }
+
+    #[test]
+    fn the_documentation_has_these_figures() {
+        let text = include_str!("../../../docs/link-cost.md");
+        let link = LinkConfig::default();
+        let found = view(&link, TRANSFER, &SEGMENTS);
+        assert!(text.contains(&format!("{:.2} Gb/s", found.tlp_gbps)));
+        let fetch = Work::DescriptorFetch(64).traffic(&link);
+        let mut expected = Vec::new();
+        for (n, (operation, name)) in OPERATIONS.into_iter().enumerate() {
+            expected.push(format!("### {name}"));
+            let row = |segment: u64, gbps: f64, ratio: f64| {
+                let each = operation.traffic(&link, segment) + fetch;
+                let all = ScatterGather::ioat(segment).traffic(&link, operation, TRANSFER);
+                format!(
+                    "| {segment} | {} | {} | {} | {} | {} | {gbps:.2} | {:.1}% |",
+                    TRANSFER / segment,
+                    each.upstream,
+                    each.downstream,
+                    all.upstream,
+                    all.downstream,
+                    ratio * 100.0
+                )
+            };
+            for line in &found.rows {
+                expected.push(row(line.segment, line.segmented_gbps[n], line.ratio[n]));
+            }
+            expected.push(row(TRANSFER, found.rows[0].contiguous_gbps[n], 1.0));
+            let cheap = found.less_than_5_percent[n].unwrap();
+            expected.push(format!("less than 5% from segments of {cheap} bytes on"));
+        }
+        // Each in its place: behind the one before it.
+        let mut rest = text;
+        for part in expected {
+            let Some((_, behind)) = rest.split_once(&part) else {
+                panic!("the documentation lacks {part:?}");
+            };
+            rest = behind;
+        }
     }
 
     #[test]

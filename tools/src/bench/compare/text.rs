@@ -9,6 +9,8 @@ use crate::bench::units::{bytes, nanoseconds, rate};
 const WIDTH: usize = 100;
 /// Columns for what was measured.
 const SUBJECT: usize = 46;
+/// A change of the median that is shown even if it is within the noise.
+const DOUBTFUL: f64 = 0.25;
 
 pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Comparison { before, after, warnings, rows, only_before, only_after } = comparison;
@@ -29,6 +31,7 @@ pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt:
     let sections = [
         (Verdict::Worse, "worse"),
         (Verdict::Better, "better"),
+        (Verdict::Machine, "the processor's own copy changed: the machine's speed differs"),
         (
             Verdict::WithMachine,
             "memcpy changed as well: the rate changed, its share of memcpy did not",
@@ -39,13 +42,15 @@ pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt:
         ),
     ];
     for (verdict, title) in sections {
-        let found: Vec<&Row> = comparison.with(verdict).collect();
-        if !found.is_empty() {
-            writeln!(f, "\n{title}: {}", found.len())?;
-            head(f)?;
-            found.into_iter().try_for_each(|row| line(f, row))?;
-        }
+        section(f, title, comparison.with(verdict).collect())?;
     }
+    let doubtful = |row: &&Row| row.figure.change.abs() > DOUBTFUL;
+    section(
+        f,
+        "no change beyond the noise, though the medians differ by more than a quarter: \
+         the rounds differ as much",
+        comparison.with(Verdict::Same).filter(doubtful).collect(),
+    )?;
     let same = comparison.with(Verdict::Same).count();
     writeln!(f, "\nno change beyond the noise: {same} of {}", rows.len())?;
     latencies(f, rows)?;
@@ -58,6 +63,16 @@ pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt:
         }
     }
     Ok(())
+}
+
+fn section(f: &mut fmt::Formatter<'_>, title: &str, rows: Vec<&Row>) -> fmt::Result {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(f)?;
+    wrapped(f, "", &format!("{title}: {}", rows.len()))?;
+    head(f)?;
+    rows.into_iter().try_for_each(|row| line(f, row))
 }
 
 fn head(f: &mut fmt::Formatter<'_>) -> fmt::Result {

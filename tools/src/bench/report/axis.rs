@@ -34,7 +34,7 @@ impl Axis {
             title: title.to_owned(),
             scale: Scale::Linear,
             range: [0.0, f64::from(steps) * step],
-            ticks: ticks.map(|value| (value, label(value))).collect(),
+            ticks: ticks.map(|value| (value, plain(&label(value)))).collect(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Axis {
         };
         let decades = range[0].floor() as i32..=range[1].ceil() as i32;
         let values = decades.flat_map(|n| between.iter().map(move |m| m * 10_f64.powi(n)));
-        let ticks = values.map(|value| (value.log10(), label(value)));
+        let ticks = values.map(|value| (value.log10(), plain(&label(value))));
         Axis {
             title: title.to_owned(),
             scale: Scale::Log,
@@ -108,14 +108,15 @@ impl Axis {
         };
         if placed.is_nan() { low } else { placed.clamp(low, high) }
     }
+}
 
-    /// The label at a place, which is a tick's.
-    pub(super) fn label(&self, place: f64) -> String {
-        let nearest = self
-            .ticks
-            .iter()
-            .min_by(|(a, _), (b, _)| f64::total_cmp(&(a - place).abs(), &(b - place).abs()));
-        nearest.map(|(_, label)| label.clone()).unwrap_or_default()
+/// A label without the zeroes that end its decimals, which a round value does not need.
+fn plain(label: &str) -> String {
+    let end = label.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(label.len());
+    let (number, unit) = label.split_at(end);
+    match number.contains('.') {
+        true => format!("{}{unit}", number.trim_end_matches('0').trim_end_matches('.')),
+        false => label.to_owned(),
     }
 }
 
@@ -143,8 +144,14 @@ mod tests {
         let axis = Axis::log("", [0.0, 120.0, 45_000.0], |value| value.to_string());
         assert!(axis.place(120.0) > axis.range[0] && axis.place(45_000.0) < axis.range[1]);
         assert!(axis.ticks.len() >= 2 && axis.ticks.iter().all(|(at, _)| *at >= axis.range[0]));
-        assert_eq!(axis.label(3.1), "1000");
+        assert!(axis.ticks.contains(&(3.0, "1000".to_owned())));
         assert_eq!(axis.place(0.0), axis.range[0]);
+    }
+
+    #[test]
+    fn labels_are_plain() {
+        let labels = ["10.00 GB/s", "0.0 /s", "2.50 us", "100 ns", "1.50", "x 1.0"].map(plain);
+        assert_eq!(labels, ["10 GB/s", "0 /s", "2.5 us", "100 ns", "1.5", "x 1.0"]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) struct Point {
     pub(super) value: f64,
     /// The ends of its spread.
     pub(super) spread: Option<[f64; 2]>,
+    /// Whether it has a marker; where points are dense, a few are enough.
+    pub(super) marked: bool,
 }
 
 /// Figures that belong together.
@@ -131,7 +133,10 @@ impl<'a, 'b> Plot<'a, 'b> {
         let widest = labels.max().unwrap_or(0) as f64 * room.font * 0.58;
         let (width, height) = room.size;
         let left = if chart.rows { 12 } else { widest as i32 + 14 };
-        let (right, bottom) = (width - 16, height - (room.font * 3.4) as i32);
+        // Half of the last label stands beyond the end of the axis.
+        let across = if chart.rows { &chart.values.ticks } else { &chart.varied.ticks };
+        let last = across.last().map_or(0, |(_, label)| half_width(label, room));
+        let (right, bottom) = (width - last.max(10) - 2, height - (room.font * 3.4) as i32);
         let top = if chart.rows { 4 } else { (room.font * 2.0) as i32 };
         let [from, to] = chart.varied.range;
         let [low, high] = chart.values.range;
@@ -178,7 +183,7 @@ impl<'a, 'b> Plot<'a, 'b> {
             for (at, label) in &varied.ticks {
                 let y = varied_pixel(*at).1;
                 path(self.root, &[(self.left, y), (self.right, y)], Role::Grid, 1)?;
-                let above = y - ROW / 2 + 4;
+                let above = y - ROW / 2;
                 self.text(label, (self.left, above), HPos::Left, VPos::Top)?;
             }
             let ticks = values.ticks.iter();
@@ -204,7 +209,7 @@ impl<'a, 'b> Plot<'a, 'b> {
                 (self.bottom - 5, Role::Axis)
             };
             path(self.root, &[(x, from), (x, self.bottom)], role, 1)?;
-            let half = (label.chars().count() as f64 * self.room.font * 0.29) as i32;
+            let half = half_width(label, self.room);
             if x - half >= free {
                 free = x + half + 4;
                 self.text(label, (x, self.bottom + 5), HPos::Center, VPos::Top)?;
@@ -226,7 +231,9 @@ impl<'a, 'b> Plot<'a, 'b> {
                 if let Some(ends) = point.spread {
                     self.spread(series, ends.map(|end| self.pixel(point.at, end)))?;
                 }
-                marker(self.root, series, pixel)?;
+                if point.marked {
+                    marker(self.root, series, pixel)?;
+                }
             }
         }
         Ok(())
@@ -249,6 +256,11 @@ impl<'a, 'b> Plot<'a, 'b> {
         let drawn = self.root.draw(&Text::new(text, at, style));
         Ok(drawn.map_err(|error| format!("drawing a label: {error}"))?)
     }
+}
+
+/// Half of what a label takes, about.
+fn half_width(label: &str, room: Room) -> i32 {
+    (label.chars().count() as f64 * room.font * 0.29) as i32
 }
 
 fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(), Failure> {

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use super::axis::Axis;
 use super::chart::{Chart, Line, Point, Rule};
+use super::costs::{allocations, latency};
 use super::svg::SERIES;
 use crate::bench::link::CHEAP;
-use crate::bench::results::{Allocation, Cell, Results, Series, Spread};
-use crate::bench::units::{bytes, count, nanoseconds, percent, rate};
+use crate::bench::results::{Cell, Results, Series, Spread};
+use crate::bench::spread::{is_undecided, is_wide};
+use crate::bench::units::{bytes, count, percent, rate};
 
 /// A plot with what belongs to it.
 pub(super) struct Figure {
@@ -25,7 +27,8 @@ pub(super) struct Figure {
     pub(super) calculated: bool,
 }
 
-const SPREAD: &str = "Bars span the middle half of the rounds, p25 to p75; points are medians.";
+pub(super) const SPREAD: &str =
+    "Bars span the middle half of the rounds, p25 to p75; points are medians.";
 
 /// Every measured figure that the results have.
 pub(super) fn measured(results: &Results) -> Vec<Figure> {
@@ -43,7 +46,7 @@ pub(super) fn measured(results: &Results) -> Vec<Figure> {
 }
 
 pub(super) fn point(at: f64, spread: &Spread) -> Point {
-    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]) }
+    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]), marked: true }
 }
 
 /// The place of a size on an axis of sizes.
@@ -61,7 +64,7 @@ pub(super) fn short(size: u64) -> String {
 
 /// The transfer sizes that are drawn, of more than fit into a plot: evenly over all, with the
 /// first and the last.
-fn drawn(sizes: BTreeSet<u64>) -> (Vec<u64>, String) {
+pub(super) fn drawn(sizes: BTreeSet<u64>) -> (Vec<u64>, String) {
     let sizes: Vec<u64> = sizes.into_iter().collect();
     let room = usize::from(SERIES);
     if sizes.len() <= room {
@@ -86,7 +89,8 @@ impl SegmentAxis {
             sizes.iter().map(|&size| (log2(size), short(size))).collect();
         let last = ticks.last().map_or(0.0, |tick| tick.0);
         // So far apart that their labels have room on a narrow page.
-        let step = ticks.first().map_or(2.0, |first| ((last - first.0) * 0.18).max(2.0));
+        let span = ticks.first().map_or(0.0, |first| last - first.0);
+        let step = ((span + 1.0) * 0.32).max(2.0);
         let [contiguous, memcpy] = [last + step, last + 2.0 * step];
         ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
         SegmentAxis {
@@ -126,8 +130,10 @@ pub(super) fn values(lines: &[Line]) -> Vec<f64> {
     points.flat_map(|p| [p.value].into_iter().chain(p.spread.into_iter().flatten())).collect()
 }
 
-fn middle_half(spread: &Spread, show: fn(f64) -> String) -> String {
-    format!("{} to {}", show(spread.p25), show(spread.p75))
+/// The middle half, marked as on the terminal when it is too wide to mean much.
+pub(super) fn middle_half(spread: &Spread, show: fn(f64) -> String) -> String {
+    let mark = if is_wide(spread) { " !" } else { "" };
+    format!("{} to {}{mark}", show(spread.p25), show(spread.p75))
 }
 
 fn extent(spread: &Spread, show: fn(f64) -> String) -> String {
@@ -221,7 +227,7 @@ fn ratio(cells: &[&Cell]) -> Option<Figure> {
     let rows = cells.iter().filter_map(|cell| {
         let share = cell.of_contiguous?;
         let meaning = match share {
-            Spread { p25, p75, .. } if p25 <= 1.0 && p75 >= 1.0 => "within the noise",
+            share if is_undecided(&share) => "~ within the noise",
             Spread { median, .. } if median >= CHEAP => "costs less than 5%",
             _ => "",
         };
@@ -357,143 +363,4 @@ fn channels(cells: &[&Cell]) -> Option<Figure> {
         head: vec!["transfer", "channels", "median", "p25 to p75", "min to max", "of memcpy"],
         calculated: false,
     })
-}
-
-/// Where a quantile lies: each further nine is as wide as the one before it.
-fn nines(share: f64) -> f64 {
-    -(1.0 - share).log10()
-}
-
-fn latency(cells: &[&Cell]) -> Option<Figure> {
-    let cells: Vec<_> = cells.iter().filter_map(|c| Some((*c, c.latency.as_ref()?))).collect();
-    let (sizes, note) = drawn(cells.iter().map(|(cell, _)| cell.transfer).collect());
-    let own = cells.iter().filter(|(cell, _)| sizes.contains(&cell.transfer));
-    let lines: Vec<Line> = own
-        .map(|(cell, latency)| {
-            // The slowest one has no place among the nines: the table has it.
-            let quantiles = latency.quantiles.iter().filter(|(_, q)| (0.0..1.0).contains(q));
-            let points = quantiles.map(|&(time, share)| Point {
-                at: nines(share),
-                value: time as f64,
-                spread: None,
-            });
-            Line {
-                name: format!("{} transfer", bytes(cell.transfer)),
-                pieces: vec![points.collect()],
-            }
-        })
-        .collect();
-    let reached = lines.iter().flat_map(|line| &line.pieces[0]).map(|p| p.at).fold(1.0, f64::max);
-    let shares = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999];
-    let ticks = shares.into_iter().filter(|&share| nines(share) <= reached + 1e-6);
-    let mut varied = Axis::named(
-        "share of the transfers that were not slower",
-        ticks.map(|share| (nines(share), percent_short(share))).collect(),
-    );
-    varied.range = [-0.1, reached + 0.15];
-    let rows = cells.iter().map(|(cell, latency)| {
-        let times = [latency.p50, latency.p99, latency.p999, latency.max];
-        let times = times.into_iter().map(|time| nanoseconds(time as f64));
-        let first = [bytes(cell.transfer), segment_name(cell), latency.samples.to_string()];
-        first.into_iter().chain(times).collect()
-    });
-    (!cells.is_empty()).then(|| Figure {
-        id: "latency",
-        title: "Latency, one transfer at a time",
-        caption: format!(
-            "From the submission of a transfer until its completion was seen. To the right are \
-             the slow ones: the place at 99% is the time that one in a hundred exceeded.{note}"
-        ),
-        rows: rows.collect(),
-        chart: Some(Chart {
-            values: Axis::log("time, log scale", values(&lines), nanoseconds),
-            varied,
-            lines,
-            rules: Vec::new(),
-            rows: false,
-        }),
-        head: vec!["transfer", "segment", "samples", "p50", "p99", "p99.9", "max"],
-        calculated: false,
-    })
-}
-
-fn percent_short(share: f64) -> String {
-    let text = format!("{:.4}", share * 100.0);
-    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
-}
-
-fn allocations(allocations: &[Allocation]) -> Option<Figure> {
-    let done: Vec<&Allocation> = allocations.iter().filter(|a| a.allocate.is_some()).collect();
-    let parts: [(&str, fn(&Allocation) -> Option<Spread>); 3] = [
-        ("from the request until it is mapped", |a| a.allocate),
-        ("map calls in it", |a| a.map),
-        ("release", |a| a.release),
-    ];
-    let mut lines = Vec::new();
-    for (name, part) in parts {
-        let spreads = done.iter().enumerate().filter_map(|(n, a)| Some((n, part(a)?)));
-        // Beside each other on their row.
-        let points: Vec<Vec<Point>> = spreads
-            .map(|(n, spread)| vec![point(n as f64 + 0.12 * lines.len() as f64, &spread)])
-            .collect();
-        if !points.is_empty() {
-            lines.push(Line { name: name.to_owned(), pieces: points });
-        }
-    }
-    let ticks = done
-        .iter()
-        .enumerate()
-        .map(|(n, a)| (n as f64, format!("{}, {}", shortened(&a.strategy), bytes(a.len))));
-    let show = |spread: Option<Spread>| {
-        spread.map_or(["-".to_owned(), "-".to_owned()], |spread| {
-            [nanoseconds(spread.median), middle_half(&spread, nanoseconds)]
-        })
-    };
-    let rows = allocations.iter().map(|a| {
-        let page = a.page_size.map_or("-".to_owned(), bytes);
-        let mut row = vec![a.strategy.clone(), page, bytes(a.len)];
-        row.extend([a.allocate, a.map, a.release].into_iter().flat_map(show));
-        row.extend([a.segments.to_string(), a.map_calls.to_string()]);
-        row.push(a.failed.clone().unwrap_or_default());
-        row
-    });
-    (!allocations.is_empty()).then(|| Figure {
-        id: "mapping",
-        title: "Memory for the device, by strategy and page size",
-        caption: format!(
-            "What it costs to get a buffer that the device can reach, and to give it back. {SPREAD}"
-        ),
-        rows: rows.collect(),
-        chart: (!done.is_empty()).then(|| Chart {
-            values: Axis::log("time, log scale", values(&lines), nanoseconds),
-            varied: Axis::named("", ticks.collect()),
-            lines,
-            rules: Vec::new(),
-            rows: true,
-        }),
-        head: vec![
-            "strategy",
-            "page",
-            "buffer",
-            "allocate",
-            "p25 to p75",
-            "map",
-            "p25 to p75",
-            "release",
-            "p25 to p75",
-            "segments",
-            "map calls",
-            "failed",
-        ],
-        calculated: false,
-    })
-}
-
-/// At most so many characters as fit on a narrow page.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 40;
-    if text.chars().count() <= MOST {
-        return text.to_owned();
-    }
-    text.chars().take(MOST - 3).chain("...".chars()).collect()
 }

@@ -28,7 +28,7 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
         let rate = cell.bytes_per_second;
         let at = |bound: f64| link.share * bound / rate.median;
         let spread = (rate.median > 0.0).then(|| [at(rate.p25), at(rate.p75)]);
-        Some(Point { at: 0.0, value: link.share, spread })
+        Some(Point { at: 0.0, value: link.share, spread, marked: true })
     };
     let (lines, note) = over_segments(cells, &axis, value);
     if lines.is_empty() {
@@ -76,7 +76,12 @@ fn predicted(view: &LinkView) -> Figure {
         let mut points: Vec<Point> = view
             .rows
             .iter()
-            .map(|row| Point { at: log2(row.segment), value: row.ratio[n], spread: None })
+            .map(|row| Point {
+                at: log2(row.segment),
+                value: row.ratio[n],
+                spread: None,
+                marked: true,
+            })
             .collect();
         points.sort_by(|a, b| a.at.total_cmp(&b.at));
         Line { name: (*name).to_owned(), pieces: vec![points] }

@@ -6,6 +6,7 @@
 
 mod axis;
 mod chart;
+mod costs;
 mod figures;
 mod link;
 mod page;

@@ -59,7 +59,15 @@ pub fn page(results: &Results) -> Result<String, Failure> {
                 main {
                     section {
                         h2 { "Measured" }
-                        @if shown.is_empty() { p { "Nothing was measured." } }
+                        @if shown.is_empty() {
+                            p { "Nothing was measured." }
+                        } @else {
+                            p.muted {
+                                "In the tables, ! marks figures whose middle half of the rounds \
+                                 spans more than a quarter of the median, and ~ ratios whose \
+                                 middle half has 1 in it or is so wide: they decide nothing."
+                            }
+                        }
                         @for figure in &shown { (figure) }
                     }
                     @if !predicted.is_empty() {
@@ -109,7 +117,7 @@ fn notes(results: &Results) -> Markup {
 
 fn setup(setup: &Setup) -> Markup {
     let (machine, device) = (&setup.machine, &setup.device);
-    let version = device.version.as_deref().map(|v| format!(" version {v}")).unwrap_or_default();
+    let version = device.version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
     let processor = machine.processor.as_deref().unwrap_or("unnamed processor");
     let peak = setup.peak_memory.map(|peak| format!(", peak memory {}", bytes(peak)));
     let channels = if device.channels == 1 { "channel" } else { "channels" };
@@ -117,7 +125,7 @@ fn setup(setup: &Setup) -> Markup {
         (
             "Device",
             format!(
-                "{} at {}{version} ({}), {} {channels}",
+                "{}{version} at {} ({}), {} {channels}",
                 device.driver, device.location, device.ids, device.channels
             ),
         ),
@@ -239,16 +247,6 @@ mod tests {
 
     fn text(node: Node<'_, '_>) -> String {
         node.descendants().filter_map(|node| node.text().filter(|_| node.is_text())).collect()
-    }
-
-    #[test] // TEMPORARY
-    fn zz_dump() {
-        std::fs::create_dir_all("/tmp/shots").unwrap();
-        let r = match std::fs::read_to_string("/tmp/bench-in.json") {
-            Ok(t) => serde_json::from_str(&t).unwrap(),
-            Err(_) => fixture::results(),
-        };
-        std::fs::write("/tmp/shots/page.html", page(&r).unwrap()).unwrap();
     }
 
     #[test]
