@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::Scenario;
 use crate::guest::{CaseResult, RUN_CASES};
+use crate::{Dice, Scenario};
 
 /// Names what a user does without; `guest` leaves these suites out, and they show as ignored.
 const WITHOUT: &str = "VFIO_DMA_WITHOUT";
@@ -108,7 +108,10 @@ fn boot_all(mut work: Vec<(Scenario, Vec<&'static str>)>, results: &Arc<Results>
 fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, String> {
     let mut command = vec!["/bin/vfio-dma", RUN_CASES, scenario.name];
     command.extend(selected);
-    let machine = (scenario.machine)();
+    let mut machine = (scenario.machine)();
+    if let Ok(seed) = std::env::var(Dice::SEED) {
+        machine.vm.env.push((Dice::SEED.into(), seed.into()));
+    }
     let output = machine.vm.run(&command).map_err(|error| error.to_string())?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let cases: Vec<CaseResult> =

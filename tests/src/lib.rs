@@ -5,13 +5,16 @@
 //! `/bin/vfio-dma`, either one case in a process of its own, or the real command line,
 //! which cases call through [`vfio_dma()`].
 
+mod dice;
 mod guest;
 mod host;
+pub mod same_program;
 
 use std::process::ExitCode;
 
 use vfio_dma_tools::vm::VmConfig;
 
+pub use dice::Dice;
 pub use guest::{Said, address, vfio_dma};
 
 /// A test that runs in a guest; it fails by panicking.

@@ -1,5 +1,7 @@
 //! `vfio-dma bench`, as a user runs it, on the embedded model and on one behind a socket.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -1,11 +1,20 @@
 //! Transfers of edu.
 
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use vfio_dma::devices::edu::{Completion, Config, Edu, EduError};
-use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::devices::{CopyEngine, CopyError, open_copy_engine};
+use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
 use vfio_dma::session::Session;
+use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Case, address, cases};
 
-use crate::support::{bind, copy_and_verify, edu, edu_at, edu_behind_port};
+use crate::support::{bind, copy_and_verify, edu, edu_at, edu_behind_port, machine_state, open};
 
 macro_rules! transfers {
     ($($name:ident: $len:literal, $completion:ident;)*) => {
@@ -30,6 +39,14 @@ transfers! {
     moves_100000_bytes_by_msi: 100_000, Msi;
     moves_100000_bytes_by_intx: 100_000, Intx;
     moves_100000_bytes_polled: 100_000, Polled;
+}
+
+/// edu takes 100 ms of the guest's clock for 4 KiB, and goes there and back: 64 MiB would
+/// take 55 minutes.
+const EXTENT: Extent = Extent { longest: 9001, limit: Duration::from_secs(60) };
+
+pub(crate) fn the_same_program_moves_the_same_bytes() {
+    run(open(address(0)), &EXTENT);
 }
 
 pub(crate) fn identifies_and_computes() {
@@ -157,6 +174,57 @@ pub(crate) fn refuses_what_does_not_fit() {
     assert!(edu.allocate(0, Direction::ToDevice).is_err());
     let empty = edu.allocate(1, Direction::ToDevice).unwrap();
     edu.write(empty, 0, 0, 0).unwrap().wait().expect("no bytes are moved at once");
+}
+
+/// The command ends soon after Ctrl-C, says how far it came, and leaves the device as it was.
+pub(crate) fn ctrl_c_stops_a_run_in_the_middle() {
+    bind(address(0));
+    let before = machine_state();
+    let mut child = Command::new("/bin/vfio-dma")
+        .args(["run", "--size", "1M", &address(0).to_string()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A megabyte takes 50 s.
+    std::thread::sleep(Duration::from_secs(1));
+    let sent = Instant::now();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    // It looks at Ctrl-C every 16 KiB, which are 0.8 s.
+    assert!(sent.elapsed() < Duration::from_secs(3), "{:?}: {said}", sent.elapsed());
+    assert!(said.contains("interrupted after ") && said.contains(" of 1048576 bytes"), "{said}");
+    assert_eq!(machine_state(), before, "bus mastering is off");
+    copy_and_verify(&mut edu(Completion::Msi), 5000, 10);
+}
+
+/// As a copy engine it refuses and stops as others do, and gives the buffers back.
+pub(crate) fn a_copy_that_is_refused_or_late_gives_its_buffers_back() {
+    let mut engine = open_copy_engine(open(address(0))).unwrap();
+    let table = |engine: &dyn CopyEngine, len, direction| {
+        SgTable::of(engine.place(Request::new(len, direction)).unwrap()).unwrap()
+    };
+    let limit = Duration::from_secs(20);
+    let source = table(&*engine, 9000, Direction::ToDevice);
+    let long = table(&*engine, 9001, Direction::FromDevice);
+    let failed = engine.copy(source, long, limit).unwrap_err();
+    assert!(matches!(*failed.error, CopyError::Edu(EduError::Sg(_))), "{failed}");
+    let (source, _) = failed.tables.expect("nothing began");
+    let failed = engine.copy(table(&*engine, 9000, Direction::FromDevice), source, limit);
+    let failed = failed.unwrap_err();
+    assert!(matches!(*failed.error, CopyError::Edu(EduError::WrongDirection { .. })), "{failed}");
+    let (target, source) = failed.tables.expect("nothing began");
+    // 6 pieces of 100 ms.
+    let failed = engine.copy(source, target, Duration::from_millis(250)).unwrap_err();
+    let CopyError::Edu(EduError::Timeout { waited, .. }) = *failed.error else {
+        panic!("{failed}")
+    };
+    assert_eq!(waited, Duration::from_millis(250));
+    let (source, target) = failed.tables.expect("the device was stopped");
+    engine.copy(source, target, limit).unwrap();
+    let other = open_copy_engine(open(address(3))).unwrap_err();
+    assert!(matches!(other, CopyError::NoEngine { device: 5, .. }), "{other}");
 }
 
 pub(crate) fn writes_and_reads_its_own_buffer() {

@@ -54,24 +54,6 @@ fn request(len: usize) -> Request {
     Request::new(len, Direction::Bidirectional)
 }
 
-pub(crate) fn auto_contiguous_and_scatter_gather_move_the_same_bytes() {
-    let mut edu = edu(Completion::Msi);
-    for (placement, len, segments) in [
-        (Placement::Auto, 20_001, 1),
-        (Placement::Contiguous, 20_001, 1),
-        (Placement::ScatterGather, 20_001, 5),
-        (Placement::Auto, 1, 1),
-        (Placement::ScatterGather, 1, 1),
-    ] {
-        let (source, target) = copy_placed(&mut edu, &request(len).placement(placement));
-        for buffer in [&source, &target] {
-            assert_eq!(buffer.segments().len(), segments, "{}", buffer.report());
-            assert_eq!(buffer.report().placed().unwrap().2, segments as u64, "map calls");
-        }
-    }
-    assert_eq!(edu.device().space().usage().mappings, 0);
-}
-
 pub(crate) fn the_command_line_forces_a_placement() {
     let device = address(0).to_string();
     bind(address(0));

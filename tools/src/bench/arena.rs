@@ -22,6 +22,9 @@ use crate::cli::Failure;
 /// Bytes compared at a time.
 const CHUNK: usize = 64 << 10;
 
+/// Bytes after which the source's repeat: a prime number.
+const PERIOD: usize = 65_521;
+
 /// Memory of this process that is never given back: a device that cannot be stopped may
 /// reach it until the process ends.
 struct Side {
@@ -116,12 +119,12 @@ impl Arena {
     ) -> Result<Arena, Failure> {
         let len = len.next_multiple_of(device.space().granule().max(4096) as usize);
         let (source, target) = (Side::new(len)?, Side::new(len)?);
-        let pattern = Pattern::new(seed);
-        let mut chunk = vec![0; CHUNK];
-        for offset in (0..len).step_by(CHUNK) {
-            let part = &mut chunk[..CHUNK.min(len - offset)];
-            pattern.bytes(offset as u64, part);
-            source.write(offset, part);
+        // Repeated, for making bytes is slow; at no distance of whole segments, so that one
+        // in the place of another shows.
+        let mut repeated = vec![0; PERIOD];
+        Pattern::new(seed).bytes(0, &mut repeated);
+        for offset in (0..len).step_by(PERIOD) {
+            source.write(offset, &repeated[..PERIOD.min(len - offset)]);
         }
         let device = Arc::clone(device);
         Ok(Arena { device, constraints, source, target, layouts: BTreeMap::new(), seed })

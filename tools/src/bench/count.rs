@@ -54,10 +54,7 @@ fn fill(
     // A doorbell is a transfer's at any rate: what takes longer is not waited for.
     let mut model = IoatSubject::new(&engine, &specs, seed, Duration::from_secs(5))?;
     let mut order: Vec<usize> = (0..specs.len()).collect();
-    order.sort_by_key(|&n| {
-        let Spec { batch, channels, transfer, .. } = specs[n];
-        (specs[n].pieces() * 4096 + transfer) * u64::from(batch * channels)
-    });
+    order.sort_by_key(|&n| specs[n].work());
     for (done, &n) in order.iter().enumerate() {
         if begin.elapsed() > budget {
             return Ok(order.len() - done);

@@ -26,6 +26,12 @@ pub(super) struct Conduct<'a> {
     pub(super) interrupted: &'a AtomicBool,
 }
 
+/// Shares of the budget after which a part of the work ends: warming up, the rounds, and
+/// comparing the bytes again. The rest is for counting packets and writing files.
+const WARM: f64 = 0.3;
+const MEASURED: f64 = 0.8;
+const VERIFIED: f64 = 0.9;
+
 /// What was measured.
 #[derive(Default)]
 pub(super) struct Measured {
@@ -41,8 +47,8 @@ struct Variant {
     number: usize,
     spec: Spec,
     map_calls: u64,
-    /// What one sample takes at least.
-    least: Duration,
+    /// What a sample takes beyond its time: the transfers that it has in flight then.
+    beyond: Duration,
     /// Transfers for each second, by round.
     rates: Vec<Option<f64>>,
     latency: Histogram<u64>,
@@ -52,7 +58,8 @@ struct Variant {
 /// The processor's copy of one size.
 struct Copy {
     spec: Spec,
-    least: Duration,
+    /// What a sample takes beyond its time.
+    beyond: Duration,
     rates: Vec<Option<f64>>,
 }
 
@@ -66,15 +73,23 @@ pub(super) fn measure(
 ) -> Measured {
     let mut measured = Measured::default();
     let begin = Instant::now();
-    let (mut variants, mut copies) = warm_up(subject, specs, conduct, &mut measured);
+    let (variants, copies) = warm_up(subject, specs, conduct, &mut measured);
+    let mut rounds = Rounds { variants, copies, slice: conduct.slice, begin };
     if measured.ended_early.is_none() {
-        let slice = choose(&mut variants, &mut copies, conduct, begin.elapsed(), &mut measured);
-        let rounds = Rounds { variants: &mut variants, copies: &mut copies, slice };
-        let ended = run_rounds(subject, rounds, &mut allocations, conduct);
+        rounds.fit(conduct.rounds, conduct, &mut measured);
+        let ended = rounds
+            .run(subject, &mut allocations, conduct, &mut measured)
+            .and_then(|()| rounds.verify(subject, conduct, &mut measured));
         measured.ended_early = ended.err().map(|error| error.to_string());
     }
+    if rounds.slice < conduct.slice {
+        let [was, is] = [conduct.slice, rounds.slice].map(|slice| slice.as_secs_f64() * 1e3);
+        measured.notes.push(format!(
+            "each variant has down to {is:.1} ms in a round instead of {was:.0}, to fit into the time"
+        ));
+    }
     measured.allocations = allocations.finish();
-    finish(&variants, &copies, &mut measured);
+    finish(&rounds.variants, &rounds.copies, &mut measured);
     measured
 }
 
@@ -88,15 +103,16 @@ fn warm_up(
     let begin = Instant::now();
     let mut variants: Vec<Variant> = Vec::new();
     let mut sorted: Vec<(usize, Spec)> = specs.iter().copied().enumerate().collect();
-    sorted.sort_by_key(|(_, spec)| {
-        let transfers = u64::from(spec.batch * spec.channels);
-        (spec.pieces() * transfers * 4096 + spec.transfer * transfers, spec.segment.is_some())
-    });
+    sorted.sort_by_key(|(_, spec)| spec.work());
     let mut slow = Vec::new();
+    let limit = conduct.budget.mul_f64(WARM);
+    // What a unit of work took most lately.
+    let mut pace = Duration::ZERO;
     let bar = progress(sorted.len() as u64, "warm-up");
     for (number, spec) in sorted {
         bar.inc(1);
-        if begin.elapsed() > conduct.budget / 3 {
+        let start = begin.elapsed();
+        if start + pace.saturating_mul(u32::try_from(spec.work()).unwrap_or(u32::MAX)) > limit {
             slow.push(spec.to_string());
             continue;
         }
@@ -112,11 +128,11 @@ fn warm_up(
             subject.run(number, Extent::For(Duration::ZERO), &mut histogram())
         });
         match warm {
-            Ok(Sample { elapsed: least, .. }) => variants.push(Variant {
+            Ok(Sample { elapsed: beyond, .. }) => variants.push(Variant {
                 number,
                 spec,
                 map_calls,
-                least,
+                beyond,
                 rates: Vec::new(),
                 latency: histogram(),
                 total: Sample::default(),
@@ -126,6 +142,7 @@ fn warm_up(
                 break;
             }
         }
+        pace = (begin.elapsed() - start).div_f64(spec.work() as f64);
     }
     if !slow.is_empty() {
         measured.notes.push(format!("left out, for lack of time: {}", slow.join(", ")));
@@ -137,102 +154,130 @@ fn warm_up(
         by_size.entry(variant.spec.transfer).or_insert(variant.spec);
     }
     let copies = by_size.into_values().map(|spec| {
-        let least = subject.copy(&spec, Duration::ZERO).elapsed;
-        Copy { spec, least, rates: Vec::new() }
+        let beyond = subject.copy(&spec, Duration::ZERO).elapsed;
+        Copy { spec, beyond, rates: Vec::new() }
     });
     let copies = copies.collect();
     (variants, copies)
 }
 
-/// Leaves out what does not fit into the time; returns the time for each variant.
-fn choose(
-    variants: &mut Vec<Variant>,
-    copies: &mut Vec<Copy>,
-    conduct: &Conduct<'_>,
-    spent: Duration,
-    measured: &mut Measured,
-) -> Duration {
-    // Allocations have a tenth.
-    let left = (conduct.budget * 9 / 10).saturating_sub(spent);
-    let variant_least = variants.iter().map(|variant| variant.least);
-    let least: Vec<Duration> = variant_least.chain(copies.iter().map(|copy| copy.least)).collect();
-    let fits = fit(&least, conduct.rounds, conduct.slice, left);
-    let mut keep = fits.keep.into_iter();
-    let mut slow = Vec::new();
-    variants.retain(|variant| {
-        let kept = keep.next().unwrap_or(false);
-        if !kept {
-            slow.push(variant.spec.to_string());
-        }
-        kept
-    });
-    copies.retain(|copy| {
-        let kept = keep.next().unwrap_or(false);
-        if !kept {
-            slow.push(format!("memcpy of {}", bytes(copy.spec.transfer)));
-        }
-        kept
-    });
-    if !slow.is_empty() {
-        let budget = conduct.budget.as_secs();
-        let slow = slow.join(", ");
-        measured.notes.push(format!("left out, too slow for {budget} s in all: {slow}"));
-    }
-    if fits.slice < conduct.slice {
-        let (was, is) = (conduct.slice.as_secs_f64() * 1e3, fits.slice.as_secs_f64() * 1e3);
-        measured.notes.push(format!(
-            "each variant has {is:.1} ms in a round instead of {was:.0}, to fit into the time"
-        ));
-    }
-    fits.slice
-}
-
-struct Rounds<'a> {
-    variants: &'a mut [Variant],
-    copies: &'a mut [Copy],
+/// What goes through the rounds.
+struct Rounds {
+    variants: Vec<Variant>,
+    copies: Vec<Copy>,
+    /// Time for each of them in a round.
     slice: Duration,
+    begin: Instant,
 }
 
-fn run_rounds(
-    subject: &mut dyn Subject,
-    rounds: Rounds<'_>,
-    allocations: &mut Allocations,
-    conduct: &Conduct<'_>,
-) -> Result<(), Failure> {
-    let Rounds { variants, copies, slice } = rounds;
-    let count = variants.len() + copies.len();
-    let bar = progress(u64::from(conduct.rounds), "round");
-    for round in 0..conduct.rounds {
+impl Rounds {
+    /// Leaves out what does not fit into the time that so many rounds have.
+    fn fit(&mut self, rounds: u32, conduct: &Conduct<'_>, measured: &mut Measured) {
+        let left = conduct.budget.mul_f64(MEASURED).saturating_sub(self.begin.elapsed());
+        let variants = self.variants.iter().map(|variant| variant.beyond);
+        let beyond: Vec<Duration> =
+            variants.chain(self.copies.iter().map(|copy| copy.beyond)).collect();
+        let fits = fit(&beyond, rounds, self.slice, left);
+        let mut keep = fits.keep.into_iter();
+        let mut slow = Vec::new();
+        self.variants.retain(|variant| {
+            let kept = keep.next().unwrap_or(false);
+            if !kept {
+                slow.push(variant.spec.to_string());
+            }
+            kept
+        });
+        self.copies.retain(|copy| {
+            let kept = keep.next().unwrap_or(false);
+            if !kept {
+                slow.push(format!("memcpy of {}", bytes(copy.spec.transfer)));
+            }
+            kept
+        });
+        if !slow.is_empty() {
+            let (budget, slow) = (conduct.budget.as_secs(), slow.join(", "));
+            measured.notes.push(format!("left out, too slow for {budget} s in all: {slow}"));
+        }
+        self.slice = fits.slice;
+    }
+
+    fn run(
+        &mut self,
+        subject: &mut dyn Subject,
+        allocations: &mut Allocations,
+        conduct: &Conduct<'_>,
+        measured: &mut Measured,
+    ) -> Result<(), Failure> {
+        let bar = progress(u64::from(conduct.rounds), "round");
+        for round in 0..conduct.rounds {
+            self.round(subject, conduct, round).map_err(|error| {
+                format!("in round {} of {}: {error}", round + 1, conduct.rounds)
+            })?;
+            allocations.round();
+            bar.inc(1);
+            // Slower than it was before the rounds: what is left has to fit again.
+            self.fit(conduct.rounds - round - 1, conduct, measured);
+        }
+        Ok(())
+    }
+
+    fn round(
+        &mut self,
+        subject: &mut dyn Subject,
+        conduct: &Conduct<'_>,
+        round: u32,
+    ) -> Result<(), Failure> {
+        let Rounds { variants, copies, slice, .. } = self;
         variants.iter_mut().for_each(|variant| variant.rates.push(None));
         copies.iter_mut().for_each(|copy| copy.rates.push(None));
-        let in_round = |error: Failure| -> Failure {
-            format!("in round {} of {}: {error}", round + 1, conduct.rounds).into()
-        };
-        for index in order(count, conduct.seed, round) {
-            check(conduct).map_err(in_round)?;
+        for index in order(variants.len() + copies.len(), conduct.seed, round) {
+            check(conduct)?;
+            let start = Instant::now();
             if let Some(copy) = index.checked_sub(variants.len()).map(|i| &mut copies[i]) {
-                let sample = subject.copy(&copy.spec, slice);
+                let sample = subject.copy(&copy.spec, *slice);
                 set_last(&mut copy.rates, sample.rate());
+                copy.beyond = copy.beyond.max(start.elapsed().saturating_sub(*slice));
                 continue;
             }
             let variant = &mut variants[index];
-            let sample = subject
-                .run(variant.number, Extent::For(slice), &mut variant.latency)
-                .map_err(in_round)?;
+            let extent = Extent::For(*slice);
+            let sample = subject.run(variant.number, extent, &mut variant.latency)?;
             set_last(&mut variant.rates, sample.rate());
+            variant.beyond = variant.beyond.max(start.elapsed().saturating_sub(*slice));
             variant.total.transfers += sample.transfers;
             variant.total.descriptors += sample.descriptors;
             variant.total.doorbells += sample.doorbells;
         }
-        allocations.round();
-        bar.inc(1);
+        Ok(())
     }
-    // What was moved while it was measured is right, too.
-    for variant in variants.iter() {
-        check(conduct).map_err(|error| format!("after the last round: {error}"))?;
-        subject.verify(variant.number).map_err(|error| format!("after the last round: {error}"))?;
+
+    /// Compares the bytes again, as far as there is time: each variant's were before.
+    fn verify(
+        &self,
+        subject: &mut dyn Subject,
+        conduct: &Conduct<'_>,
+        measured: &mut Measured,
+    ) -> Result<(), Failure> {
+        let mut quickest: Vec<&Variant> = self.variants.iter().collect();
+        quickest.sort_by_key(|variant| variant.beyond);
+        let limit = conduct.budget.mul_f64(VERIFIED);
+        let in_time = |variant: &&&Variant| self.begin.elapsed() + variant.beyond * 2 < limit;
+        let mut done = 0;
+        for variant in quickest.iter().take_while(in_time) {
+            check(conduct)
+                .and_then(|()| subject.verify(variant.number))
+                .map_err(|error| format!("after the last round: {error}"))?;
+            done += 1;
+        }
+        if done < quickest.len() {
+            measured.notes.push(format!(
+                "every byte was compared before the rounds, and after them for {done} of {} \
+                 variants, for lack of time",
+                quickest.len()
+            ));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn set_last(rates: &mut [Option<f64>], rate: f64) {

@@ -172,6 +172,14 @@ impl Spec {
         self.slots() * self.stride()
     }
 
+    /// How much there is to do for a batch on each channel, roughly: a segment costs what 4 KiB
+    /// do.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        let transfers = u64::from(self.batch * self.channels);
+        (self.pieces() + self.transfer / 4096) * transfers
+    }
+
     /// The contiguous variant that this one is compared with.
     #[must_use]
     pub fn reference(&self) -> Spec {
@@ -354,21 +362,21 @@ pub struct Fit {
 }
 
 /// Fits variants into a budget: by shorter slices first, then by leaving the slowest out.
-/// `least` is what one sample of each takes at least.
+/// `beyond` is what a sample of each takes beyond its slice.
 #[must_use]
-pub fn fit(least: &[Duration], rounds: u32, slice: Duration, budget: Duration) -> Fit {
-    let mut keep = vec![true; least.len()];
+pub fn fit(beyond: &[Duration], rounds: u32, slice: Duration, budget: Duration) -> Fit {
+    let mut keep = vec![true; beyond.len()];
     let total = |slice: Duration, keep: &[bool]| -> Duration {
-        let kept = least.iter().zip(keep).filter(|(_, keep)| **keep);
-        kept.map(|(&least, _)| least.max(slice)).sum::<Duration>().saturating_mul(rounds)
+        let kept = beyond.iter().zip(keep).filter(|(_, keep)| **keep);
+        kept.map(|(&beyond, _)| beyond + slice).sum::<Duration>().saturating_mul(rounds)
     };
     let shortest = SHORTEST_SLICE.min(slice);
     let mut slice = slice;
     while total(slice, &keep) > budget && slice > shortest {
         slice = (slice * 3 / 4).max(shortest);
     }
-    let mut slowest: Vec<usize> = (0..least.len()).collect();
-    slowest.sort_by_key(|&i| least[i]);
+    let mut slowest: Vec<usize> = (0..beyond.len()).collect();
+    slowest.sort_by_key(|&i| beyond[i]);
     while total(slice, &keep) > budget
         && let Some(i) = slowest.pop()
     {
@@ -456,11 +464,12 @@ mod tests {
         let fits = fit(&[ms(1), ms(1), ms(1)], 10, ms(20), ms(1000));
         assert_eq!(fits, Fit { slice: ms(20), keep: vec![true; 3] });
         let fits = fit(&[ms(1), ms(1), ms(1)], 10, ms(20), ms(300));
-        assert!(fits.slice < ms(11) && fits.slice > ms(5), "{fits:?}");
+        assert!(fits.slice < ms(10) && fits.slice > ms(5), "{fits:?}");
         assert_eq!(fits.keep, [true; 3]);
         let fits = fit(&[ms(1), ms(50), ms(10)], 10, ms(20), ms(300));
         assert_eq!(fits, Fit { slice: ms(2), keep: vec![true, false, true] });
         assert_eq!(fit(&[ms(50)], 10, ms(20), ms(1)).keep, [false]);
+        assert_eq!(fit(&[ms(50)], 0, ms(20), ms(0)).keep, [true], "no round is left");
     }
 
     #[test]

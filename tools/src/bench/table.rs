@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::plan::bytes;
-use super::results::{Allocation, Cell, Latency, Results, Series, Spread};
+use super::results::{Allocation, Cell, Latency, LinkView, Results, Series, Spread};
 use super::spread::{is_undecided, is_wide};
 
 /// The widest line.
@@ -17,11 +17,12 @@ pub fn table(results: &Results) -> String {
         text += &wrapped("ENDED EARLY: ", &format!("{why}; what was measured before follows"));
     }
     let cells = |series| results.cells.iter().filter(move |cell| cell.series == series);
+    let unit = Unit::of(cells(Series::Segments));
     section(
         &mut text,
         "Contiguous against scatter/gather",
-        segment_head(),
-        cells(Series::Segments).map(|cell| segment_row(cell, results)),
+        segment_head(unit),
+        cells(Series::Segments).map(|cell| segment_row(cell, results, unit)),
     );
     section(
         &mut text,
@@ -57,6 +58,9 @@ pub fn table(results: &Results) -> String {
         allocation_head(),
         results.allocations.iter().map(allocation_row),
     );
+    if let Some(view) = &results.link {
+        text += &link(view);
+    }
     if !results.notes.is_empty() {
         text += "\nNotes\n";
         for note in &results.notes {
@@ -122,12 +126,30 @@ fn section(text: &mut String, title: &str, head: String, rows: impl Iterator<Ite
     }
 }
 
-fn segment_head() -> String {
+/// A unit in which the quickest of the cells is readable.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    name: &'static str,
+    bytes: f64,
+}
+
+impl Unit {
+    fn of<'a>(cells: impl Iterator<Item = &'a Cell>) -> Unit {
+        let quickest = cells.map(|cell| cell.bytes_per_second.median).fold(0.0, f64::max);
+        match quickest {
+            _ if quickest >= 1e8 => Unit { name: "GB/s", bytes: 1e9 },
+            _ if quickest >= 1e5 => Unit { name: "MB/s", bytes: 1e6 },
+            _ => Unit { name: "KB/s", bytes: 1e3 },
+        }
+    }
+}
+
+fn segment_head(unit: Unit) -> String {
     format!(
         "{:>8} {:>10} {:>7}  {:<12} {:>5} {:<9} {:>6} {:>7} {:>7} {:>6} {:>5} {:>5}",
         "transfer",
         "segment",
-        "GB/s",
+        unit.name,
         "p25-p75",
         "of",
         "p25-p75",
@@ -140,7 +162,7 @@ fn segment_head() -> String {
     )
 }
 
-fn segment_row(cell: &Cell, results: &Results) -> String {
+fn segment_row(cell: &Cell, results: &Results, unit: Unit) -> String {
     let segment = cell.segment.map_or("contiguous".into(), bytes);
     let (ratio, span) = match &cell.of_contiguous {
         Some(ratio) => {
@@ -159,8 +181,8 @@ fn segment_row(cell: &Cell, results: &Results) -> String {
         "{:>8} {segment:>10} {:>7.2}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
          {:>5} {maps:>5}",
         bytes(cell.transfer),
-        cell.bytes_per_second.median / 1e9,
-        range(&cell.bytes_per_second),
+        cell.bytes_per_second.median / unit.bytes,
+        scaled(&cell.bytes_per_second, unit.bytes, 2),
         cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
         short(cell.descriptors),
         short(cell.doorbells),
@@ -252,6 +274,33 @@ fn allocation_row(row: &Allocation) -> String {
             wrapped("    ", why).trim_end().lines().fold(head, |text, line| text + "\n" + line)
         }
     }
+}
+
+/// What a link would make of it.
+fn link(view: &LinkView) -> String {
+    let mut text = format!(
+        "\nCalculated, not measured: {} on the link {}, Gb/s\n{:>8} {:>21} {:>21} {:>21}\n{:>8}",
+        bytes(view.transfer),
+        view.link,
+        "",
+        "device reads",
+        "device writes",
+        "memory to memory",
+        "segment"
+    );
+    text += &" contig.   s/g  ratio".repeat(3);
+    text.push('\n');
+    for row in &view.rows {
+        text += &format!("{:>8}", bytes(row.segment));
+        for way in 0..3 {
+            let (whole, parts) = (row.contiguous_gbps[way], row.segmented_gbps[way]);
+            text += &format!(" {whole:>7.2} {parts:>5.2} {:>6}", percent(row.ratio[way]));
+        }
+        text.push('\n');
+    }
+    let least = view.less_than_5_percent.map(|least| least.map_or("none".into(), bytes));
+    text += &format!("less than 5% lost from a segment of: {}\n", least.join(", "));
+    text
 }
 
 /// The middle half, in GB/s.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_model::link::LinkConfig;
 
@@ -118,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     outputs.add(args.report.as_deref(), report::page)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let model = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };
+    let model = || Ok(Embedded::new(IoatConfig { channels: CHANNELS, ..IoatConfig::default() })?);
     let options = Options {
         wishes: Wishes {
             profile: args.profile,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use vfio_dma::device::Device;
@@ -92,7 +93,9 @@ fn fragmented() -> IommuOptions {
 fn copied(iommu: IommuOptions) -> Result<Copied, Failure> {
     let model = Embedded::with_function(Model::new(IoatConfig::default())?, iommu);
     let ioat = Ioat::open(Device::open(model)?, Config::default())?;
-    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30))
+    // Ctrl-C ends the process, and the model with it.
+    let never = AtomicBool::new(false);
+    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never)
 }
 
 fn row(copied: &Copied) -> String {

@@ -9,12 +9,11 @@ use vfio_dma::devices::{Driver, recognise};
 use vfio_dma::pci::{Address, Sysfs};
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::IoatConfig;
 
 use super::Failure;
 
 /// The device that needs nothing: the I/OAT model in this process.
-const MODEL: &str = "model";
+pub(super) const MODEL: &str = "model";
 
 /// How a device is reached.
 #[derive(Debug, clap::Args)]
@@ -51,15 +50,15 @@ impl From<IommuArg> for Access {
 
 impl Reach {
     /// Opens a device by its PCI address, its socket or as `model`, and drives it: bound for
-    /// the time if asked to. `config` sets the model in this process up.
+    /// the time if asked to. `model` makes the model in this process.
     pub(super) fn drive<T>(
         &self,
         device: &str,
-        config: IoatConfig,
+        model: impl FnOnce() -> Result<Arc<Embedded>, Failure>,
         drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         match device {
-            MODEL => drive(Driver::Ioat, Device::open(Embedded::new(config)?)?),
+            MODEL => drive(Driver::Ioat, Device::open(model()?)?),
             // A PCI address has no slash; the path of a socket in this directory begins
             // with ./
             path if path.contains('/') => {

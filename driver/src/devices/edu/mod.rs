@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod copy_engine;
 mod regs;
 mod transfer;
 
@@ -30,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use crate::backend::IrqKind;
 use crate::device::{Device, DeviceError};
-use crate::dma::{Buffer, Direction, DmaError, Iova, Request};
+use crate::dma::{Buffer, Direction, DmaError, Iova, Request, SgError};
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
 
@@ -162,6 +163,9 @@ pub enum EduError {
     /// A range is not inside its buffer.
     #[error(transparent)]
     Dma(#[from] DmaError),
+    /// The lists make no transfer.
+    #[error(transparent)]
+    Sg(#[from] SgError),
 }
 
 /// The driver of one edu device.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Edu, EduError, regs};
-use crate::dma::{Buffer, Direction, DmaError, Segment};
+use crate::dma::{Buffer, Direction, DmaError, Pieces, Segment, SgLimits, SgTable};
 
 /// One run of the engine.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +18,34 @@ struct Piece {
     way: u64,
 }
 
+/// What one side of a transfer holds.
+#[derive(Debug)]
+enum Held {
+    Buffer(Box<Buffer>),
+    Table(SgTable),
+}
+
+impl Held {
+    fn buffer(self) -> Option<Buffer> {
+        match self {
+            Held::Buffer(buffer) => Some(*buffer),
+            Held::Table(_) => None,
+        }
+    }
+
+    fn table(self) -> Option<SgTable> {
+        match self {
+            Held::Buffer(_) => None,
+            Held::Table(table) => Some(table),
+        }
+    }
+}
+
 /// Buffers that the device may be using, and the pieces that are left to start.
 #[derive(Debug)]
 pub(super) struct Job {
-    source: Option<Buffer>,
-    target: Option<Buffer>,
+    source: Option<Held>,
+    target: Option<Held>,
     pieces: VecDeque<Piece>,
     /// A piece was started: there is something to wait for.
     started: bool,
@@ -91,7 +114,21 @@ impl<T> Transfer<'_, T> {
     /// When a piece does not finish in time or the device is gone. The device is stopped
     /// then, and the buffers come back with the error if that succeeded.
     pub fn wait(self) -> Result<T, Failed<T>> {
-        let result = self.edu.finish_pieces();
+        self.finish(None)
+    }
+
+    /// As [`Transfer::wait`], with a bound on the whole transfer, in addition to that of each
+    /// piece.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transfer::wait`].
+    pub fn wait_within(self, limit: Duration) -> Result<T, Failed<T>> {
+        self.finish(Some(limit))
+    }
+
+    fn finish(self, limit: Option<Duration>) -> Result<T, Failed<T>> {
+        let result = self.edu.finish_pieces(limit);
         let job = self.edu.job.take();
         let take = self.take;
         match (result, job) {
@@ -133,8 +170,10 @@ impl Edu {
         device_offset: usize,
         len: usize,
     ) -> Started<'_, Buffer> {
-        let plan = self.plan(Some((&source, offset)), None, device_offset, len);
-        self.begin(Some(source), None, plan, |job| job.source)
+        let plan = check_device_range(device_offset, len)
+            .and_then(|()| self.range(&source, offset, len, Direction::ToDevice))
+            .and_then(|from| self.plan(Some(from), None, device_offset));
+        self.begin(Some(Held::Buffer(source.into())), None, plan, |job| job.source?.buffer())
     }
 
     /// Starts moving `len` bytes of the device's own buffer into `target` at `offset`.
@@ -149,8 +188,10 @@ impl Edu {
         device_offset: usize,
         len: usize,
     ) -> Started<'_, Buffer> {
-        let plan = self.plan(None, Some((&target, offset)), device_offset, len);
-        self.begin(None, Some(target), plan, |job| job.target)
+        let plan = check_device_range(device_offset, len)
+            .and_then(|()| self.range(&target, offset, len, Direction::FromDevice))
+            .and_then(|to| self.plan(None, Some(to), device_offset));
+        self.begin(None, Some(Held::Buffer(target.into())), plan, |job| job.target?.buffer())
     }
 
     /// Starts moving `len` bytes from `source` to `target` through the device's buffer:
@@ -167,15 +208,39 @@ impl Edu {
         target_offset: usize,
         len: usize,
     ) -> Started<'_, (Buffer, Buffer)> {
-        let sides = (Some((&source, source_offset)), Some((&target, target_offset)));
-        let plan = self.plan(sides.0, sides.1, 0, len);
-        self.begin(Some(source), Some(target), plan, |job| job.source.zip(job.target))
+        let plan = self.range(&source, source_offset, len, Direction::ToDevice).and_then(|from| {
+            let to = self.range(&target, target_offset, len, Direction::FromDevice)?;
+            self.plan(Some(from), Some(to), 0)
+        });
+        let held = (Some(Held::Buffer(source.into())), Some(Held::Buffer(target.into())));
+        self.begin(held.0, held.1, plan, |job| job.source?.buffer().zip(job.target?.buffer()))
+    }
+
+    /// Starts moving all of `source` to `target`, lists of any shape and of the same length,
+    /// through the device's buffer.
+    ///
+    /// # Errors
+    ///
+    /// Refuses, and gives the tables back, when the lists do not fit each other or overlap,
+    /// or an address is out of reach.
+    pub fn copy_tables(
+        &mut self,
+        source: SgTable,
+        target: SgTable,
+    ) -> Started<'_, (SgTable, SgTable)> {
+        let fit = Pieces::new(source.list(), target.list(), &SgLimits::default());
+        let plan = fit.map(drop).map_err(EduError::from).and_then(|()| {
+            let from = self.all_of(&source, Direction::ToDevice)?;
+            self.plan(Some(from), Some(self.all_of(&target, Direction::FromDevice)?), 0)
+        });
+        let held = (Some(Held::Table(source)), Some(Held::Table(target)));
+        self.begin(held.0, held.1, plan, |job| job.source?.table().zip(job.target?.table()))
     }
 
     fn begin<T>(
         &mut self,
-        source: Option<Buffer>,
-        target: Option<Buffer>,
+        source: Option<Held>,
+        target: Option<Held>,
         plan: Result<VecDeque<Piece>, EduError>,
         take: fn(Job) -> Option<T>,
     ) -> Started<'_, T> {
@@ -206,50 +271,63 @@ impl Edu {
         Ok(())
     }
 
-    /// Checks everything that can be known before the device is told anything, and cuts
-    /// the transfer into pieces: the device has no scatter/gather, so they go one after
-    /// another.
+    /// What the device sees of a range of a buffer.
+    fn range(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        len: usize,
+        need: Direction,
+    ) -> Result<VecDeque<Segment>, EduError> {
+        self.check_buffer(buffer, need)?;
+        Ok(buffer.segments_of(offset, len)?.collect())
+    }
+
+    /// What the device sees of a table.
+    fn all_of(&self, table: &SgTable, need: Direction) -> Result<VecDeque<Segment>, EduError> {
+        table.buffers().iter().try_for_each(|buffer| self.check_buffer(buffer, need))?;
+        Ok(table.list().segments().iter().copied().collect())
+    }
+
+    /// Cuts a transfer into pieces: the device has no scatter/gather, so they go one after
+    /// another; what goes through the device fills its buffer and empties it, in turns.
+    ///
+    /// Everything that can be known is checked before the device is told anything.
     fn plan(
         &self,
-        source: Option<(&Buffer, usize)>,
-        target: Option<(&Buffer, usize)>,
+        source: Option<VecDeque<Segment>>,
+        target: Option<VecDeque<Segment>>,
         device_offset: usize,
-        len: usize,
     ) -> Result<VecDeque<Piece>, EduError> {
-        let through = source.is_some() && target.is_some();
-        let end = device_offset.checked_add(len);
-        if !through && end.is_none_or(|end| end > regs::DEVICE_BUFFER_LEN) {
-            return Err(EduError::OutsideDeviceBuffer { offset: device_offset, len });
+        let sides = [(source, 0), (target, regs::COMMAND_TO_MEMORY)];
+        let mut sides = sides.map(|(segments, way)| (segments.unwrap_or_default(), way));
+        for segment in sides.iter().flat_map(|(segments, _)| segments) {
+            self.check_address(*segment)?;
         }
-        let sides = [
-            (source, Direction::ToDevice, 0),
-            (target, Direction::FromDevice, regs::COMMAND_TO_MEMORY),
-        ];
         let mut pieces = VecDeque::new();
-        let mut done = 0;
-        loop {
-            let part = (len - done).min(regs::DEVICE_BUFFER_LEN);
-            for (side, need, way) in sides {
-                let Some((buffer, offset)) = side else {
-                    continue;
-                };
-                self.check_buffer(buffer, need)?;
-                // The whole range is checked before the first piece: `part` may be 0.
-                drop(buffer.segments_of(offset, len)?);
-                let mut device = regs::DEVICE_BUFFER + device_offset as u64;
-                for segment in buffer.segments_of(offset + done, part)? {
-                    self.check_address(segment)?;
+        while sides.iter().any(|(segments, _)| !segments.is_empty()) {
+            for (segments, way) in &mut sides {
+                let mut at = device_offset;
+                while at < regs::DEVICE_BUFFER_LEN
+                    && let Some(segment) = segments.front_mut()
+                {
+                    let len = segment.len.min(regs::DEVICE_BUFFER_LEN - at);
+                    let device = regs::DEVICE_BUFFER + at as u64;
+                    let memory = segment.iova.0;
                     let (source, target) =
-                        if way == 0 { (segment.iova.0, device) } else { (device, segment.iova.0) };
-                    pieces.push_back(Piece { source, target, len: segment.len, way });
-                    device += segment.len as u64;
+                        if *way == 0 { (memory, device) } else { (device, memory) };
+                    pieces.push_back(Piece { source, target, len, way: *way });
+                    at += len;
+                    // Past the end of a segment that is used up: not an address any more.
+                    segment.iova.0 = memory.wrapping_add(len as u64);
+                    segment.len -= len;
+                    if segment.len == 0 {
+                        segments.pop_front();
+                    }
                 }
             }
-            done += part;
-            if done == len {
-                return Ok(pieces);
-            }
         }
+        Ok(pieces)
     }
 
     fn check_buffer(&self, buffer: &Buffer, need: Direction) -> Result<(), EduError> {
@@ -273,12 +351,21 @@ impl Edu {
     }
 
     /// Waits for the running piece, starts the next, until none is left.
-    fn finish_pieces(&mut self) -> Result<(), EduError> {
+    fn finish_pieces(&mut self, limit: Option<Duration>) -> Result<(), EduError> {
         if self.job.as_ref().is_none_or(|job| !job.started) {
             return Ok(());
         }
+        // Without an end in practice when it is too far to be told.
+        let end = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
-            self.finish_piece()?;
+            let piece = Instant::now() + self.config.timeout;
+            let deadline = end.map_or(piece, |end| end.min(piece));
+            self.finish_piece(deadline).map_err(|error| match (error, limit) {
+                (EduError::Timeout { location, what, .. }, Some(limit)) if deadline < piece => {
+                    EduError::Timeout { location, what, waited: limit }
+                }
+                (error, _) => error,
+            })?;
             match self.job.as_mut().and_then(|job| job.pieces.pop_front()) {
                 Some(piece) => self.start(piece)?,
                 None => return Ok(()),
@@ -295,8 +382,7 @@ impl Edu {
         Ok(self.bar.set(regs::DMA_COMMAND, regs::COMMAND_RUN | piece.way | irq)?)
     }
 
-    fn finish_piece(&self) -> Result<(), EduError> {
-        let deadline = Instant::now() + self.config.timeout;
+    fn finish_piece(&self, deadline: Instant) -> Result<(), EduError> {
         if self.interrupts.is_some() {
             self.wait_for_cause("the transfer", regs::IRQ_DMA, deadline)?;
         }
@@ -335,5 +421,13 @@ impl Edu {
             Ok(false) => drop(job),
             _ => drop(self.stop(job)),
         }
+    }
+}
+
+/// Refuses what does not lie inside of the device's own buffer.
+fn check_device_range(offset: usize, len: usize) -> Result<(), EduError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= regs::DEVICE_BUFFER_LEN => Ok(()),
+        _ => Err(EduError::OutsideDeviceBuffer { offset, len }),
     }
 }

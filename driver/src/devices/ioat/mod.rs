@@ -44,6 +44,7 @@
 //! error the channel is reset and goes on; [`OnError`] says with what.
 
 mod channel;
+mod copy_engine;
 mod descriptor;
 mod error;
 mod feed;

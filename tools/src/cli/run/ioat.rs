@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vfio_dma::device::Device;
-use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
+use vfio_dma::devices::ioat::{Channel, Config, Finished, Ioat, IoatError, Token, WhenFull};
 use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Report, Request, SgTable};
 
 use super::{Args, Failure};
@@ -54,17 +54,26 @@ pub(in crate::cli) struct Copied {
     pub(in crate::cli) target: Report,
 }
 
+/// Bytes filled or compared between two looks at Ctrl-C.
+const STRIDE: usize = 64 << 20;
+
+/// Longest wait between two looks at Ctrl-C.
+const SLICE: Duration = Duration::from_millis(50);
+
 /// Copies a pattern between two new buffers and verifies both.
 ///
 /// # Errors
 ///
-/// Fails when a buffer cannot be placed, the transfer fails, or a byte is wrong.
+/// Fails when a buffer cannot be placed, the transfer fails, a byte is wrong, or `stop` is
+/// set: the transfer in flight is aborted then, and its buffers are freed once the device
+/// stands still.
 pub(in crate::cli) fn copy(
     ioat: &Ioat,
     len: usize,
     placement: Placement,
     seed: u64,
     timeout: Duration,
+    stop: &AtomicBool,
 ) -> Result<Copied, Failure> {
     // Its ring needs a contiguous run of its own: early, while there is one.
     let mut channel = ioat.channel(0)?;
@@ -78,15 +87,17 @@ pub(in crate::cli) fn copy(
     let map_calls = calls() - before;
     let segments = [source.segments().len(), target.segments().len()];
     let (sent, stale) = (Pattern::new(seed), Pattern::new(!seed));
-    sent.fill(&mut source, 0, len, 0)?;
+    stride(len, stop, |at, part| Ok(sent.fill(&mut source, at, part, at as u64)?))?;
     // Bytes that are wrong everywhere, so that what the device leaves out shows.
-    stale.fill(&mut target, 0, len, 0)?;
+    stride(len, stop, |at, part| Ok(stale.fill(&mut target, at, part, at as u64)?))?;
 
     let begin_stats = channel.stats();
     let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
+    let location = ioat.device().backend().location();
+    log::info!("{location}: copying {len} bytes");
     let begin = Instant::now();
     let token = channel.copy(source, target, WhenFull::Return)?;
-    let tables = channel.wait(token, timeout)?.into_result()?;
+    let tables = wait(&mut channel, token, timeout, stop)?.into_result()?;
     let elapsed = begin.elapsed();
     let stats = channel.stats();
 
@@ -95,11 +106,14 @@ pub(in crate::cli) fn copy(
         |table: SgTable| -> Result<Buffer, Failure> { table.into_buffer().ok_or_else(lost) };
     let source = buffer(tables.source.ok_or_else(lost)?)?;
     let target = buffer(tables.target)?;
-    let location = ioat.device().backend().location();
-    sent.check(&target, 0, len, 0)?
-        .map_err(|wrong| format!("{location}: what the device wrote is wrong: {wrong}"))?;
-    sent.check(&source, 0, len, 0)?
-        .map_err(|wrong| format!("{location}: the source was written to: {wrong}"))?;
+    let verify = |buffer, what| {
+        stride(len, stop, |at, part| {
+            let same = sent.check(buffer, at, part, at as u64)?;
+            Ok(same.map_err(|wrong| format!("{location}: {what}: {wrong}"))?)
+        })
+    };
+    verify(&target, "what the device wrote is wrong")?;
+    verify(&source, "the source was written to")?;
     let cost = Cost {
         segments,
         map_calls,
@@ -112,6 +126,49 @@ pub(in crate::cli) fn copy(
     Ok(Copied { cost, source: source.report().clone(), target: target.report().clone() })
 }
 
+/// Works through `len` bytes in parts, unless it is to stop.
+fn stride(
+    len: usize,
+    stop: &AtomicBool,
+    mut work: impl FnMut(usize, usize) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    for at in (0..len).step_by(STRIDE) {
+        if stop.load(Ordering::Relaxed) {
+            return Err("interrupted".into());
+        }
+        work(at, STRIDE.min(len - at))?;
+    }
+    Ok(())
+}
+
+/// Waits for a transfer; when it is to stop, aborts it.
+fn wait(
+    channel: &mut Channel,
+    token: Token,
+    timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<Finished, Failure> {
+    let begin = Instant::now();
+    loop {
+        let left = timeout.saturating_sub(begin.elapsed());
+        match channel.wait(token, SLICE.min(left)) {
+            Err(IoatError::Timeout { .. }) if stop.load(Ordering::Relaxed) => {
+                // The engine stands still when this returns; a channel that cannot be set up
+                // again is kept from memory altogether, and that is told by the driver.
+                let aborted = channel.abort();
+                let end = if aborted.is_ok() { "was aborted" } else { "and its channel are lost" };
+                return Err(format!("interrupted: the transfer {end}").into());
+            }
+            Err(IoatError::Timeout { .. }) if !left.is_zero() => {}
+            Err(IoatError::Timeout { location, channel, what, .. }) => {
+                let waited = timeout;
+                return Err(IoatError::Timeout { location, channel, what, waited }.into());
+            }
+            waited => return Ok(waited?),
+        }
+    }
+}
+
 pub(super) fn run(
     args: &Args,
     device: Arc<Device>,
@@ -122,10 +179,7 @@ pub(super) fn run(
     let ioat = Ioat::open(device, Config::default())?;
     let placement = args.placement.into();
     let timeout = Duration::from_secs(args.timeout);
-    let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout)?;
-    if interrupted.load(Ordering::Relaxed) {
-        return Err("interrupted".into());
-    }
+    let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout, interrupted)?;
     let (major, minor) = ioat.version();
     Ok(IoatOutcome {
         address,

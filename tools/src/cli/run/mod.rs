@@ -13,14 +13,15 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::Driver;
 use vfio_dma::devices::edu::Completion;
 use vfio_dma::dma::Placement;
-use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
 pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
 
-use super::open::Reach;
+use super::open::{MODEL, Reach};
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 
@@ -55,6 +56,9 @@ pub struct Args {
     /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
+    /// What is to go wrong with the model in this process; docs/ioat-model.md has the grammar
+    #[arg(long, value_name = "SPEC")]
+    fault: Option<FaultPlan>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -114,9 +118,26 @@ enum Outcome {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let outcome = args.reach.drive(&args.device, IoatConfig::default(), |driver, device| {
-        drive(args, driver, device, &interrupted)
-    })?;
+    if args.fault.is_some() && args.device != MODEL {
+        let text = "--fault is for the DEVICE model, whose faults it names\n";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text).exit();
+    }
+    let mut model = None;
+    let make = || {
+        let faults = args.fault.clone().unwrap_or_default();
+        let made = Embedded::new(IoatConfig { faults, ..IoatConfig::default() })?;
+        model = Some(Arc::clone(&made));
+        Ok(made)
+    };
+    let outcome = args
+        .reach
+        .drive(&args.device, make, |driver, device| drive(args, driver, device, &interrupted));
+    if let Some(model) = model {
+        let Record { descriptors, memory, .. } = model.function().record();
+        let late = memory.refused_not_mapped;
+        log::info!("the model did {descriptors} descriptors, {late} accesses came too late");
+    }
+    let outcome = outcome?;
     let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { outcome.describe() };
     output::print(&format!("{text}\n"))?;
     Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

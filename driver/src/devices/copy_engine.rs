@@ -1,0 +1,146 @@
+//! One face for every device that copies from memory to memory.
+//!
+//! A program that keeps to [`CopyEngine`] is the same text for every engine, however the
+//! device is reached and wherever its buffers were placed:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use vfio_dma::devices::open_copy_engine;
+//! use vfio_dma::dma::{Direction, Request, SgTable};
+//! use vfio_dma::session::Session;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Session::new().open("0000:00:05.0".parse()?)?;
+//! let mut engine = open_copy_engine(device)?;
+//! let mut source = engine.place(Request::new(100_000, Direction::ToDevice))?;
+//! let target = engine.place(Request::new(100_000, Direction::FromDevice))?;
+//! source.write(0, b"hello")?;
+//! let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
+//! let (source, target) = engine.copy(source, target, Duration::from_secs(30))?;
+//! # drop((source, target));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What only one engine has (several transfers in flight, interrupts, fills) is in its own
+//! module.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::edu::{self, Edu, EduError};
+use super::ioat::{self, Ioat, IoatError, TransferError};
+use super::{Driver, recognise};
+use crate::device::Device;
+use crate::dma::{Buffer, Request, SgTable};
+use crate::pci::PciError;
+
+/// A copy, or the opening of an engine, that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// The crate knows no copy engine with these ids.
+    #[error(
+        "{location} is {vendor:04x}:{device:04x}, which is not a copy engine that is known here"
+    )]
+    NoEngine {
+        /// The device.
+        location: String,
+        /// Its vendor id.
+        vendor: u16,
+        /// Its device id.
+        device: u16,
+    },
+    /// edu refused or failed.
+    #[error(transparent)]
+    Edu(#[from] EduError),
+    /// I/OAT refused.
+    #[error(transparent)]
+    Ioat(#[from] IoatError),
+    /// A transfer of I/OAT began and did not end well.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// Configuration space did not answer.
+    #[error(transparent)]
+    Config(#[from] PciError),
+    /// An engine of another crate failed.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A copy that failed, and its tables when the device is known not to use them.
+pub struct CopyFailed {
+    /// Why.
+    pub error: Box<CopyError>,
+    /// Source and target; `None` when the device could not be stopped. They then stay mapped
+    /// and allocated until the process ends.
+    pub tables: Option<(SgTable, SgTable)>,
+}
+
+impl fmt::Debug for CopyFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tables = self.tables.is_some();
+        f.debug_struct("CopyFailed").field("error", &self.error).field("tables", &tables).finish()
+    }
+}
+
+impl fmt::Display for CopyFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for CopyFailed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.error)
+    }
+}
+
+/// A device that copies from memory to memory.
+///
+/// Implementors keep the tables until the device is done with them, or is known to reach
+/// memory no more; a table that neither holds for is leaked, never dropped.
+pub trait CopyEngine: fmt::Debug + Send {
+    /// The opened device.
+    fn device(&self) -> &Arc<Device>;
+
+    /// Places a buffer that the engine reaches.
+    ///
+    /// # Errors
+    ///
+    /// Says what was tried and why it failed.
+    fn place(&self, request: Request) -> Result<Buffer, CopyError>;
+
+    /// Copies all of `source` to `target`, and returns both once every byte arrived. The
+    /// lists may differ in shape, not in length.
+    ///
+    /// # Errors
+    ///
+    /// Refuses lists of different length, lists that overlap, and buffers of another address
+    /// space or direction, before the device is told anything. Fails when the device does, or
+    /// is not done within `limit`: it is stopped then, and part of the target may be written.
+    fn copy(
+        &mut self,
+        source: SgTable,
+        target: SgTable,
+        limit: Duration,
+    ) -> Result<(SgTable, SgTable), CopyFailed>;
+}
+
+/// Opens whichever copy engine a device is, with the defaults of its driver.
+///
+/// # Errors
+///
+/// Fails when the device is no copy engine that the crate knows, or its driver cannot open it.
+pub fn open_copy_engine(device: Arc<Device>) -> Result<Box<dyn CopyEngine>, CopyError> {
+    let (vendor, id) = (device.config().vendor_id()?, device.config().device_id()?);
+    Ok(match recognise(vendor, id).map(|known| known.driver) {
+        Some(Driver::Edu) => Box::new(Edu::open(device, edu::Config::default())?),
+        Some(Driver::Ioat) => Box::new(Ioat::open(device, ioat::Config::default())?.channel(0)?),
+        _ => {
+            let location = device.backend().location();
+            return Err(CopyError::NoEngine { location, vendor, device: id });
+        }
+    })
+}

@@ -1,0 +1,55 @@
+//! A channel as a copy engine.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Channel, Finished, IoatError, Refused, Tables, WhenFull};
+use crate::device::Device;
+use crate::devices::{CopyEngine, CopyError, CopyFailed};
+use crate::dma::{Buffer, Request, SgTable};
+
+fn failed(error: impl Into<CopyError>, tables: Option<Tables>) -> CopyFailed {
+    let both = tables.and_then(|Tables { source, target }| Some((source?, target)));
+    CopyFailed { error: Box::new(error.into()), tables: both }
+}
+
+/// The channel copies one list after another; a copy that is late is aborted.
+impl CopyEngine for Channel {
+    fn device(&self) -> &Arc<Device> {
+        &self.engine.device
+    }
+
+    fn place(&self, request: Request) -> Result<Buffer, CopyError> {
+        Ok(self.engine.device.allocate(&request).map_err(IoatError::from)?)
+    }
+
+    fn copy(
+        &mut self,
+        source: SgTable,
+        target: SgTable,
+        limit: Duration,
+    ) -> Result<(SgTable, SgTable), CopyFailed> {
+        let begin = Instant::now();
+        let token = Channel::copy(self, source, target, WhenFull::Wait(limit))
+            .map_err(|Refused { error, tables }| failed(error, Some(tables)))?;
+        let waited = self.wait(token, limit.saturating_sub(begin.elapsed()));
+        let (late, Finished { result, tables }) = match waited {
+            Ok(finished) => (None, finished),
+            Err(late) => {
+                // Whether the abort succeeds or loses the channel, it ends the transfer.
+                let aborted = self.abort();
+                match self.take(token) {
+                    Ok(Some(finished)) => (Some(late), finished),
+                    _ => return Err(failed(aborted.err().unwrap_or(late), None)),
+                }
+            }
+        };
+        match (result, tables, late) {
+            (Ok(()), Some(Tables { source: Some(source), target }), _) => Ok((source, target)),
+            (Err(_), tables, Some(late)) => Err(failed(late, tables)),
+            (Err(error), tables, None) => Err(failed(error, tables)),
+            // A copy has a source, and only a failed one keeps its tables.
+            (Ok(()), tables, _) => Err(failed(IoatError::NoSuchTransfer, tables)),
+        }
+    }
+}
