@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise
-    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "report", "bind"])]
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "report", "plot", "bind"])]
     compare: Option<Vec<PathBuf>>,
     /// How much is measured
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
@@ -72,6 +72,9 @@ pub struct Args {
     /// Write one page with plots, which needs nothing else
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// Write the plot of throughput over segment size
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
 }
 
 /// Channels of the model in this process.
@@ -117,6 +120,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     outputs.add(args.json.as_deref(), json)?;
     outputs.add(args.csv.as_deref(), csv::to_csv)?;
     outputs.add(args.report.as_deref(), report::page)?;
+    outputs.add(args.plot.as_deref(), report::plot)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
     let model = || Ok(Embedded::new(IoatConfig { channels: CHANNELS, ..IoatConfig::default() })?);

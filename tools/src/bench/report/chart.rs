@@ -77,11 +77,22 @@ impl Chart {
         Ok(self.draw(WIDE, name)? + &self.draw(NARROW, name)?)
     }
 
-    fn draw(&self, room: Room, name: &str) -> Result<String, Failure> {
-        let mut room = room;
+    /// The plot at its widest and its size, without a class that a style sheet may hide.
+    pub(super) fn alone(&self) -> Result<(Pixel, String), Failure> {
+        let room = self.sized(WIDE)?;
+        let drawing = draw(room.size, |root| Plot::new(self, root, room).draw())?;
+        Ok((room.size, themed(&drawing, "plot", None)))
+    }
+
+    fn sized(&self, mut room: Room) -> Result<Room, Failure> {
         if self.rows {
             room.size.1 = 60 + ROW * i32::try_from(self.varied.ticks.len())?;
         }
+        Ok(room)
+    }
+
+    fn draw(&self, room: Room, name: &str) -> Result<String, Failure> {
+        let room = self.sized(room)?;
         let drawing = draw(room.size, |root| Plot::new(self, root, room).draw())?;
         Ok(themed(&drawing, &format!("plot {}", room.class), Some(name)))
     }

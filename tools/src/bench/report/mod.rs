@@ -4,6 +4,7 @@
 //! and the style sheet shows the one that fits; colours follow the reader's preference for
 //! light or dark. What is calculated stands apart from what was measured.
 
+mod alone;
 mod axis;
 mod chart;
 mod costs;
@@ -12,4 +13,5 @@ mod link;
 mod page;
 mod svg;
 
+pub use alone::plot;
 pub use page::page;

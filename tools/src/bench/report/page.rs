@@ -10,6 +10,9 @@ use crate::bench::results::{Results, Setup};
 use crate::bench::units::{bytes, nanoseconds};
 use crate::cli::Failure;
 
+/// Colours for light and dark, and the looks of every element.
+pub(super) const STYLE: &str = include_str!("style.css");
+
 /// Tables of at most so many rows are unfolded.
 const UNFOLDED: usize = 14;
 
@@ -37,7 +40,7 @@ pub fn page(results: &Results) -> Result<String, Failure> {
                     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>"
                 ))
                 title { (title) }
-                style { (PreEscaped(include_str!("style.css"))) }
+                style { (PreEscaped(STYLE)) }
             }
             body {
                 header {
@@ -92,7 +95,7 @@ pub fn page(results: &Results) -> Result<String, Failure> {
 }
 
 /// The arguments as a shell takes them.
-fn command(setup: &Setup) -> String {
+pub(super) fn command(setup: &Setup) -> String {
     let arguments = setup.command.iter().map(String::as_str);
     // An argument with a zero byte never came from a command line.
     shlex::try_join(arguments).unwrap_or_else(|_| setup.command.join(" "))
@@ -333,7 +336,7 @@ mod tests {
         for fixed in ["fill=\"#", "stroke=\"#"] {
             assert!(!body.contains(fixed), "{fixed}");
         }
-        let style = include_str!("style.css");
+        let style = STYLE;
         let page = parsed(&page);
         let drawn = page.descendants().filter(|node| {
             ["line", "polyline", "polygon", "circle", "text"].contains(&node.tag_name().name())
