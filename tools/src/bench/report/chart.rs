@@ -271,7 +271,9 @@ impl<'a, 'b> Plot<'a, 'b> {
 
 /// Half of what a label takes, about.
 fn half_width(label: &str, room: Room) -> i32 {
-    (label.chars().count() as f64 * room.font * 0.29) as i32
+    // A per cent sign is as wide as two other characters.
+    let characters = label.chars().count() + label.matches('%').count();
+    (characters as f64 * room.font * 0.29) as i32
 }
 
 fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(), Failure> {

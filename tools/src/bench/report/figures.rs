@@ -7,6 +7,7 @@ use super::chart::{Chart, Line, Point, Rule};
 use super::costs::{allocations, latency};
 use super::svg::SERIES;
 use crate::bench::link::CHEAP;
+use crate::bench::plan::bytes as short;
 use crate::bench::results::{Cell, Results, Series, Spread};
 use crate::bench::spread::{is_undecided, is_wide};
 use crate::bench::units::{bytes, count, percent, rate};
@@ -52,14 +53,6 @@ pub(super) fn point(at: f64, spread: &Spread) -> Point {
 /// The place of a size on an axis of sizes.
 pub(super) fn log2(size: u64) -> f64 {
     (size.max(1) as f64).log2()
-}
-
-/// A size in few characters: 64, 4K, 2M.
-pub(super) fn short(size: u64) -> String {
-    let units = [(30, "G"), (20, "M"), (10, "K")];
-    let fits = |&(shift, _): &(u32, &str)| size > 0 && size.trailing_zeros() >= shift;
-    let unit = units.into_iter().find(fits);
-    unit.map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
 }
 
 /// The transfer sizes that are drawn, of more than fit into a plot: evenly over all, with the

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use super::axis::Axis;
 use super::chart::{Chart, Line, Point, Rule};
 use super::figures::{
-    Figure, SegmentAxis, five_percent, log2, over_segments, segment_name, short, values,
+    Figure, SegmentAxis, five_percent, log2, over_segments, segment_name, values,
 };
 use crate::bench::link::OPERATIONS;
+use crate::bench::plan::bytes as short;
 use crate::bench::results::{Cell, LinkView, Results, Series};
 use crate::bench::units::{bytes, count, percent};
 
