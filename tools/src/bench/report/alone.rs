@@ -67,7 +67,7 @@ pub fn plot(results: &Results) -> Result<String, Failure> {
                 text class="sign" x=(x + 40) y=(y + 12) { (name) }
             }
             g transform={ "translate(0 " (top) ")" } { (PreEscaped(content(&drawing))) }
-            text class="f-text" x="8" y=(height - 8) { (command(&results.setup)) }
+            text class="f-text" x="8" y=(height - 8) { "vfio-dma " (command(&results.setup)) }
         }
     };
     Ok(markup.into_string() + "\n")
@@ -83,6 +83,7 @@ fn content(drawing: &str) -> &str {
 mod tests {
     use super::*;
     use crate::bench::fixture;
+    use crate::bench::units::bytes;
 
     #[test]
     fn the_drawing_stands_alone_and_names_what_it_shows() {
@@ -90,7 +91,8 @@ mod tests {
         let text = plot(&results).unwrap();
         let drawing = roxmltree::Document::parse(&text).unwrap();
         let texts: Vec<&str> = drawing.descendants().filter_map(|node| node.text()).collect();
-        for part in ["64 KiB transfer", &results.setup.device.location, "contig."] {
+        let line = format!("{} transfer", bytes(results.cells[0].transfer));
+        for part in [&line, &results.setup.device.location, &"contig.".into()] {
             assert!(texts.iter().any(|text| text.contains(part)), "{part}: {texts:?}");
         }
         assert_eq!(text.matches("http").count(), 1, "nothing but the name space");
