@@ -92,7 +92,8 @@ impl Ioat {
         let device = &self.device;
         let illegal = device.bar.illegal_accesses() + device.pci.illegal_accesses();
         let [delivered, _] = device.interrupts.counts();
-        device.counters.record(illegal, delivered, device.memory.record())
+        let descriptors = device.channels.iter().map(|channel| channel.descriptors()).sum();
+        device.counters.record(descriptors, illegal, delivered, device.memory.record())
     }
 
     /// The meter that counts packets, when the configuration has one.

@@ -2,18 +2,19 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::channel::Apart;
 use crate::memory::AccessRecord;
 
 /// What the model counts.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) descriptors: AtomicU64,
     pub(super) doorbells: AtomicU64,
     pub(super) register_reads: AtomicU64,
     pub(super) register_writes: AtomicU64,
     pub(super) config_reads: AtomicU64,
     pub(super) config_writes: AtomicU64,
-    pub(super) completions: AtomicU64,
+    /// Written by engines, unlike its neighbours.
+    pub(super) completions: Apart<AtomicU64>,
     pub(super) interrupts: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) resets: AtomicU64,
@@ -63,20 +64,21 @@ pub struct Record {
 impl Counters {
     pub(super) fn record(
         &self,
+        descriptors: u64,
         illegal_accesses: u64,
         interrupts_delivered: u64,
         memory: AccessRecord,
     ) -> Record {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Record {
-            descriptors: get(&self.descriptors),
+            descriptors,
             doorbells: get(&self.doorbells),
             register_reads: get(&self.register_reads),
             register_writes: get(&self.register_writes),
             config_reads: get(&self.config_reads),
             config_writes: get(&self.config_writes),
             illegal_accesses,
-            completions: get(&self.completions),
+            completions: get(&self.completions.0),
             interrupts: get(&self.interrupts),
             interrupts_delivered,
             errors: get(&self.errors),

@@ -14,6 +14,7 @@
 
 mod backing;
 mod error;
+mod port;
 mod sorted;
 mod table;
 #[cfg(test)]
@@ -25,8 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
+pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
-use vm_memory::{VolatileMemory, VolatileSlice};
 
 use backing::Slot;
 use table::Table;
@@ -170,9 +171,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be read; what lies before it was read.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        self.transfer(Direction::Read, iova, data.len() as u64, |memory, done| {
-            memory.copy_to(&mut data[done as usize..]);
-        })
+        self.port().read(Use::Source, iova, data)
     }
 
     /// Writes `data` from `iova` on, in ascending order of pieces.
@@ -181,9 +180,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be written; what lies before it was written.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
-        self.transfer(Direction::Write, iova, data.len() as u64, |memory, done| {
-            memory.copy_from(&data[done as usize..]);
-        })
+        self.port().write(Use::Target, iova, data)
     }
 
     /// Writes `len` bytes from `iova` on with a repeated pattern of 8 bytes, which starts at
@@ -193,22 +190,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be written; what lies before it was written.
     pub fn fill(&self, iova: u64, pattern: u64, len: u64) -> Result<(), DmaFault> {
-        const BLOCK: usize = 4096;
-        let mut block = [0u8; BLOCK + 8];
-        for chunk in block.chunks_exact_mut(8) {
-            chunk.copy_from_slice(&pattern.to_le_bytes());
-        }
-        self.transfer(Direction::Write, iova, len, |memory, done| {
-            // A piece may start at any byte of the pattern.
-            let phase = (done % 8) as usize;
-            let mut at = 0;
-            while let Ok(rest) = memory.offset(at)
-                && !rest.is_empty()
-            {
-                rest.copy_from(&block[phase..phase + BLOCK]);
-                at += rest.len().min(BLOCK);
-            }
-        })
+        self.port().fill(iova, pattern, len)
     }
 
     /// Copies `len` bytes from `source` to `destination`, at the speed of `memmove`.
@@ -223,34 +205,7 @@ impl DmaMap {
     /// Stops at the first byte of which either side cannot be reached (the source is tried
     /// first); what lies before it was copied. The fault's direction tells the side.
     pub fn copy(&self, destination: u64, source: u64, len: u64) -> Result<(), DmaFault> {
-        let mut done = 0;
-        let result = (|| {
-            check_wrap(Direction::Read, source, len)?;
-            check_wrap(Direction::Write, destination, len)?;
-            while done < len {
-                let table = self.look();
-                let mut from = table.walk(source + done, Direction::Read);
-                let mut to = table.walk(destination + done, Direction::Write);
-                let stop = len.min(done + PIECE);
-                while done < stop {
-                    let source = from
-                        .memory(stop - done)
-                        .map_err(|reason| fault(Direction::Read, from.iova(), done, reason))?;
-                    let destination = to
-                        .memory(source.len() as u64)
-                        .map_err(|reason| fault(Direction::Write, to.iova(), done, reason))?;
-                    source.copy_to_volatile_slice(destination);
-                    let count = destination.len();
-                    from.advance(count);
-                    to.advance(count);
-                    done += count as u64;
-                }
-            }
-            Ok(())
-        })();
-        self.counters.bytes_read.fetch_add(done, Ordering::Relaxed);
-        self.counters.bytes_written.fetch_add(done, Ordering::Relaxed);
-        result.inspect_err(|fault| self.refused(fault))
+        self.port().copy(destination, source, len)
     }
 
     /// Writes 8 bytes, little endian, as a device writes a completion.
@@ -263,19 +218,7 @@ impl DmaMap {
     ///
     /// Fails when the address cannot be written.
     pub fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
-        let value = value.to_le();
-        {
-            let table = self.look();
-            if let Ok(memory) = table.walk(iova, Direction::Write).memory(8)
-                && memory.len() == 8
-                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
-            {
-                word.store(value, Ordering::Release);
-                self.counters.bytes_written.fetch_add(8, Ordering::Relaxed);
-                return Ok(());
-            }
-        }
-        self.write(iova, &value.to_ne_bytes())
+        self.port().store_u64(iova, value)
     }
 
     /// Reads 8 bytes, little endian, at once where [`DmaMap::store_u64`] would write them so.
@@ -284,19 +227,12 @@ impl DmaMap {
     ///
     /// Fails when the address cannot be read.
     pub fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
-        {
-            let table = self.look();
-            if let Ok(memory) = table.walk(iova, Direction::Read).memory(8)
-                && memory.len() == 8
-                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
-            {
-                self.counters.bytes_read.fetch_add(8, Ordering::Relaxed);
-                return Ok(u64::from_le(word.load(Ordering::Acquire)));
-            }
-        }
-        let mut bytes = [0; 8];
-        self.read(iova, &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        self.port().load_u64(Use::Chain, iova)
+    }
+
+    /// A way to the memory for a thread that makes many accesses.
+    pub(crate) fn port(&self) -> Port<'_> {
+        Port::new(self)
     }
 
     /// What the device did with its memory since the map was made.
@@ -324,40 +260,6 @@ impl DmaMap {
         self.look().files()
     }
 
-    /// Moves `len` bytes in one direction; `part` gets each piece and how much came before.
-    fn transfer(
-        &self,
-        direction: Direction,
-        iova: u64,
-        len: u64,
-        mut part: impl FnMut(VolatileSlice<'_>, u64),
-    ) -> Result<(), DmaFault> {
-        let mut done = 0;
-        let result = (|| {
-            check_wrap(direction, iova, len)?;
-            while done < len {
-                let table = self.look();
-                let mut walk = table.walk(iova + done, direction);
-                let stop = len.min(done + PIECE);
-                while done < stop {
-                    let memory = walk
-                        .memory(stop - done)
-                        .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
-                    part(memory, done);
-                    walk.advance(memory.len());
-                    done += memory.len() as u64;
-                }
-            }
-            Ok(())
-        })();
-        let counter = match direction {
-            Direction::Read => &self.counters.bytes_read,
-            Direction::Write => &self.counters.bytes_written,
-        };
-        counter.fetch_add(done, Ordering::Relaxed);
-        result.inspect_err(|fault| self.refused(fault))
-    }
-
     fn refused(&self, fault: &DmaFault) {
         let counter = match fault.reason {
             FaultReason::NotMapped | FaultReason::Wraps => &self.counters.not_mapped,
@@ -377,16 +279,5 @@ impl DmaMap {
 
     fn change(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn fault(direction: Direction, iova: u64, done: u64, reason: FaultReason) -> DmaFault {
-    DmaFault { direction, iova, done, reason }
-}
-
-fn check_wrap(direction: Direction, iova: u64, len: u64) -> Result<(), DmaFault> {
-    match iova.checked_add(len.saturating_sub(1)) {
-        Some(_) => Ok(()),
-        None => Err(fault(direction, iova, 0, FaultReason::Wraps)),
     }
 }

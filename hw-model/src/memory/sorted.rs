@@ -57,7 +57,32 @@ impl<V> SortedMap<V> {
     pub(super) fn from(&self, key: u64) -> Entries<'_, V> {
         let chunk = self.lasts.partition_point(|&last| last < key);
         let index = self.chunks.get(chunk).map_or(0, |c| c.keys.partition_point(|&k| k < key));
-        Entries { map: self, chunk, index }
+        Entries { map: self, place: Place { chunk, index } }
+    }
+
+    /// As [`SortedMap::from`], at less cost when `hit` says of the entry at `place`, or of
+    /// the one after it, that it is the one: keys are compared only when it does not.
+    ///
+    /// A place may be of the map as it once was.
+    #[inline]
+    pub(super) fn near(
+        &self,
+        key: u64,
+        place: Place,
+        hit: impl Fn(u64, &V) -> bool,
+    ) -> Entries<'_, V> {
+        let mut entries = Entries { map: self, place };
+        for _ in 0..2 {
+            let here = entries.place;
+            match entries.next() {
+                Some((last, value)) if hit(last, value) => {
+                    return Entries { map: self, place: here };
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        self.from(key)
     }
 
     /// Adds an entry whose key is not in the map.
@@ -123,12 +148,26 @@ impl<V> SortedMap<V> {
     }
 }
 
+/// Where an entry is, or was: any change of the map may move it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    chunk: usize,
+    index: usize,
+}
+
 /// Entries in order.
 #[derive(Debug)]
 pub(super) struct Entries<'m, V> {
     map: &'m SortedMap<V>,
-    chunk: usize,
-    index: usize,
+    place: Place,
+}
+
+impl<V> Entries<'_, V> {
+    /// Where the next entry is.
+    #[inline]
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
 }
 
 impl<'m, V> Iterator for Entries<'m, V> {
@@ -136,12 +175,14 @@ impl<'m, V> Iterator for Entries<'m, V> {
 
     #[inline]
     fn next(&mut self) -> Option<(u64, &'m V)> {
-        let chunk = self.map.chunks.get(self.chunk)?;
-        let entry = (*chunk.keys.get(self.index)?, chunk.values.get(self.index)?);
-        self.index += 1;
-        if self.index == chunk.keys.len() {
-            (self.chunk, self.index) = (self.chunk + 1, 0);
-        }
+        let Place { chunk: at, index } = self.place;
+        let chunk = self.map.chunks.get(at)?;
+        let entry = (*chunk.keys.get(index)?, chunk.values.get(index)?);
+        self.place = if index + 1 == chunk.keys.len() {
+            Place { chunk: at + 1, index: 0 }
+        } else {
+            Place { chunk: at, index: index + 1 }
+        };
         Some(entry)
     }
 }

@@ -5,7 +5,7 @@ use vm_memory::VolatileSlice;
 
 use super::backing::{Backings, Slot};
 use super::error::{Direction, FaultReason, MemoryError};
-use super::sorted::{Entries, SortedMap};
+use super::sorted::{Entries, Place, SortedMap};
 
 /// One mapped range. Its last address is its key in the table.
 #[derive(Debug)]
@@ -108,11 +108,15 @@ impl Table {
         self.backings.files()
     }
 
-    /// Starts at `iova`, to read or to write.
-    pub(super) fn walk(&self, iova: u64, direction: Direction) -> Walk<'_> {
+    /// Starts at `iova`, to read or to write; looks first where an earlier walk ended, at
+    /// `place`.
+    #[inline]
+    pub(super) fn walk(&self, iova: u64, direction: Direction, place: Place) -> Walk<'_> {
+        let hit = |last, entry: &Entry| entry.first <= iova && iova <= last;
         Walk {
             backings: &self.backings,
-            entries: self.entries.from(iova),
+            entries: self.entries.near(iova, place, hit),
+            place,
             direction,
             iova,
             pointer: std::ptr::null_mut(),
@@ -125,6 +129,8 @@ impl Table {
 pub(super) struct Walk<'t> {
     backings: &'t Backings,
     entries: Entries<'t, Entry>,
+    /// Where the range of the last byte was found.
+    place: Place,
     direction: Direction,
     iova: u64,
     /// Where the byte at `iova` is, when `left` is not 0.
@@ -159,8 +165,16 @@ impl<'t> Walk<'t> {
         self.iova
     }
 
+    /// Where the next walk may look first.
+    #[inline]
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    #[inline]
     fn enter(&mut self) -> Result<(), FaultReason> {
         let iova = self.iova;
+        self.place = self.entries.place();
         let found = self.entries.next().filter(|(_, entry)| entry.first <= iova);
         let (last, entry) = found.ok_or(FaultReason::NotMapped)?;
         let offset = entry.offset + (iova - entry.first);
