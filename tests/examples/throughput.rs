@@ -1,11 +1,13 @@
 //! Measures copies on the embedded model against `memcpy` of the same memory.
 //!
-//! `throughput [ROUNDS]` makes every variant in every round: a plain `memcpy`, the same in
-//! pieces of 4 KiB, and copies by one channel with several transfers in flight, contiguous
-//! and over segments of 64 KiB and 4 KiB. All of them use the same bytes of memory: only the
-//! addresses that the device is given differ. Two runs on a busy machine cannot be compared,
-//! nor can two moments of one, so what counts is the median of the rounds' ratios. Processor
-//! time for each byte is shown too: it does not count the time that others take.
+//! `throughput [ROUNDS [KIB]...]` makes every variant in every round: a plain `memcpy`, the
+//! same in pieces of 4 KiB, and copies by one channel with several transfers in flight,
+//! contiguous and over segments of 64 KiB and 4 KiB. All of them use the same bytes of
+//! memory: only the addresses that the device is given differ. Two runs on a busy machine
+//! cannot be compared, nor can two moments of one, so what counts is the median of the
+//! rounds' ratios. A measurement in which either thread had to wait for a processor is
+//! repeated; how many were is told. Beside the elapsed time there is the processor time of
+//! the thread that moves the bytes: an engine's includes what it spends waiting for work.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -27,8 +29,10 @@ use vfio_dma_model::ioat::IoatConfig;
 const DEPTH: usize = 8;
 /// How many of them are submitted with one doorbell.
 const BATCH: usize = DEPTH / 2;
-/// What each variant moves in a round, after as much as is in flight to warm up.
-const ROUND_BYTES: usize = 64 << 20;
+/// What each variant moves in a round, after twice as much as is in flight to warm up.
+const ROUND_BYTES: usize = 16 << 20;
+/// How often a measurement is made at most in a round.
+const ATTEMPTS: usize = 50;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -69,6 +73,8 @@ struct Variant {
     way: Way,
     /// Seconds, and seconds of the processor that moves the bytes, of each round.
     rounds: Vec<(f64, f64)>,
+    /// Measurements that were disturbed, and repeated unless it was the last attempt.
+    disturbed: usize,
 }
 
 enum Way {
@@ -78,7 +84,7 @@ enum Way {
 
 impl Variant {
     fn new(name: &'static str, way: Way) -> Variant {
-        Variant { name, way, rounds: Vec::new() }
+        Variant { name, way, rounds: Vec::new(), disturbed: 0 }
     }
 }
 
@@ -92,16 +98,14 @@ fn processor_time(clock: libc::clockid_t) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// The clock of the thread that a model's only channel works in.
-fn engine_clock() -> Result<libc::clockid_t, Error> {
+/// The thread that a model's only channel works in.
+fn engine_thread() -> Result<i32, Error> {
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {
         for task in std::fs::read_dir("/proc/self/task")? {
             let task = task?;
             if std::fs::read_to_string(task.path().join("comm"))?.trim() == "ioat-channel0" {
-                let thread: i32 = task.file_name().to_string_lossy().parse()?;
-                // MAKE_THREAD_CPUCLOCK of the kernel's posix-timers: a thread's time.
-                return Ok(!thread << 3 | 6);
+                return Ok(task.file_name().to_string_lossy().parse()?);
             }
         }
         // A thread gives itself its name once it runs.
@@ -110,10 +114,18 @@ fn engine_clock() -> Result<libc::clockid_t, Error> {
     Err("the model has no thread".into())
 }
 
+/// How long a thread was ready to run and had no processor, in seconds.
+fn waited(thread: i32) -> Result<f64, Error> {
+    // Time on a processor, time waiting for one, times that it got one.
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
+    let waited = text.split_whitespace().nth(1).ok_or("no schedstat")?;
+    Ok(waited.parse::<f64>()? * 1e-9)
+}
+
 struct Rig {
     ioat: Ioat,
     channel: Channel,
-    engine: libc::clockid_t,
+    engine: i32,
     tokens: VecDeque<Token>,
 }
 
@@ -125,7 +137,7 @@ impl Rig {
         let ioat = Ioat::open(device, config)?;
         let channel = ioat.channel(0)?;
         let tokens = VecDeque::with_capacity(DEPTH);
-        Ok(Rig { engine: engine_clock()?, channel, ioat, tokens })
+        Ok(Rig { engine: engine_thread()?, channel, ioat, tokens })
     }
 
     /// Tables over memory, in segments of this length; one segment without it.
@@ -210,15 +222,26 @@ impl Rig {
     }
 
     fn round(&mut self, variant: &mut Variant, len: usize) -> Result<(), Error> {
+        let this = nix::unistd::gettid().as_raw();
         let clock = match variant.way {
-            Way::Device { .. } => self.engine,
+            // MAKE_THREAD_CPUCLOCK of the kernel's posix-timers.
+            Way::Device { .. } => !self.engine << 3 | 6,
             Way::Memcpy { .. } => libc::CLOCK_THREAD_CPUTIME_ID,
         };
-        self.move_bytes(&mut variant.way, len, 2 * DEPTH)?;
-        let (begin, processor) = (Instant::now(), processor_time(clock));
-        self.move_bytes(&mut variant.way, len, ROUND_BYTES / len)?;
-        let processor = processor_time(clock) - processor;
-        variant.rounds.push((begin.elapsed().as_secs_f64(), processor));
+        for attempt in 1..=ATTEMPTS {
+            self.move_bytes(&mut variant.way, len, 2 * DEPTH)?;
+            let before = waited(this)? + waited(self.engine)?;
+            let (begin, processor) = (Instant::now(), processor_time(clock));
+            self.move_bytes(&mut variant.way, len, ROUND_BYTES / len)?;
+            let processor = processor_time(clock) - processor;
+            let elapsed = begin.elapsed().as_secs_f64();
+            let disturbed = waited(this)? + waited(self.engine)? - before > elapsed / 100.0;
+            variant.disturbed += usize::from(disturbed);
+            if !disturbed || attempt == ATTEMPTS {
+                variant.rounds.push((elapsed, processor));
+                break;
+            }
+        }
         Ok(())
     }
 }
@@ -262,13 +285,17 @@ fn throughput(rig: &mut Rig, len: usize, rounds: usize) -> Result<(), Error> {
         }
     }
     println!("{} KiB, {DEPTH} in flight, {rounds} rounds, median (quartiles)", len >> 10);
-    for Variant { name, rounds, .. } in &variants {
+    for Variant { name, rounds, disturbed, .. } in &variants {
         let rate = |of: fn(&(f64, f64)) -> f64| {
             let rates = rounds.iter().map(|round| ROUND_BYTES as f64 / of(round) / 1e9);
             let [low, median, high] = quartiles(rates.collect());
             format!("{median:6.2} GB/s ({low:.2} to {high:.2})")
         };
-        println!("  {name:24} {}  processor {}", rate(|r| r.0), rate(|r| r.1));
+        println!(
+            "  {name:24} {}  processor {}  {disturbed} disturbed",
+            rate(|r| r.0),
+            rate(|r| r.1)
+        );
     }
     println!("  of                                      elapsed  processor");
     for (this, with) in [(2, 0), (3, 2), (4, 2), (1, 0), (6, 5)] {
@@ -300,21 +327,24 @@ fn latency(rig: &mut Rig) -> Result<(), Error> {
     Ok(())
 }
 
-fn run(rounds: usize) -> Result<(), Error> {
+fn run(rounds: usize, lengths: &[usize]) -> Result<(), Error> {
     let mut rig = Rig::new()?;
-    for len in [64 << 10, 1 << 20] {
-        throughput(&mut rig, len, rounds)?;
+    for &kib in lengths {
+        throughput(&mut rig, kib << 10, rounds)?;
     }
     latency(&mut rig)
 }
 
 fn main() -> ExitCode {
-    let rounds = std::env::args().nth(1).map_or(Ok(40), |text| text.parse::<usize>());
-    let Some(rounds) = rounds.ok().filter(|&rounds| rounds > 0) else {
-        eprintln!("usage: throughput [ROUNDS]");
+    let numbers = std::env::args().skip(1).map(|text| text.parse());
+    let numbers = numbers.collect::<Result<Vec<usize>, _>>().unwrap_or_else(|_| vec![0]);
+    let (&rounds, lengths) = numbers.split_first().unwrap_or((&100, &[]));
+    let lengths = if lengths.is_empty() { &[64, 1024] } else { lengths };
+    if rounds == 0 || !lengths.iter().all(|kib| (64..=1024).contains(kib) && kib % 64 == 0) {
+        eprintln!("usage: throughput [ROUNDS [KIB]...], lengths in multiples of 64 up to 1024");
         return ExitCode::from(2);
-    };
-    match run(rounds) {
+    }
+    match run(rounds, lengths) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
