@@ -253,11 +253,40 @@ pub(super) fn word(completed: u64, status: Status, errors: ChannelError) -> u64 
         | status as u64
 }
 
-/// Alone in its cache lines (two, which processors fetch together): what one thread writes
-/// often does not slow down others that read what would lie beside it.
+/// A count that only one thread at a time writes, and any reads.
+///
+/// Adding takes no locked instruction: that would wait until the stores before it, such as
+/// that of a completion word, have reached the cache.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    /// Adds one; only whoever has the channel may: its engine while `busy` is set, others
+    /// with the lock held while it is not.
+    #[inline]
+    pub(super) fn add_one(&self) {
+        self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Apart from others' cache lines (two, for processors fetch them in pairs): writing it does
+/// not slow down who reads what would lie beside it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Apart<T>(pub(super) T);
+pub(super) struct Apart<T>(T);
+
+impl<T> std::ops::Deref for Apart<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// A channel: its state, and how its engine is woken and waited for.
 #[derive(Debug)]
@@ -273,8 +302,10 @@ pub(super) struct Channel {
     signal: AtomicU32,
     /// The transfer in hand is to stop between two pieces.
     abort: AtomicBool,
-    /// Descriptors that were executed to their end; the engine alone writes it.
-    descriptors: Apart<AtomicU64>,
+    /// Descriptors that were executed to their end.
+    pub(super) descriptors: Apart<Count>,
+    /// Completion words that were written.
+    pub(super) completions: Count,
 }
 
 pub(super) type Guard<'a> = MutexGuard<'a, State>;
@@ -290,6 +321,7 @@ impl Channel {
             signal: AtomicU32::new(0),
             abort: AtomicBool::new(false),
             descriptors: Apart::default(),
+            completions: Count::default(),
         }
     }
 
@@ -317,17 +349,6 @@ impl Channel {
 
     pub(super) fn aborted(&self) -> bool {
         self.abort.load(Ordering::Relaxed)
-    }
-
-    /// Counts a descriptor that was executed to its end. Only the engine may.
-    pub(super) fn count_descriptor(&self) {
-        let count = self.descriptors().wrapping_add(1);
-        self.descriptors.0.store(count, Ordering::Relaxed);
-    }
-
-    /// How many descriptors were executed to their end.
-    pub(super) fn descriptors(&self) -> u64 {
-        self.descriptors.0.load(Ordering::Relaxed)
     }
 
     /// The engine has nothing in hand any more.

@@ -180,7 +180,12 @@ impl Device {
         match reg {
             ChannelReg::Count => {
                 count(&self.counters.doorbells);
+                let ahead = state.ahead();
                 state.ring(write.new as u16);
+                if state.running && state.ahead() >= ahead {
+                    // The engine is at work, and looks at the count when it was done.
+                    return;
+                }
             }
             ChannelReg::ChainAddress => self.arm(channel, &mut state, write.new),
             ChannelReg::Command => deliver = self.command(channel, &mut state, write.written, hang),
@@ -317,7 +322,7 @@ impl Device {
             let all = self.bar.get(channel.ids.error) | bits;
             let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
             let address = self.bar.get(channel.ids.completion);
-            if let Err(error) = self.store_completion(state, address, word) {
+            if let Err(error) = self.store_completion(channel, state, address, word) {
                 self.log.warn(format_args!(
                     "channel {}: the completion of an error, to {address:#x}: {error:?}",
                     channel.index
@@ -338,11 +343,12 @@ impl Device {
     /// Writes a completion word, in one piece.
     pub(super) fn store_completion(
         &self,
+        channel: &Channel,
         state: &mut State,
         address: u64,
         word: u64,
     ) -> Result<(), ChannelError> {
-        self.write_word(&mut self.memory.port(), address, word)?;
+        self.write_word(channel, &mut self.memory.port(), address, word)?;
         state.word = word;
         Ok(())
     }
@@ -350,13 +356,14 @@ impl Device {
     /// As [`Device::store_completion`], without a lock on the channel.
     pub(super) fn write_word(
         &self,
+        channel: &Channel,
         port: &mut Port<'_>,
         address: u64,
         word: u64,
     ) -> Result<(), ChannelError> {
         self.check_completion(address)?;
         port.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
-        count(&self.counters.completions.0);
+        channel.completions.add_one();
         if let Some(meter) = &self.config.meter {
             meter.translate(address, 8);
             meter.completion_write(8);
@@ -367,6 +374,7 @@ impl Device {
     /// Writes one half of a completion word: 0 the lower, 1 the upper.
     pub(super) fn store_half(
         &self,
+        channel: &Channel,
         state: &mut State,
         address: u64,
         word: u64,
@@ -378,7 +386,7 @@ impl Device {
             .write(address + 4 * half as u64, bytes)
             .map_err(|fault| super::execute::data_error(&fault))?;
         if half == 1 {
-            count(&self.counters.completions.0);
+            channel.completions.add_one();
         }
         if let Some(meter) = &self.config.meter {
             meter.translate(address, 8);

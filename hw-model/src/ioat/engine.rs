@@ -5,8 +5,8 @@
 //! the next. With the lock again the state moves on. A run ends at the last descriptor that
 //! was counted when it began, and at one that interrupts: these are completed with the lock
 //! held, since the count tells whether the channel is idle then. It also ends, after the
-//! descriptor in hand, when a register is written. With a fault plan in force each descriptor
-//! is a run of its own.
+//! descriptor in hand, when a register is written, unless that only counts more descriptors.
+//! With a fault plan in force each descriptor is a run of its own.
 //!
 //! When there is nothing to do it sleeps. Before, it may spin for
 //! some tens of microseconds, because waking a thread takes as long: it does so while
@@ -140,12 +140,12 @@ impl<'a> Engine<'a> {
             let word = device.active_word(channel, address);
             if control.contains(Control::COMPLETION) {
                 let target = device.bar.get(channel.ids.completion);
-                device.write_word(&mut self.port, target, word).map_err(Stop::Halt)?;
+                device.write_word(channel, &mut self.port, target, word).map_err(Stop::Halt)?;
                 run.word = Some(word);
             }
             // After the word: a read of CHANSTS on the bus would push it ahead.
             device.bar.set(channel.ids.status, word);
-            channel.count_descriptor();
+            channel.descriptors.add_one();
             run.position = Position::After(address);
             run.ahead -= 1;
             run.done += 1;
@@ -219,7 +219,7 @@ impl<'a> Engine<'a> {
         }
         // After the word: a read of CHANSTS on the bus would push it ahead.
         device.publish(channel, &state);
-        channel.count_descriptor();
+        channel.descriptors.add_one();
         state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {
             state = channel.pause(state, time);
@@ -249,25 +249,27 @@ impl<'a> Engine<'a> {
             Some(Fault::NoCompletion) => Ok(()),
             Some(Fault::StaleCompletion) => {
                 let stale = state.word;
-                device.store_completion(&mut state, target, stale)
+                device.store_completion(channel, &mut state, target, stale)
             }
             Some(Fault::AstrayCompletion(address)) => {
                 let astray = address.unwrap_or(target.wrapping_add(64));
-                device.store_completion(&mut state, astray, word)
+                device.store_completion(channel, &mut state, astray, word)
             }
             Some(Fault::DoubleCompletion(time)) => {
                 state.resend = Some(Resend { at: Instant::now() + time, address: target, word });
-                device.store_completion(&mut state, target, word)
+                device.store_completion(channel, &mut state, target, word)
             }
             Some(Fault::TornCompletion(time)) => {
-                let first = device.store_half(&mut state, target, word, 0);
+                let first = device.store_half(channel, &mut state, target, word, 0);
                 state = channel.pause(state, time);
                 match first {
-                    Ok(()) if !state.reset => device.store_half(&mut state, target, word, 1),
+                    Ok(()) if !state.reset => {
+                        device.store_half(channel, &mut state, target, word, 1)
+                    }
                     first => first,
                 }
             }
-            _ => device.store_completion(&mut state, target, word),
+            _ => device.store_completion(channel, &mut state, target, word),
         };
         (state, result)
     }
@@ -308,7 +310,7 @@ impl<'a> Engine<'a> {
         let now = Instant::now();
         if let Some(Resend { address, word, .. }) = state.resend.filter(|r| r.at <= now) {
             state.resend = None;
-            if let Err(errors) = device.store_completion(&mut state, address, word) {
+            if let Err(errors) = device.store_completion(channel, &mut state, address, word) {
                 let n = channel.index;
                 device.log.warn(format_args!("channel {n}: a repeated completion: {errors:?}"));
             }

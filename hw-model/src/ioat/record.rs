@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::channel::Apart;
 use crate::memory::AccessRecord;
 
 /// What the model counts.
@@ -13,8 +12,6 @@ pub(super) struct Counters {
     pub(super) register_writes: AtomicU64,
     pub(super) config_reads: AtomicU64,
     pub(super) config_writes: AtomicU64,
-    /// Written by engines, unlike its neighbours.
-    pub(super) completions: Apart<AtomicU64>,
     pub(super) interrupts: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) resets: AtomicU64,
@@ -64,7 +61,7 @@ pub struct Record {
 impl Counters {
     pub(super) fn record(
         &self,
-        descriptors: u64,
+        [descriptors, completions]: [u64; 2],
         illegal_accesses: u64,
         interrupts_delivered: u64,
         memory: AccessRecord,
@@ -78,7 +75,7 @@ impl Counters {
             config_reads: get(&self.config_reads),
             config_writes: get(&self.config_writes),
             illegal_accesses,
-            completions: get(&self.completions.0),
+            completions,
             interrupts: get(&self.interrupts),
             interrupts_delivered,
             errors: get(&self.errors),
