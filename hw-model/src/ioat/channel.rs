@@ -155,12 +155,12 @@ impl State {
 
     /// A descriptor is done.
     pub(super) fn advance(&mut self, address: u64) {
-        self.advance_by(1, address);
+        self.advance_to(self.done.wrapping_add(1), address);
     }
 
-    /// So many descriptors are done, the last of them at `address`.
-    pub(super) fn advance_by(&mut self, count: u16, address: u64) {
-        self.done = self.done.wrapping_add(count);
+    /// So many descriptors, modulo 2^16, are done, the last of them at `address`.
+    pub(super) fn advance_to(&mut self, done: u16, address: u64) {
+        self.done = done;
         self.completed = address;
         self.position = Position::After(address);
         self.status = if self.ahead() == 0 { Status::Idle } else { Status::Active };

@@ -3,8 +3,8 @@
 //! With the lock held it decides what is next; without it, it executes a run of descriptors:
 //! each is fetched, its data moved, its completion word written and shown in CHANSTS, before
 //! the next. With the lock again the state moves on. A run ends at the last descriptor that
-//! was counted when it began, and at one that interrupts: these are completed with the lock
-//! held, since the count tells whether the channel is idle then. It also ends, after the
+//! is counted, and at one that interrupts: these are completed with the lock held, since the
+//! count tells whether the channel is idle then. It also ends, after the
 //! descriptor in hand, when a register is written, unless that only counts more descriptors.
 //! With a fault plan in force each descriptor is a run of its own.
 //!
@@ -34,7 +34,7 @@ pub(super) fn run(device: &Device, channel: &Channel) {
         device,
         channel,
         fetcher: Fetcher::default(),
-        port: device.memory.port(),
+        port: device.memory.lasting_port(),
         spin: SPIN_LEAST,
     };
     let mut state = channel.lock();
@@ -68,9 +68,12 @@ struct Run {
     position: Position,
     /// How many are counted, and were not executed yet.
     ahead: u16,
-    /// How many are done, the last of them at `last`.
+    /// DMACOUNT was read, and said that there are more than were known.
+    extended: bool,
+    /// How many are done, modulo 2^16.
     done: u16,
-    last: u64,
+    /// The last descriptor that is done.
+    last: Option<u64>,
     /// The last completion word that was written.
     word: Option<u64>,
 }
@@ -89,7 +92,8 @@ impl<'a> Engine<'a> {
         let epoch = state.epoch;
         let signal = channel.signal();
         let (position, ahead) = (state.position, state.ahead());
-        let mut run = Run { position, ahead, done: 0, last: 0, word: None };
+        let done = state.done;
+        let mut run = Run { position, ahead, extended: false, done, last: None, word: None };
         drop(state);
 
         let faults = match faulty {
@@ -112,8 +116,12 @@ impl<'a> Engine<'a> {
         state.running = false;
         // A reset that could not wait has begun anew.
         if state.epoch == epoch {
-            if run.done != 0 {
-                state.advance_by(run.done, run.last);
+            if run.extended {
+                // Whoever wrote it may still be waiting for the lock.
+                state.count = device.bar.get(channel.ids.count) as u16;
+            }
+            if let Some(last) = run.last {
+                state.advance_to(run.done, last);
             }
             state.word = run.word.unwrap_or(state.word);
             if !state.reset {
@@ -131,6 +139,11 @@ impl<'a> Engine<'a> {
         loop {
             let (address, descriptor) = self.execute(run)?;
             let control = descriptor.control();
+            if run.ahead == 1 {
+                let ahead = (device.bar.get(channel.ids.count) as u16).wrapping_sub(run.done);
+                run.extended |= ahead > 1;
+                run.ahead = ahead.max(1);
+            }
             if run.ahead == 1 || control.contains(Control::INTERRUPT) {
                 return Ok(Some((address, descriptor)));
             }
@@ -148,8 +161,8 @@ impl<'a> Engine<'a> {
             channel.descriptors.add_one();
             run.position = Position::After(address);
             run.ahead -= 1;
-            run.done += 1;
-            run.last = address;
+            run.done = run.done.wrapping_add(1);
+            run.last = Some(address);
             if channel.signal() != signal || device.life() != Life::Alive {
                 return Ok(None);
             }

@@ -125,6 +125,11 @@ impl Fetcher {
                 break;
             }
         }
+        // What comes next arrives from the driver's processor while data is moved.
+        let behind = (ahead - run).min(in_page - run).min(AHEAD);
+        if self.sequential && behind != 0 {
+            port.prefetch(Use::Chain, place, (behind * descriptor::SIZE) as u64);
+        }
         if let Some(meter) = &device.config.meter {
             meter.descriptor_fetch(run as u64, (most * descriptor::SIZE) as u64);
             meter.translate(address, (most * descriptor::SIZE) as u64);

@@ -23,13 +23,14 @@ mod tests;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
 pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
 
 use backing::Slot;
+use port::Tally;
 use table::Table;
 
 /// The most bytes that one piece of a transfer moves, and so the longest that a change of
@@ -74,6 +75,8 @@ struct Counters {
 pub struct DmaMap {
     table: RwLock<Table>,
     counters: Counters,
+    /// What lasting ports have moved; `counters` has the rest.
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
 impl DmaMap {
@@ -230,18 +233,29 @@ impl DmaMap {
         self.port().load_u64(Use::Chain, iova)
     }
 
-    /// A way to the memory for a thread that makes many accesses.
+    /// A way to the memory for one access.
     pub(crate) fn port(&self) -> Port<'_> {
-        Port::new(self)
+        Port::new(self, None)
+    }
+
+    /// A way to the memory for a thread that makes many accesses. What it moves is counted
+    /// for as long as the map exists.
+    pub(crate) fn lasting_port(&self) -> Port<'_> {
+        let tally = Arc::new(Tally::default());
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&tally));
+        Port::new(self, Some(tally))
     }
 
     /// What the device did with its memory since the map was made.
     #[must_use]
     pub fn record(&self) -> AccessRecord {
         let counters = &self.counters;
+        let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting = |direction| tallies.iter().map(|tally| tally.get(direction)).sum::<u64>();
         AccessRecord {
-            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
-            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            bytes_read: counters.bytes_read.load(Ordering::Relaxed) + lasting(Direction::Read),
+            bytes_written: counters.bytes_written.load(Ordering::Relaxed)
+                + lasting(Direction::Write),
             refused_not_mapped: counters.not_mapped.load(Ordering::Relaxed),
             refused_unbacked: counters.unbacked.load(Ordering::Relaxed),
             refused_denied: counters.denied.load(Ordering::Relaxed),

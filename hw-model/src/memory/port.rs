@@ -1,13 +1,12 @@
 //! An engine's way to the memory: the lookups of one access serve the next.
 
-use std::sync::RwLockReadGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLockReadGuard};
 
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::error::{Direction, DmaFault, FaultReason};
-use super::sorted::Place;
-use super::table::{Table, Walk};
+use super::table::{Seen, Table, Walk};
 use super::{DmaMap, PIECE};
 
 /// What an access counts for beside its bytes when it is decided how long the lock is kept:
@@ -40,40 +39,75 @@ pub(crate) struct Port<'m> {
     table: Option<RwLockReadGuard<'m, Table>>,
     /// How much may be moved before the lock is given up.
     left: u64,
-    places: [Place; 4],
-    bytes_read: u64,
-    bytes_written: u64,
+    seen: [Seen; 4],
+    tally: Option<Arc<Tally>>,
+}
+
+/// The bytes that one port has moved, in both directions.
+///
+/// Only its port's thread adds to it, without a locked instruction: that would wait for all
+/// stores before it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Tally([AtomicU64; 2]);
+
+impl Tally {
+    #[inline]
+    fn add(&self, direction: Direction, bytes: u64) {
+        let count = &self.0[direction as usize];
+        count.store(count.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, direction: Direction) -> u64 {
+        self.0[direction as usize].load(Ordering::Relaxed)
+    }
 }
 
 impl<'m> Port<'m> {
-    pub(super) fn new(map: &'m DmaMap) -> Self {
-        let places = [Place::default(); 4];
-        Port { map, table: None, left: 0, places, bytes_read: 0, bytes_written: 0 }
+    /// With a tally when the port is to last; its map must know that.
+    pub(super) fn new(map: &'m DmaMap, tally: Option<Arc<Tally>>) -> Self {
+        Port { map, table: None, left: 0, seen: Default::default(), tally }
     }
 
-    /// Lets others change the map, and shows in its record what was moved.
+    /// Lets others change the map.
+    #[inline]
     pub(crate) fn release(&mut self) {
         self.table = None;
-        self.settle();
     }
 
-    /// Shows in the map's record what was moved.
-    fn settle(&mut self) {
-        let counters = &self.map.counters;
-        for (bytes, counter) in [
-            (&mut self.bytes_read, &counters.bytes_read),
-            (&mut self.bytes_written, &counters.bytes_written),
-        ] {
-            let bytes = std::mem::take(bytes);
-            if bytes != 0 {
-                counter.fetch_add(bytes, Ordering::Relaxed);
+    #[inline]
+    fn count(&self, direction: Direction, bytes: u64) {
+        match (&self.tally, direction) {
+            (Some(tally), _) => tally.add(direction, bytes),
+            (None, Direction::Read) => {
+                self.map.counters.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+            }
+            (None, Direction::Write) => {
+                self.map.counters.bytes_written.fetch_add(bytes, Ordering::Relaxed);
             }
         }
     }
 
+    /// Has the processor fetch memory that is about to be read, if it is in one range.
+    pub(crate) fn prefetch(&mut self, at: Use, iova: u64, len: u64) {
+        let (table, seen) = self.enter(len);
+        let mut walk = table.walk(iova, Direction::Read, &seen[at as usize]);
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(memory) = walk.memory(len) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let guard = memory.ptr_guard();
+            for offset in (0..memory.len()).step_by(64) {
+                // SAFETY: it reads nothing that the program can tell, from any address.
+                unsafe { _mm_prefetch(guard.as_ptr().wrapping_add(offset).cast(), _MM_HINT_T0) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = walk.memory(len);
+    }
+
     /// The map, for an access of at most [`PIECE`] bytes.
     #[inline]
-    fn enter(&mut self, len: u64) -> (&Table, &mut [Place; 4]) {
+    fn enter(&mut self, len: u64) -> (&Table, &mut [Seen; 4]) {
         let cost = len.max(LEAST);
         if self.left < cost {
             // Given up before it is taken again: a writer that waits goes first.
@@ -82,7 +116,7 @@ impl<'m> Port<'m> {
         }
         self.left -= cost;
         let map = self.map;
-        (self.table.get_or_insert_with(|| map.look()), &mut self.places)
+        (self.table.get_or_insert_with(|| map.look()), &mut self.seen)
     }
 
     /// Reads `data.len()` bytes from `iova` on, as [`DmaMap::read`] does.
@@ -126,35 +160,32 @@ impl<'m> Port<'m> {
             .and_then(|()| check_wrap(Direction::Write, destination, len));
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
-            let (table, places) = self.enter(stop - done);
-            let [source_place, target_place, ..] = places;
-            let mut from = table.walk(source + done, Direction::Read, *source_place);
-            let mut to = table.walk(destination + done, Direction::Write, *target_place);
+            let begin = done;
+            let (table, [sources, targets, ..]) = self.enter(stop - done);
+            let mut from = table.walk(source + begin, Direction::Read, sources);
+            let mut to = table.walk(destination + begin, Direction::Write, targets);
             result = copy_piece(&mut from, &mut to, &mut done, stop);
-            (*source_place, *target_place) = (from.place(), to.place());
+            from.remember(source + begin, sources);
+            to.remember(destination + begin, targets);
         }
-        self.bytes_read += done;
-        self.bytes_written += done;
+        self.count(Direction::Read, done);
+        self.count(Direction::Write, done);
         result.inspect_err(|fault| self.map.refused(fault))
     }
 
     /// Writes 8 bytes, as [`DmaMap::store_u64`] does.
-    ///
-    /// Who sees them finds what was moved before in the map's record.
     pub(crate) fn store_u64(&mut self, iova: u64, value: u64) -> Result<(), DmaFault> {
         let value = value.to_le();
-        let map = self.map;
-        self.settle();
-        let (table, places) = self.enter(8);
-        let place = &mut places[Use::Word as usize];
-        let mut walk = table.walk(iova, Direction::Write, *place);
+        let (table, seen) = self.enter(8);
+        let seen = &mut seen[Use::Word as usize];
+        let mut walk = table.walk(iova, Direction::Write, seen);
         if let Ok(memory) = walk.memory(8)
             && memory.len() == 8
             && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
         {
-            *place = walk.place();
-            map.counters.bytes_written.fetch_add(8, Ordering::Relaxed);
             word.store(value, Ordering::Release);
+            walk.remember(iova, seen);
+            self.count(Direction::Write, 8);
             return Ok(());
         }
         self.write(Use::Word, iova, &value.to_ne_bytes())
@@ -162,16 +193,16 @@ impl<'m> Port<'m> {
 
     /// Reads 8 bytes, as [`DmaMap::load_u64`] does.
     pub(crate) fn load_u64(&mut self, at: Use, iova: u64) -> Result<u64, DmaFault> {
-        let (table, places) = self.enter(8);
-        let place = &mut places[at as usize];
-        let mut walk = table.walk(iova, Direction::Read, *place);
+        let (table, seen) = self.enter(8);
+        let seen = &mut seen[at as usize];
+        let mut walk = table.walk(iova, Direction::Read, seen);
         if let Ok(memory) = walk.memory(8)
             && memory.len() == 8
             && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
         {
             let value = u64::from_le(word.load(Ordering::Acquire));
-            *place = walk.place();
-            self.bytes_read += 8;
+            walk.remember(iova, seen);
+            self.count(Direction::Read, 8);
             return Ok(value);
         }
         let mut bytes = [0; 8];
@@ -192,9 +223,10 @@ impl<'m> Port<'m> {
         let mut result = check_wrap(direction, iova, len);
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
-            let (table, places) = self.enter(stop - done);
-            let place = &mut places[at as usize];
-            let mut walk = table.walk(iova + done, direction, *place);
+            let begin = iova + done;
+            let (table, seen) = self.enter(stop - done);
+            let seen = &mut seen[at as usize];
+            let mut walk = table.walk(begin, direction, seen);
             result = (|| {
                 while done < stop {
                     let memory = walk
@@ -206,19 +238,10 @@ impl<'m> Port<'m> {
                 }
                 Ok(())
             })();
-            *place = walk.place();
+            walk.remember(begin, seen);
         }
-        match direction {
-            Direction::Read => self.bytes_read += done,
-            Direction::Write => self.bytes_written += done,
-        }
+        self.count(direction, done);
         result.inspect_err(|fault| self.map.refused(fault))
-    }
-}
-
-impl Drop for Port<'_> {
-    fn drop(&mut self) {
-        self.release();
     }
 }
 

@@ -60,26 +60,21 @@ impl<V> SortedMap<V> {
         Entries { map: self, place: Place { chunk, index } }
     }
 
-    /// As [`SortedMap::from`], at less cost when `hit` says of the entry at `place`, or of
-    /// the one after it, that it is the one: keys are compared only when it does not.
+    /// As [`SortedMap::from`], at less cost when `hit` says of the entry at one of these
+    /// places that it is the one: other entries are looked at only when it does not.
     ///
     /// A place may be of the map as it once was.
     #[inline]
     pub(super) fn near(
         &self,
         key: u64,
-        place: Place,
+        places: [Place; 2],
         hit: impl Fn(u64, &V) -> bool,
     ) -> Entries<'_, V> {
-        let mut entries = Entries { map: self, place };
-        for _ in 0..2 {
-            let here = entries.place;
-            match entries.next() {
-                Some((last, value)) if hit(last, value) => {
-                    return Entries { map: self, place: here };
-                }
-                Some(_) => {}
-                None => break,
+        for place in places {
+            let entries = Entries { map: self, place };
+            if entries.get().is_some_and(|(last, value)| hit(last, value)) {
+                return entries;
             }
         }
         self.from(key)
@@ -162,11 +157,17 @@ pub(super) struct Entries<'m, V> {
     place: Place,
 }
 
-impl<V> Entries<'_, V> {
+impl<'m, V> Entries<'m, V> {
     /// Where the next entry is.
     #[inline]
     pub(super) fn place(&self) -> Place {
         self.place
+    }
+
+    #[inline]
+    fn get(&self) -> Option<(u64, &'m V)> {
+        let chunk = self.map.chunks.get(self.place.chunk)?;
+        Some((*chunk.keys.get(self.place.index)?, chunk.values.get(self.place.index)?))
     }
 }
 

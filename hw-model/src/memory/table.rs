@@ -108,15 +108,14 @@ impl Table {
         self.backings.files()
     }
 
-    /// Starts at `iova`, to read or to write; looks first where an earlier walk ended, at
-    /// `place`.
+    /// Starts at `iova`, to read or to write; looks first at places that `seen` remembers.
     #[inline]
-    pub(super) fn walk(&self, iova: u64, direction: Direction, place: Place) -> Walk<'_> {
+    pub(super) fn walk(&self, iova: u64, direction: Direction, seen: &Seen) -> Walk<'_> {
         let hit = |last, entry: &Entry| entry.first <= iova && iova <= last;
         Walk {
             backings: &self.backings,
-            entries: self.entries.near(iova, place, hit),
-            place,
+            entries: self.entries.near(iova, seen.guess(iova), hit),
+            place: Place::default(),
             direction,
             iova,
             pointer: std::ptr::null_mut(),
@@ -125,11 +124,43 @@ impl Table {
     }
 }
 
+/// Where walks found their ranges: neighbours follow each other, and buffers come again.
+///
+/// A guess that is wrong, since the table has changed or by chance, costs a search.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The place behind the last range.
+    next: Place,
+    /// The last ranges of walks, by some bits of their first address.
+    places: [Place; Seen::SLOTS],
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Seen { next: Place::default(), places: [Place::default(); Seen::SLOTS] }
+    }
+}
+
+impl Seen {
+    const SLOTS: usize = 64;
+
+    /// Neighbouring pages, and neighbouring large buffers, have different slots.
+    #[inline]
+    fn slot(iova: u64) -> usize {
+        ((iova >> 12) ^ (iova >> 18)) as usize % Seen::SLOTS
+    }
+
+    #[inline]
+    fn guess(&self, iova: u64) -> [Place; 2] {
+        [self.next, self.places[Seen::slot(iova)]]
+    }
+}
+
 /// A position in the address space that moves on through neighbouring ranges.
 pub(super) struct Walk<'t> {
     backings: &'t Backings,
     entries: Entries<'t, Entry>,
-    /// Where the range of the last byte was found.
+    /// Where the last range was found.
     place: Place,
     direction: Direction,
     iova: u64,
@@ -165,10 +196,11 @@ impl<'t> Walk<'t> {
         self.iova
     }
 
-    /// Where the next walk may look first.
+    /// Remembers where the walk from `iova` on has come to.
     #[inline]
-    pub(super) fn place(&self) -> Place {
-        self.place
+    pub(super) fn remember(self, iova: u64, seen: &mut Seen) {
+        seen.next = self.entries.place();
+        seen.places[Seen::slot(iova)] = self.place;
     }
 
     #[inline]
