@@ -32,7 +32,7 @@ const BATCH: usize = DEPTH / 2;
 /// What each variant moves in a round, after twice as much as is in flight to warm up.
 const ROUND_BYTES: usize = 16 << 20;
 /// How often a measurement is made at most in a round.
-const ATTEMPTS: usize = 50;
+const ATTEMPTS: usize = 20;
 
 type Error = Box<dyn std::error::Error>;
 

@@ -57,21 +57,24 @@ impl<V> SortedMap<V> {
     pub(super) fn from(&self, key: u64) -> Entries<'_, V> {
         let chunk = self.lasts.partition_point(|&last| last < key);
         let index = self.chunks.get(chunk).map_or(0, |c| c.keys.partition_point(|&k| k < key));
-        Entries { map: self, place: Place { chunk, index } }
+        Entries { map: self, place: Place::new(chunk, index) }
     }
 
-    /// As [`SortedMap::from`], at less cost when `hit` says of the entry at one of these
-    /// places that it is the one: other entries are looked at only when it does not.
+    /// As [`SortedMap::from`], at less cost when `hit` says of an entry that it is the one:
+    /// of that at `next`, of the one behind it (pieces of two buffers that were mapped at the
+    /// same time alternate), or of that at `other`. The rest is looked at only when it does
+    /// not.
     ///
     /// A place may be of the map as it once was.
     #[inline]
     pub(super) fn near(
         &self,
         key: u64,
-        places: [Place; 2],
+        next: Place,
+        other: Place,
         hit: impl Fn(u64, &V) -> bool,
     ) -> Entries<'_, V> {
-        for place in places {
+        for place in [next, next.behind(), other] {
             let entries = Entries { map: self, place };
             if entries.get().is_some_and(|(last, value)| hit(last, value)) {
                 return entries;
@@ -144,10 +147,33 @@ impl<V> SortedMap<V> {
 }
 
 /// Where an entry is, or was: any change of the map may move it.
+///
+/// In one word, the chunk above the index: a processor that reads as a whole what was just
+/// written in parts waits until all stores before that are done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Place {
-    chunk: usize,
-    index: usize,
+pub(super) struct Place(u64);
+
+impl Place {
+    #[inline]
+    fn new(chunk: usize, index: usize) -> Place {
+        Place((chunk as u64) << 32 | index as u64)
+    }
+
+    #[inline]
+    fn chunk(self) -> usize {
+        (self.0 >> 32) as usize
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// The next index of the same chunk.
+    #[inline]
+    fn behind(self) -> Place {
+        Place::new(self.chunk(), self.index() + 1)
+    }
 }
 
 /// Entries in order.
@@ -166,8 +192,8 @@ impl<'m, V> Entries<'m, V> {
 
     #[inline]
     fn get(&self) -> Option<(u64, &'m V)> {
-        let chunk = self.map.chunks.get(self.place.chunk)?;
-        Some((*chunk.keys.get(self.place.index)?, chunk.values.get(self.place.index)?))
+        let (chunk, index) = (self.map.chunks.get(self.place.chunk())?, self.place.index());
+        Some((*chunk.keys.get(index)?, chunk.values.get(index)?))
     }
 }
 
@@ -176,13 +202,12 @@ impl<'m, V> Iterator for Entries<'m, V> {
 
     #[inline]
     fn next(&mut self) -> Option<(u64, &'m V)> {
-        let Place { chunk: at, index } = self.place;
+        let (at, index) = (self.place.chunk(), self.place.index());
         let chunk = self.map.chunks.get(at)?;
         let entry = (*chunk.keys.get(index)?, chunk.values.get(index)?);
-        self.place = if index + 1 == chunk.keys.len() {
-            Place { chunk: at + 1, index: 0 }
-        } else {
-            Place { chunk: at, index: index + 1 }
+        self.place = match index + 1 {
+            end if end == chunk.keys.len() => Place::new(at + 1, 0),
+            next => Place::new(at, next),
         };
         Some(entry)
     }

@@ -114,7 +114,7 @@ impl Table {
         let hit = |last, entry: &Entry| entry.first <= iova && iova <= last;
         Walk {
             backings: &self.backings,
-            entries: self.entries.near(iova, seen.guess(iova), hit),
+            entries: self.entries.near(iova, seen.next, seen.places[Seen::slot(iova)], hit),
             place: Place::default(),
             direction,
             iova,
@@ -131,7 +131,7 @@ impl Table {
 pub(super) struct Seen {
     /// The place behind the last range.
     next: Place,
-    /// The last ranges of walks, by some bits of their first address.
+    /// The last ranges of walks, by a hash of the page that they began at.
     places: [Place; Seen::SLOTS],
 }
 
@@ -142,17 +142,13 @@ impl Default for Seen {
 }
 
 impl Seen {
-    const SLOTS: usize = 64;
+    const SLOTS: usize = 1 << Seen::BITS;
+    const BITS: u32 = 7;
 
-    /// Neighbouring pages, and neighbouring large buffers, have different slots.
     #[inline]
     fn slot(iova: u64) -> usize {
-        ((iova >> 12) ^ (iova >> 18)) as usize % Seen::SLOTS
-    }
-
-    #[inline]
-    fn guess(&self, iova: u64) -> [Place; 2] {
-        [self.next, self.places[Seen::slot(iova)]]
+        // By the golden ratio: regular distances spread well.
+        ((iova >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Seen::BITS)) as usize
     }
 }
 
