@@ -22,7 +22,7 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
@@ -74,6 +74,9 @@ struct Counters {
 #[derive(Debug, Default)]
 pub struct DmaMap {
     table: RwLock<Table>,
+    /// How many threads wait to change the table, of which one holds the gate.
+    changing: AtomicU32,
+    gate: Mutex<()>,
     counters: Counters,
     /// What lasting ports have moved; `counters` has the rest.
     tallies: Mutex<Vec<Arc<Tally>>>,
@@ -284,14 +287,32 @@ impl DmaMap {
     }
 
     // A panic under the lock leaves the table whole: it changes only in steps that do not
-    // panic half-way, so a poisoned lock is still good. The lock prefers writers: a stream
-    // of transfers does not keep an unmap waiting for more than the piece in hand.
+    // panic half-way, so a poisoned lock is still good.
 
     fn look(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The table, to change it. The lock alone lets a port that gives it up take it again at
+    /// once, for ever; so ports see that somebody is waiting, and stop at the gate.
     fn change(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        self.changing.fetch_add(1, Ordering::Relaxed);
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        self.changing.fetch_sub(1, Ordering::Relaxed);
+        drop(gate);
+        table
+    }
+
+    /// Whether somebody waits to change the table.
+    #[inline]
+    fn is_changing(&self) -> bool {
+        self.changing.load(Ordering::Relaxed) != 0
+    }
+
+    /// Waits until whoever is at the gate has the table.
+    #[cold]
+    fn let_pass(&self) {
+        drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -9,10 +9,6 @@ use super::error::{Direction, DmaFault, FaultReason};
 use super::table::{Seen, Table, Walk};
 use super::{DmaMap, PIECE};
 
-/// What an access counts for beside its bytes when it is decided how long the lock is kept:
-/// an access of one byte takes about as long as one of so many.
-const LEAST: u64 = 512;
-
 /// What an access is for: those of one kind tend to follow each other in memory, so each
 /// kind begins to search where its last one was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,16 +25,14 @@ pub(crate) enum Use {
 
 /// A [`DmaMap`] as one thread uses it.
 ///
-/// The map's shared lock is kept from one access to the next, until [`PIECE`] bytes were
-/// moved or [`Port::release`] is called: the map does not change meanwhile, and whoever
-/// changes it waits. So a port must be released before its thread waits for anything, and
-/// between its accesses no other way to the same map may be taken.
+/// The map's shared lock is kept from one access to the next, until somebody wants to change
+/// the map or [`Port::release`] is called: who changes it waits for a piece, of [`PIECE`]
+/// bytes at most, or for the release. So a port must be released before its thread waits for
+/// anything, and between its accesses no other way to the same map may be taken.
 #[derive(Debug)]
 pub(crate) struct Port<'m> {
     map: &'m DmaMap,
     table: Option<RwLockReadGuard<'m, Table>>,
-    /// How much may be moved before the lock is given up.
-    left: u64,
     seen: [Seen; 4],
     tally: Option<Arc<Tally>>,
 }
@@ -66,7 +60,7 @@ impl Tally {
 impl<'m> Port<'m> {
     /// With a tally when the port is to last; its map must know that.
     pub(super) fn new(map: &'m DmaMap, tally: Option<Arc<Tally>>) -> Self {
-        Port { map, table: None, left: 0, seen: Default::default(), tally }
+        Port { map, table: None, seen: Default::default(), tally }
     }
 
     /// Lets others change the map.
@@ -90,7 +84,7 @@ impl<'m> Port<'m> {
 
     /// Has the processor fetch memory that is about to be read, if it is in one range.
     pub(crate) fn prefetch(&mut self, at: Use, iova: u64, len: u64) {
-        let (table, seen) = self.enter(len);
+        let (table, seen) = self.enter();
         let mut walk = table.walk(iova, Direction::Read, &seen[at as usize]);
         #[cfg(target_arch = "x86_64")]
         if let Ok(memory) = walk.memory(len) {
@@ -105,17 +99,14 @@ impl<'m> Port<'m> {
         let _ = walk.memory(len);
     }
 
-    /// The map, for an access of at most [`PIECE`] bytes.
+    /// The map, for one piece.
     #[inline]
-    fn enter(&mut self, len: u64) -> (&Table, &mut [Seen; 4]) {
-        let cost = len.max(LEAST);
-        if self.left < cost {
-            // Given up before it is taken again: a writer that waits goes first.
-            self.table = None;
-            self.left = PIECE;
-        }
-        self.left -= cost;
+    fn enter(&mut self) -> (&Table, &mut [Seen; 4]) {
         let map = self.map;
+        if map.is_changing() {
+            self.table = None;
+            map.let_pass();
+        }
         (self.table.get_or_insert_with(|| map.look()), &mut self.seen)
     }
 
@@ -161,7 +152,7 @@ impl<'m> Port<'m> {
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
             let begin = done;
-            let (table, [sources, targets, ..]) = self.enter(stop - done);
+            let (table, [sources, targets, ..]) = self.enter();
             let mut from = table.walk(source + begin, Direction::Read, sources);
             let mut to = table.walk(destination + begin, Direction::Write, targets);
             result = copy_piece(&mut from, &mut to, &mut done, stop);
@@ -176,7 +167,7 @@ impl<'m> Port<'m> {
     /// Writes 8 bytes, as [`DmaMap::store_u64`] does.
     pub(crate) fn store_u64(&mut self, iova: u64, value: u64) -> Result<(), DmaFault> {
         let value = value.to_le();
-        let (table, seen) = self.enter(8);
+        let (table, seen) = self.enter();
         let seen = &mut seen[Use::Word as usize];
         let mut walk = table.walk(iova, Direction::Write, seen);
         if let Ok(memory) = walk.memory(8)
@@ -193,7 +184,7 @@ impl<'m> Port<'m> {
 
     /// Reads 8 bytes, as [`DmaMap::load_u64`] does.
     pub(crate) fn load_u64(&mut self, at: Use, iova: u64) -> Result<u64, DmaFault> {
-        let (table, seen) = self.enter(8);
+        let (table, seen) = self.enter();
         let seen = &mut seen[at as usize];
         let mut walk = table.walk(iova, Direction::Read, seen);
         if let Ok(memory) = walk.memory(8)
@@ -224,7 +215,7 @@ impl<'m> Port<'m> {
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
             let begin = iova + done;
-            let (table, seen) = self.enter(stop - done);
+            let (table, seen) = self.enter();
             let seen = &mut seen[at as usize];
             let mut walk = table.walk(begin, direction, seen);
             result = (|| {
