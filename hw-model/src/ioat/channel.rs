@@ -4,8 +4,12 @@
 //! or by the channel's own thread. While the latter works without the lock, `busy` is set:
 //! only then may it touch memory or raise interrupts, and whoever must know the channel
 //! quiet waits for `busy` to end.
+//!
+//! While `running` is set, too, it executes several descriptors without the lock. How far it
+//! came is in CHANSTS, which it alone writes then, and in the state only at the run's end;
+//! the run ends after the descriptor in hand when the channel is poked.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,8 +86,12 @@ pub(super) struct State {
     pub(super) mirrored: u64,
     pub(super) seen: Seen,
     pub(super) busy: bool,
+    /// The engine executes descriptors, and publishes the state.
+    pub(super) running: bool,
     pub(super) sleeping: bool,
     pub(super) stop: bool,
+    /// How many threads wait for `busy` to end.
+    pub(super) waiting: u32,
 }
 
 impl State {
@@ -107,8 +115,10 @@ impl State {
             mirrored: 0,
             seen: Seen::default(),
             busy: false,
+            running: false,
             sleeping: false,
             stop: false,
+            waiting: 0,
         }
     }
 
@@ -145,7 +155,12 @@ impl State {
 
     /// A descriptor is done.
     pub(super) fn advance(&mut self, address: u64) {
-        self.done = self.done.wrapping_add(1);
+        self.advance_to(self.done.wrapping_add(1), address);
+    }
+
+    /// So many descriptors, modulo 2^16, are done, the last of them at `address`.
+    pub(super) fn advance_to(&mut self, done: u16, address: u64) {
+        self.done = done;
         self.completed = address;
         self.position = Position::After(address);
         self.status = if self.ahead() == 0 { Status::Idle } else { Status::Active };
@@ -188,8 +203,10 @@ impl State {
             epoch: self.epoch + 1,
             seen: self.seen,
             busy: self.busy,
+            running: self.running,
             sleeping: self.sleeping,
             stop: self.stop,
+            waiting: self.waiting,
             ..State::power_on()
         };
     }
@@ -216,17 +233,58 @@ impl State {
 
     /// What CHANSTS reads and completion words say, with these errors.
     pub(super) fn word_of(&self, errors: ChannelError) -> u64 {
-        let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
-        (self.completed & !0x3f)
-            | bit(ChannelError::SOFT, CHANSTS_SOFT)
-            | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
-            | self.status as u64
+        word(self.completed, self.status, errors)
     }
 
     /// When the engine has to do something by itself.
     pub(super) fn timer(&self) -> Option<Instant> {
         let resend = self.resend.map(|resend| resend.at);
         [self.interrupt_due, resend].into_iter().flatten().min()
+    }
+}
+
+/// CHANSTS after the descriptor at `completed`.
+#[inline]
+pub(super) fn word(completed: u64, status: Status, errors: ChannelError) -> u64 {
+    let bit = |error, bit| if errors.contains(error) { bit } else { 0 };
+    (completed & !0x3f)
+        | bit(ChannelError::SOFT, CHANSTS_SOFT)
+        | bit(ChannelError::UNAFFILIATED, CHANSTS_UNAFFILIATED)
+        | status as u64
+}
+
+/// A count that only one thread at a time writes, and any reads.
+///
+/// Adding takes no locked instruction: that would wait until the stores before it, such as
+/// that of a completion word, have reached the cache.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    /// Adds one; only whoever has the channel may: its engine while `busy` is set, others
+    /// with the lock held while it is not.
+    #[inline]
+    pub(super) fn add_one(&self) {
+        self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Apart from others' cache lines (two, for processors fetch them in pairs): writing it does
+/// not slow down who reads what would lie beside it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Apart<T>(T);
+
+impl<T> std::ops::Deref for Apart<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
     }
 }
 
@@ -244,6 +302,10 @@ pub(super) struct Channel {
     signal: AtomicU32,
     /// The transfer in hand is to stop between two pieces.
     abort: AtomicBool,
+    /// Descriptors that were executed to their end.
+    pub(super) descriptors: Apart<Count>,
+    /// Completion words that were written.
+    pub(super) completions: Count,
 }
 
 pub(super) type Guard<'a> = MutexGuard<'a, State>;
@@ -258,6 +320,8 @@ impl Channel {
             quiet: Condvar::new(),
             signal: AtomicU32::new(0),
             abort: AtomicBool::new(false),
+            descriptors: Apart::default(),
+            completions: Count::default(),
         }
     }
 
@@ -291,14 +355,20 @@ impl Channel {
     pub(super) fn release(&self, state: &mut State) {
         state.busy = false;
         self.abort.store(false, Ordering::Relaxed);
-        self.quiet.notify_all();
+        if state.waiting != 0 {
+            // A system call, even when nobody is there.
+            self.quiet.notify_all();
+        }
     }
 
     /// Waits until the engine has nothing in hand: a piece of a transfer at most, unless the
     /// memory itself does not answer. After [`STUCK`] it gives up.
-    pub(super) fn wait_quiet<'a>(&self, state: Guard<'a>) -> Guard<'a> {
+    pub(super) fn wait_quiet<'a>(&self, mut state: Guard<'a>) -> Guard<'a> {
+        state.waiting += 1;
         let quiet = self.quiet.wait_timeout_while(state, STUCK, |state| state.busy);
-        quiet.unwrap_or_else(PoisonError::into_inner).0
+        let mut state = quiet.unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting -= 1;
+        state
     }
 
     /// Sleeps until poked, or until `due`.

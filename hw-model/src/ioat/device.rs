@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use vfio_dma::backend::IrqKind;
 
-use super::channel::{Channel, State, Status};
+use super::channel::{Channel, State, Status, word};
 use super::config::{IoatConfig, IoatError};
 use super::fault::{DescriptorFaults, Fault, FaultPlan};
 use super::record::{Counters, count};
@@ -15,7 +15,7 @@ use super::registers::{
     CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelIds, ChannelReg, FunctionIds,
     INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
-use crate::memory::DmaMap;
+use crate::memory::{DmaMap, Port};
 use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
 use crate::regs::rate::RateLimit;
@@ -104,10 +104,19 @@ impl Device {
         }
         self.faulty.store(!plan.is_empty(), Ordering::Release);
         *faults = plan;
+        // A run that began without faults ends after the descriptor in hand.
+        for channel in &self.channels {
+            channel.poke(&channel.lock());
+        }
+    }
+
+    /// Whether anything is to go wrong.
+    pub(super) fn faulty(&self) -> bool {
+        self.faulty.load(Ordering::Acquire)
     }
 
     fn plan<T: Default>(&self, look: impl FnOnce(&FaultPlan) -> T) -> T {
-        if !self.faulty.load(Ordering::Acquire) {
+        if !self.faulty() {
             return T::default();
         }
         look(&self.faults.lock().unwrap_or_else(PoisonError::into_inner))
@@ -171,7 +180,12 @@ impl Device {
         match reg {
             ChannelReg::Count => {
                 count(&self.counters.doorbells);
+                let ahead = state.ahead();
                 state.ring(write.new as u16);
+                if state.running && state.ahead() >= ahead {
+                    // The engine is at work, and looks at the count when it was done.
+                    return;
+                }
             }
             ChannelReg::ChainAddress => self.arm(channel, &mut state, write.new),
             ChannelReg::Command => deliver = self.command(channel, &mut state, write.written, hang),
@@ -266,11 +280,23 @@ impl Device {
     }
 
     /// Shows the channel's state in CHANSTS and CHANCMD.
+    ///
+    /// CHANSTS is the engine's while it runs: its state was ACTIVE when it began, and stays
+    /// so until it ends the run, and how far it came is not in `state`.
     pub(super) fn publish(&self, channel: &Channel, state: &State) {
         let reset = if state.reset { CHANCMD_RESET } else { 0 };
         let suspend = if state.suspend { CHANCMD_SUSPEND } else { 0 };
         self.bar.set(channel.ids.command, reset | suspend);
-        self.bar.set(channel.ids.status, self.status_word(channel, state));
+        if !state.running {
+            self.bar.set(channel.ids.status, self.status_word(channel, state));
+        }
+    }
+
+    /// What CHANSTS is to read when the descriptor at `address` is done and there are more.
+    #[inline]
+    pub(super) fn active_word(&self, channel: &Channel, address: u64) -> u64 {
+        let errors = self.bar.get(channel.ids.error) as u32;
+        word(address, Status::Active, ChannelError::from_bits_truncate(errors))
     }
 
     /// What CHANSTS reads, and what is written as the completion word.
@@ -296,7 +322,7 @@ impl Device {
             let all = self.bar.get(channel.ids.error) | bits;
             let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
             let address = self.bar.get(channel.ids.completion);
-            if let Err(error) = self.store_completion(state, address, word) {
+            if let Err(error) = self.store_completion(channel, state, address, word) {
                 self.log.warn(format_args!(
                     "channel {}: the completion of an error, to {address:#x}: {error:?}",
                     channel.index
@@ -317,24 +343,38 @@ impl Device {
     /// Writes a completion word, in one piece.
     pub(super) fn store_completion(
         &self,
+        channel: &Channel,
         state: &mut State,
         address: u64,
         word: u64,
     ) -> Result<(), ChannelError> {
+        self.write_word(channel, &mut self.memory.port(), address, word)?;
+        state.word = word;
+        Ok(())
+    }
+
+    /// As [`Device::store_completion`], without a lock on the channel.
+    pub(super) fn write_word(
+        &self,
+        channel: &Channel,
+        port: &mut Port<'_>,
+        address: u64,
+        word: u64,
+    ) -> Result<(), ChannelError> {
         self.check_completion(address)?;
-        self.memory.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
-        count(&self.counters.completions);
+        port.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
+        channel.completions.add_one();
         if let Some(meter) = &self.config.meter {
             meter.translate(address, 8);
             meter.completion_write(8);
         }
-        state.word = word;
         Ok(())
     }
 
     /// Writes one half of a completion word: 0 the lower, 1 the upper.
     pub(super) fn store_half(
         &self,
+        channel: &Channel,
         state: &mut State,
         address: u64,
         word: u64,
@@ -346,7 +386,7 @@ impl Device {
             .write(address + 4 * half as u64, bytes)
             .map_err(|fault| super::execute::data_error(&fault))?;
         if half == 1 {
-            count(&self.counters.completions);
+            channel.completions.add_one();
         }
         if let Some(meter) = &self.config.meter {
             meter.translate(address, 8);

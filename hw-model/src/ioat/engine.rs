@@ -1,20 +1,27 @@
 //! A channel's thread.
 //!
-//! It takes one descriptor at a time: with the lock held it decides what is next, without it
-//! the descriptor is fetched and the data moved, and with it again the completion is written
-//! and the state moves on. When there is nothing to do it sleeps. Before, it may spin for
+//! With the lock held it decides what is next; without it, it executes a run of descriptors:
+//! each is fetched, its data moved, its completion word written and shown in CHANSTS, before
+//! the next. With the lock again the state moves on. A run ends at the last descriptor that
+//! is counted, and at one that interrupts: these are completed with the lock held, since the
+//! count tells whether the channel is idle then. It also ends, after the
+//! descriptor in hand, when a register is written, unless that only counts more descriptors.
+//! With a fault plan in force each descriptor is a run of its own.
+//!
+//! When there is nothing to do it sleeps. Before, it may spin for
 //! some tens of microseconds, because waking a thread takes as long: it does so while
 //! doorbells follow each other closely, and stops when they do not.
 
 use std::time::{Duration, Instant};
 
-use super::channel::{Channel, Guard, Resend};
+use super::channel::{Channel, Guard, Position, Resend};
 use super::descriptor::{Control, Descriptor};
 use super::device::{Device, Life};
 use super::execute::{Fetcher, Stop, execute};
 use super::fault::{DescriptorFaults, Fault};
 use super::record::count;
 use super::registers::ChannelError;
+use crate::memory::Port;
 
 /// The longest that an engine spins before it sleeps.
 const SPIN_MOST: Duration = Duration::from_micros(50);
@@ -23,7 +30,13 @@ const SPIN_LEAST: Duration = Duration::from_micros(1);
 
 /// Runs a channel until it is told to stop.
 pub(super) fn run(device: &Device, channel: &Channel) {
-    let mut engine = Engine { device, channel, fetcher: Fetcher::default(), spin: SPIN_LEAST };
+    let mut engine = Engine {
+        device,
+        channel,
+        fetcher: Fetcher::default(),
+        port: device.memory.lasting_port(),
+        spin: SPIN_LEAST,
+    };
     let mut state = channel.lock();
     while !state.stop {
         if device.settle(channel, &mut state) {
@@ -44,20 +57,49 @@ struct Engine<'a> {
     device: &'a Device,
     channel: &'a Channel,
     fetcher: Fetcher,
+    /// Released whenever the channel's lock is taken: who holds that lock may wait for the
+    /// map's.
+    port: Port<'a>,
     spin: Duration,
 }
 
+/// A run of descriptors: where it stands.
+struct Run {
+    position: Position,
+    /// How many are counted, and were not executed yet.
+    ahead: u16,
+    /// DMACOUNT was read, and said that there are more than were known.
+    extended: bool,
+    /// How many are done, modulo 2^16.
+    done: u16,
+    /// The last descriptor that is done.
+    last: Option<u64>,
+    /// The last completion word that was written.
+    word: Option<u64>,
+}
+
 impl<'a> Engine<'a> {
-    /// Executes one descriptor.
+    /// Executes a run of descriptors.
     fn step(&mut self, mut state: Guard<'a>) -> Guard<'a> {
         let Engine { device, channel, .. } = *self;
         state.busy = true;
-        state.seen.descriptors += 1;
+        state.running = true;
+        let faulty = device.faulty();
+        // Counted while there is a plan: putting one in force begins anew.
+        state.seen.descriptors += u64::from(faulty);
         let number = state.seen.descriptors;
-        let (epoch, position, ahead) = (state.epoch, state.position, state.ahead());
+        let single = faulty || state.timer().is_some();
+        let epoch = state.epoch;
+        let signal = channel.signal();
+        let (position, ahead) = (state.position, state.ahead());
+        let done = state.done;
+        let mut run = Run { position, ahead, extended: false, done, last: None, word: None };
         drop(state);
 
-        let faults = device.descriptor_faults(channel, number);
+        let faults = match faulty {
+            true => device.descriptor_faults(channel, number),
+            false => DescriptorFaults::default(),
+        };
         self.fetcher.follow(epoch);
         let result = match faults {
             DescriptorFaults { end: Some(end), .. } => {
@@ -65,25 +107,92 @@ impl<'a> Engine<'a> {
                 Err(Stop::Aborted)
             }
             DescriptorFaults { halt: Some(errors), .. } => Err(Stop::Halt(errors)),
-            _ => execute(device, channel, &mut self.fetcher, position, ahead),
+            _ if single => self.execute(&run).map(Some),
+            _ => self.run(&mut run, signal),
         };
+        self.port.release();
 
         let mut state = channel.lock();
+        state.running = false;
         // A reset that could not wait has begun anew.
-        if !state.reset && state.epoch == epoch {
-            match result {
-                Ok((address, descriptor)) => {
-                    state = self.complete(state, address, &descriptor, &faults);
-                }
-                Err(Stop::Halt(errors)) => {
-                    if device.halt(channel, &mut state, errors) {
-                        state = self.deliver(state);
-                    }
-                }
-                Err(Stop::Aborted) => {}
+        if state.epoch == epoch {
+            if run.extended {
+                // Whoever wrote it may still be waiting for the lock.
+                state.count = device.bar.get(channel.ids.count) as u16;
+            }
+            if let Some(last) = run.last {
+                state.advance_to(run.done, last);
+            }
+            state.word = run.word.unwrap_or(state.word);
+            if !state.reset {
+                state = self.conclude(state, result, &faults);
             }
         }
         channel.release(&mut state);
+        state
+    }
+
+    /// Executes descriptors up to one that is to be completed with the lock held, which it
+    /// returns, or until the channel is poked.
+    fn run(&mut self, run: &mut Run, signal: u32) -> Result<Option<(u64, Descriptor)>, Stop> {
+        let Engine { device, channel, .. } = *self;
+        loop {
+            let (address, descriptor) = self.execute(run)?;
+            let control = descriptor.control();
+            if run.ahead == 1 {
+                let ahead = (device.bar.get(channel.ids.count) as u16).wrapping_sub(run.done);
+                run.extended |= ahead > 1;
+                run.ahead = ahead.max(1);
+            }
+            if run.ahead == 1 || control.contains(Control::INTERRUPT) {
+                return Ok(Some((address, descriptor)));
+            }
+            if channel.aborted() {
+                return Err(Stop::Aborted);
+            }
+            let word = device.active_word(channel, address);
+            if control.contains(Control::COMPLETION) {
+                let target = device.bar.get(channel.ids.completion);
+                device.write_word(channel, &mut self.port, target, word).map_err(Stop::Halt)?;
+                run.word = Some(word);
+            }
+            // After the word: a read of CHANSTS on the bus would push it ahead.
+            device.bar.set(channel.ids.status, word);
+            channel.descriptors.add_one();
+            run.position = Position::After(address);
+            run.ahead -= 1;
+            run.done = run.done.wrapping_add(1);
+            run.last = Some(address);
+            if channel.signal() != signal || device.life() != Life::Alive {
+                return Ok(None);
+            }
+        }
+    }
+
+    #[inline]
+    fn execute(&mut self, run: &Run) -> Result<(u64, Descriptor), Stop> {
+        let access = (&mut self.fetcher, &mut self.port);
+        execute(self.device, self.channel, access, run.position, run.ahead)
+    }
+
+    /// What comes of a run, with the state moved on over the descriptors that are done.
+    fn conclude(
+        &self,
+        mut state: Guard<'a>,
+        result: Result<Option<(u64, Descriptor)>, Stop>,
+        faults: &DescriptorFaults,
+    ) -> Guard<'a> {
+        match result {
+            Ok(Some((address, descriptor))) => {
+                state = self.complete(state, address, &descriptor, faults);
+            }
+            Err(Stop::Halt(errors)) => {
+                if self.device.halt(self.channel, &mut state, errors) {
+                    state = self.deliver(state);
+                }
+            }
+            Ok(None) | Err(Stop::Aborted) => self.device.publish(self.channel, &state),
+        }
         state
     }
 
@@ -123,7 +232,7 @@ impl<'a> Engine<'a> {
         }
         // After the word: a read of CHANSTS on the bus would push it ahead.
         device.publish(channel, &state);
-        count(&device.counters.descriptors);
+        channel.descriptors.add_one();
         state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {
             state = channel.pause(state, time);
@@ -153,25 +262,27 @@ impl<'a> Engine<'a> {
             Some(Fault::NoCompletion) => Ok(()),
             Some(Fault::StaleCompletion) => {
                 let stale = state.word;
-                device.store_completion(&mut state, target, stale)
+                device.store_completion(channel, &mut state, target, stale)
             }
             Some(Fault::AstrayCompletion(address)) => {
                 let astray = address.unwrap_or(target.wrapping_add(64));
-                device.store_completion(&mut state, astray, word)
+                device.store_completion(channel, &mut state, astray, word)
             }
             Some(Fault::DoubleCompletion(time)) => {
                 state.resend = Some(Resend { at: Instant::now() + time, address: target, word });
-                device.store_completion(&mut state, target, word)
+                device.store_completion(channel, &mut state, target, word)
             }
             Some(Fault::TornCompletion(time)) => {
-                let first = device.store_half(&mut state, target, word, 0);
+                let first = device.store_half(channel, &mut state, target, word, 0);
                 state = channel.pause(state, time);
                 match first {
-                    Ok(()) if !state.reset => device.store_half(&mut state, target, word, 1),
+                    Ok(()) if !state.reset => {
+                        device.store_half(channel, &mut state, target, word, 1)
+                    }
                     first => first,
                 }
             }
-            _ => device.store_completion(&mut state, target, word),
+            _ => device.store_completion(channel, &mut state, target, word),
         };
         (state, result)
     }
@@ -212,7 +323,7 @@ impl<'a> Engine<'a> {
         let now = Instant::now();
         if let Some(Resend { address, word, .. }) = state.resend.filter(|r| r.at <= now) {
             state.resend = None;
-            if let Err(errors) = device.store_completion(&mut state, address, word) {
+            if let Err(errors) = device.store_completion(channel, &mut state, address, word) {
                 let n = channel.index;
                 device.log.warn(format_args!("channel {n}: a repeated completion: {errors:?}"));
             }

@@ -6,7 +6,7 @@ use super::channel::{Channel, Position};
 use super::descriptor::{self, Descriptor, Operation};
 use super::device::Device;
 use super::registers::ChannelError;
-use crate::memory::{Direction, DmaFault, FaultReason, PIECE};
+use crate::memory::{Direction, DmaFault, FaultReason, PIECE, Port, Use};
 
 /// How many descriptors are fetched at once.
 const AHEAD: usize = 16;
@@ -55,9 +55,11 @@ impl Fetcher {
     }
 
     /// The next descriptor and its address; `ahead`, at least 1, are counted.
+    #[inline]
     fn next(
         &mut self,
         device: &Device,
+        port: &mut Port<'_>,
         position: Position,
         ahead: u16,
     ) -> Result<(u64, Descriptor), ChannelError> {
@@ -77,7 +79,7 @@ impl Fetcher {
             Position::After(last) => {
                 let link = match self.link.take() {
                     Some(link) => link,
-                    None => read_link(device, last)?,
+                    None => read_link(device, port, last)?,
                 };
                 if !link.is_multiple_of(descriptor::SIZE as u64) {
                     return Err(ChannelError::DESCRIPTOR_ALIGNMENT);
@@ -88,19 +90,21 @@ impl Fetcher {
                 link
             }
         };
-        self.fetch(device, address, usize::from(ahead))
+        self.fetch(device, port, address, usize::from(ahead))
     }
 
     fn fetch(
         &mut self,
         device: &Device,
+        port: &mut Port<'_>,
         address: u64,
         ahead: usize,
     ) -> Result<(u64, Descriptor), ChannelError> {
         let in_page = ((PAGE - address % PAGE) / descriptor::SIZE as u64) as usize;
         let mut most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
         let mut buffer = [[0; descriptor::SIZE]; AHEAD];
-        let mut read = |count| device.memory.read(address, buffer[..count].as_flattened_mut());
+        let mut read =
+            |count: usize| port.read(Use::Chain, address, buffer[..count].as_flattened_mut());
         let mut fetched = read(most);
         if fetched.is_err() && most > 1 {
             // What lies behind the first one need not be the chain, nor be mapped.
@@ -121,6 +125,11 @@ impl Fetcher {
                 break;
             }
         }
+        // What comes next arrives from the driver's processor while data is moved.
+        let behind = (ahead - run).min(in_page - run).min(AHEAD);
+        if self.sequential && behind != 0 {
+            port.prefetch(Use::Chain, place, (behind * descriptor::SIZE) as u64);
+        }
         if let Some(meter) = &device.config.meter {
             meter.descriptor_fetch(run as u64, (most * descriptor::SIZE) as u64);
             meter.translate(address, (most * descriptor::SIZE) as u64);
@@ -131,10 +140,9 @@ impl Fetcher {
 }
 
 /// Reads the `next` field of a descriptor that was executed.
-fn read_link(device: &Device, descriptor: u64) -> Result<u64, ChannelError> {
-    let link = device
-        .memory
-        .load_u64(descriptor + descriptor::NEXT)
+fn read_link(device: &Device, port: &mut Port<'_>, descriptor: u64) -> Result<u64, ChannelError> {
+    let link = port
+        .load_u64(Use::Chain, descriptor + descriptor::NEXT)
         .map_err(|fault| data_error(&fault))?;
     if let Some(meter) = &device.config.meter {
         meter.descriptor_fetch(0, 8);
@@ -158,7 +166,7 @@ pub(super) fn data_error(fault: &DmaFault) -> ChannelError {
 pub(super) fn execute(
     device: &Device,
     channel: &Channel,
-    fetcher: &mut Fetcher,
+    (fetcher, port): (&mut Fetcher, &mut Port<'_>),
     position: Position,
     ahead: u16,
 ) -> Result<(u64, Descriptor), Stop> {
@@ -167,7 +175,7 @@ pub(super) fn execute(
         device.log.warn(format_args!("channel {n}: DMA while the function is not a bus master"));
         return Err(Stop::Halt(ChannelError::READ_DATA));
     }
-    let (address, descriptor) = fetcher.next(device, position, ahead).map_err(Stop::Halt)?;
+    let (address, descriptor) = fetcher.next(device, port, position, ahead).map_err(Stop::Halt)?;
     let operation = descriptor.operation(device.config.transfer_capacity).map_err(Stop::Halt)?;
     match operation {
         Operation::Null => {}
@@ -175,9 +183,7 @@ pub(super) fn execute(
             let size = u64::from(size);
             reach(device, source, size, ChannelError::SOURCE_ADDRESS)?;
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
-            pieces(channel, size, |at, len| {
-                device.memory.copy(destination + at, source + at, len)
-            })?;
+            pieces(channel, size, |at, len| port.copy(destination + at, source + at, len))?;
             if let Some(meter) = &device.config.meter {
                 meter.translate(source, size);
                 meter.translate(destination, size);
@@ -188,7 +194,7 @@ pub(super) fn execute(
         Operation::Fill { pattern, destination, size } => {
             let size = u64::from(size);
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
-            pieces(channel, size, |at, len| device.memory.fill(destination + at, pattern, len))?;
+            pieces(channel, size, |at, len| port.fill(destination + at, pattern, len))?;
             if let Some(meter) = &device.config.meter {
                 meter.translate(destination, size);
                 meter.data_write(size);

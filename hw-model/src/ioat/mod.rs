@@ -92,7 +92,10 @@ impl Ioat {
         let device = &self.device;
         let illegal = device.bar.illegal_accesses() + device.pci.illegal_accesses();
         let [delivered, _] = device.interrupts.counts();
-        device.counters.record(illegal, delivered, device.memory.record())
+        let done = device.channels.iter().fold([0, 0], |[descriptors, completions], channel| {
+            [descriptors + channel.descriptors.get(), completions + channel.completions.get()]
+        });
+        device.counters.record(done, illegal, delivered, device.memory.record())
     }
 
     /// The meter that counts packets, when the configuration has one.

@@ -7,13 +7,11 @@ use crate::memory::AccessRecord;
 /// What the model counts.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) descriptors: AtomicU64,
     pub(super) doorbells: AtomicU64,
     pub(super) register_reads: AtomicU64,
     pub(super) register_writes: AtomicU64,
     pub(super) config_reads: AtomicU64,
     pub(super) config_writes: AtomicU64,
-    pub(super) completions: AtomicU64,
     pub(super) interrupts: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) resets: AtomicU64,
@@ -63,20 +61,21 @@ pub struct Record {
 impl Counters {
     pub(super) fn record(
         &self,
+        [descriptors, completions]: [u64; 2],
         illegal_accesses: u64,
         interrupts_delivered: u64,
         memory: AccessRecord,
     ) -> Record {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Record {
-            descriptors: get(&self.descriptors),
+            descriptors,
             doorbells: get(&self.doorbells),
             register_reads: get(&self.register_reads),
             register_writes: get(&self.register_writes),
             config_reads: get(&self.config_reads),
             config_writes: get(&self.config_writes),
             illegal_accesses,
-            completions: get(&self.completions),
+            completions,
             interrupts: get(&self.interrupts),
             interrupts_delivered,
             errors: get(&self.errors),

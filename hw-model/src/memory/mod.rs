@@ -14,6 +14,7 @@
 
 mod backing;
 mod error;
+mod port;
 mod sorted;
 mod table;
 #[cfg(test)]
@@ -21,14 +22,15 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
+pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
-use vm_memory::{VolatileMemory, VolatileSlice};
 
 use backing::Slot;
+use port::Tally;
 use table::Table;
 
 /// The most bytes that one piece of a transfer moves, and so the longest that a change of
@@ -72,7 +74,12 @@ struct Counters {
 #[derive(Debug, Default)]
 pub struct DmaMap {
     table: RwLock<Table>,
+    /// How many threads wait to change the table, of which one holds the gate.
+    changing: AtomicU32,
+    gate: Mutex<()>,
     counters: Counters,
+    /// What lasting ports have moved; `counters` has the rest.
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
 impl DmaMap {
@@ -170,9 +177,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be read; what lies before it was read.
     pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
-        self.transfer(Direction::Read, iova, data.len() as u64, |memory, done| {
-            memory.copy_to(&mut data[done as usize..]);
-        })
+        self.port().read(Use::Source, iova, data)
     }
 
     /// Writes `data` from `iova` on, in ascending order of pieces.
@@ -181,9 +186,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be written; what lies before it was written.
     pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
-        self.transfer(Direction::Write, iova, data.len() as u64, |memory, done| {
-            memory.copy_from(&data[done as usize..]);
-        })
+        self.port().write(Use::Target, iova, data)
     }
 
     /// Writes `len` bytes from `iova` on with a repeated pattern of 8 bytes, which starts at
@@ -193,22 +196,7 @@ impl DmaMap {
     ///
     /// Stops at the first address that cannot be written; what lies before it was written.
     pub fn fill(&self, iova: u64, pattern: u64, len: u64) -> Result<(), DmaFault> {
-        const BLOCK: usize = 4096;
-        let mut block = [0u8; BLOCK + 8];
-        for chunk in block.chunks_exact_mut(8) {
-            chunk.copy_from_slice(&pattern.to_le_bytes());
-        }
-        self.transfer(Direction::Write, iova, len, |memory, done| {
-            // A piece may start at any byte of the pattern.
-            let phase = (done % 8) as usize;
-            let mut at = 0;
-            while let Ok(rest) = memory.offset(at)
-                && !rest.is_empty()
-            {
-                rest.copy_from(&block[phase..phase + BLOCK]);
-                at += rest.len().min(BLOCK);
-            }
-        })
+        self.port().fill(iova, pattern, len)
     }
 
     /// Copies `len` bytes from `source` to `destination`, at the speed of `memmove`.
@@ -223,34 +211,7 @@ impl DmaMap {
     /// Stops at the first byte of which either side cannot be reached (the source is tried
     /// first); what lies before it was copied. The fault's direction tells the side.
     pub fn copy(&self, destination: u64, source: u64, len: u64) -> Result<(), DmaFault> {
-        let mut done = 0;
-        let result = (|| {
-            check_wrap(Direction::Read, source, len)?;
-            check_wrap(Direction::Write, destination, len)?;
-            while done < len {
-                let table = self.look();
-                let mut from = table.walk(source + done, Direction::Read);
-                let mut to = table.walk(destination + done, Direction::Write);
-                let stop = len.min(done + PIECE);
-                while done < stop {
-                    let source = from
-                        .memory(stop - done)
-                        .map_err(|reason| fault(Direction::Read, from.iova(), done, reason))?;
-                    let destination = to
-                        .memory(source.len() as u64)
-                        .map_err(|reason| fault(Direction::Write, to.iova(), done, reason))?;
-                    source.copy_to_volatile_slice(destination);
-                    let count = destination.len();
-                    from.advance(count);
-                    to.advance(count);
-                    done += count as u64;
-                }
-            }
-            Ok(())
-        })();
-        self.counters.bytes_read.fetch_add(done, Ordering::Relaxed);
-        self.counters.bytes_written.fetch_add(done, Ordering::Relaxed);
-        result.inspect_err(|fault| self.refused(fault))
+        self.port().copy(destination, source, len)
     }
 
     /// Writes 8 bytes, little endian, as a device writes a completion.
@@ -263,19 +224,7 @@ impl DmaMap {
     ///
     /// Fails when the address cannot be written.
     pub fn store_u64(&self, iova: u64, value: u64) -> Result<(), DmaFault> {
-        let value = value.to_le();
-        {
-            let table = self.look();
-            if let Ok(memory) = table.walk(iova, Direction::Write).memory(8)
-                && memory.len() == 8
-                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
-            {
-                word.store(value, Ordering::Release);
-                self.counters.bytes_written.fetch_add(8, Ordering::Relaxed);
-                return Ok(());
-            }
-        }
-        self.write(iova, &value.to_ne_bytes())
+        self.port().store_u64(iova, value)
     }
 
     /// Reads 8 bytes, little endian, at once where [`DmaMap::store_u64`] would write them so.
@@ -284,28 +233,32 @@ impl DmaMap {
     ///
     /// Fails when the address cannot be read.
     pub fn load_u64(&self, iova: u64) -> Result<u64, DmaFault> {
-        {
-            let table = self.look();
-            if let Ok(memory) = table.walk(iova, Direction::Read).memory(8)
-                && memory.len() == 8
-                && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
-            {
-                self.counters.bytes_read.fetch_add(8, Ordering::Relaxed);
-                return Ok(u64::from_le(word.load(Ordering::Acquire)));
-            }
-        }
-        let mut bytes = [0; 8];
-        self.read(iova, &mut bytes)?;
-        Ok(u64::from_le_bytes(bytes))
+        self.port().load_u64(Use::Chain, iova)
+    }
+
+    /// A way to the memory for one access.
+    pub(crate) fn port(&self) -> Port<'_> {
+        Port::new(self, None)
+    }
+
+    /// A way to the memory for a thread that makes many accesses. What it moves is counted
+    /// for as long as the map exists.
+    pub(crate) fn lasting_port(&self) -> Port<'_> {
+        let tally = Arc::new(Tally::default());
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&tally));
+        Port::new(self, Some(tally))
     }
 
     /// What the device did with its memory since the map was made.
     #[must_use]
     pub fn record(&self) -> AccessRecord {
         let counters = &self.counters;
+        let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting = |direction| tallies.iter().map(|tally| tally.get(direction)).sum::<u64>();
         AccessRecord {
-            bytes_read: counters.bytes_read.load(Ordering::Relaxed),
-            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            bytes_read: counters.bytes_read.load(Ordering::Relaxed) + lasting(Direction::Read),
+            bytes_written: counters.bytes_written.load(Ordering::Relaxed)
+                + lasting(Direction::Write),
             refused_not_mapped: counters.not_mapped.load(Ordering::Relaxed),
             refused_unbacked: counters.unbacked.load(Ordering::Relaxed),
             refused_denied: counters.denied.load(Ordering::Relaxed),
@@ -324,40 +277,6 @@ impl DmaMap {
         self.look().files()
     }
 
-    /// Moves `len` bytes in one direction; `part` gets each piece and how much came before.
-    fn transfer(
-        &self,
-        direction: Direction,
-        iova: u64,
-        len: u64,
-        mut part: impl FnMut(VolatileSlice<'_>, u64),
-    ) -> Result<(), DmaFault> {
-        let mut done = 0;
-        let result = (|| {
-            check_wrap(direction, iova, len)?;
-            while done < len {
-                let table = self.look();
-                let mut walk = table.walk(iova + done, direction);
-                let stop = len.min(done + PIECE);
-                while done < stop {
-                    let memory = walk
-                        .memory(stop - done)
-                        .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
-                    part(memory, done);
-                    walk.advance(memory.len());
-                    done += memory.len() as u64;
-                }
-            }
-            Ok(())
-        })();
-        let counter = match direction {
-            Direction::Read => &self.counters.bytes_read,
-            Direction::Write => &self.counters.bytes_written,
-        };
-        counter.fetch_add(done, Ordering::Relaxed);
-        result.inspect_err(|fault| self.refused(fault))
-    }
-
     fn refused(&self, fault: &DmaFault) {
         let counter = match fault.reason {
             FaultReason::NotMapped | FaultReason::Wraps => &self.counters.not_mapped,
@@ -368,25 +287,32 @@ impl DmaMap {
     }
 
     // A panic under the lock leaves the table whole: it changes only in steps that do not
-    // panic half-way, so a poisoned lock is still good. The lock prefers writers: a stream
-    // of transfers does not keep an unmap waiting for more than the piece in hand.
+    // panic half-way, so a poisoned lock is still good.
 
     fn look(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The table, to change it. The lock alone lets a port that gives it up take it again at
+    /// once, for ever; so ports see that somebody is waiting, and stop at the gate.
     fn change(&self) -> RwLockWriteGuard<'_, Table> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner)
+        self.changing.fetch_add(1, Ordering::Relaxed);
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        self.changing.fetch_sub(1, Ordering::Relaxed);
+        drop(gate);
+        table
     }
-}
 
-fn fault(direction: Direction, iova: u64, done: u64, reason: FaultReason) -> DmaFault {
-    DmaFault { direction, iova, done, reason }
-}
+    /// Whether somebody waits to change the table.
+    #[inline]
+    fn is_changing(&self) -> bool {
+        self.changing.load(Ordering::Relaxed) != 0
+    }
 
-fn check_wrap(direction: Direction, iova: u64, len: u64) -> Result<(), DmaFault> {
-    match iova.checked_add(len.saturating_sub(1)) {
-        Some(_) => Ok(()),
-        None => Err(fault(direction, iova, 0, FaultReason::Wraps)),
+    /// Waits until whoever is at the gate has the table.
+    #[cold]
+    fn let_pass(&self) {
+        drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

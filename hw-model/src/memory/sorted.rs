@@ -57,7 +57,30 @@ impl<V> SortedMap<V> {
     pub(super) fn from(&self, key: u64) -> Entries<'_, V> {
         let chunk = self.lasts.partition_point(|&last| last < key);
         let index = self.chunks.get(chunk).map_or(0, |c| c.keys.partition_point(|&k| k < key));
-        Entries { map: self, chunk, index }
+        Entries { map: self, place: Place::new(chunk, index) }
+    }
+
+    /// As [`SortedMap::from`], at less cost when `hit` says of an entry that it is the one:
+    /// of that at `next`, of the one behind it (pieces of two buffers that were mapped at the
+    /// same time alternate), or of that at `other`. The rest is looked at only when it does
+    /// not.
+    ///
+    /// A place may be of the map as it once was.
+    #[inline]
+    pub(super) fn near(
+        &self,
+        key: u64,
+        next: Place,
+        other: Place,
+        hit: impl Fn(u64, &V) -> bool,
+    ) -> Entries<'_, V> {
+        for place in [next, next.behind(), other] {
+            let entries = Entries { map: self, place };
+            if entries.get().is_some_and(|(last, value)| hit(last, value)) {
+                return entries;
+            }
+        }
+        self.from(key)
     }
 
     /// Adds an entry whose key is not in the map.
@@ -123,12 +146,55 @@ impl<V> SortedMap<V> {
     }
 }
 
+/// Where an entry is, or was: any change of the map may move it.
+///
+/// In one word, the chunk above the index: a processor that reads as a whole what was just
+/// written in parts waits until all stores before that are done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
+impl Place {
+    #[inline]
+    fn new(chunk: usize, index: usize) -> Place {
+        Place((chunk as u64) << 32 | index as u64)
+    }
+
+    #[inline]
+    fn chunk(self) -> usize {
+        (self.0 >> 32) as usize
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// The next index of the same chunk.
+    #[inline]
+    fn behind(self) -> Place {
+        Place::new(self.chunk(), self.index() + 1)
+    }
+}
+
 /// Entries in order.
 #[derive(Debug)]
 pub(super) struct Entries<'m, V> {
     map: &'m SortedMap<V>,
-    chunk: usize,
-    index: usize,
+    place: Place,
+}
+
+impl<'m, V> Entries<'m, V> {
+    /// Where the next entry is.
+    #[inline]
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    #[inline]
+    fn get(&self) -> Option<(u64, &'m V)> {
+        let (chunk, index) = (self.map.chunks.get(self.place.chunk())?, self.place.index());
+        Some((*chunk.keys.get(index)?, chunk.values.get(index)?))
+    }
 }
 
 impl<'m, V> Iterator for Entries<'m, V> {
@@ -136,12 +202,13 @@ impl<'m, V> Iterator for Entries<'m, V> {
 
     #[inline]
     fn next(&mut self) -> Option<(u64, &'m V)> {
-        let chunk = self.map.chunks.get(self.chunk)?;
-        let entry = (*chunk.keys.get(self.index)?, chunk.values.get(self.index)?);
-        self.index += 1;
-        if self.index == chunk.keys.len() {
-            (self.chunk, self.index) = (self.chunk + 1, 0);
-        }
+        let (at, index) = (self.place.chunk(), self.place.index());
+        let chunk = self.map.chunks.get(at)?;
+        let entry = (*chunk.keys.get(index)?, chunk.values.get(index)?);
+        self.place = match index + 1 {
+            end if end == chunk.keys.len() => Place::new(at + 1, 0),
+            next => Place::new(at, next),
+        };
         Some(entry)
     }
 }

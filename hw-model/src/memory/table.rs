@@ -5,7 +5,7 @@ use vm_memory::VolatileSlice;
 
 use super::backing::{Backings, Slot};
 use super::error::{Direction, FaultReason, MemoryError};
-use super::sorted::{Entries, SortedMap};
+use super::sorted::{Entries, Place, SortedMap};
 
 /// One mapped range. Its last address is its key in the table.
 #[derive(Debug)]
@@ -108,11 +108,14 @@ impl Table {
         self.backings.files()
     }
 
-    /// Starts at `iova`, to read or to write.
-    pub(super) fn walk(&self, iova: u64, direction: Direction) -> Walk<'_> {
+    /// Starts at `iova`, to read or to write; looks first at places that `seen` remembers.
+    #[inline]
+    pub(super) fn walk(&self, iova: u64, direction: Direction, seen: &Seen) -> Walk<'_> {
+        let hit = |last, entry: &Entry| entry.first <= iova && iova <= last;
         Walk {
             backings: &self.backings,
-            entries: self.entries.from(iova),
+            entries: self.entries.near(iova, seen.next, seen.places[Seen::slot(iova)], hit),
+            place: Place::default(),
             direction,
             iova,
             pointer: std::ptr::null_mut(),
@@ -121,10 +124,40 @@ impl Table {
     }
 }
 
+/// Where walks found their ranges: neighbours follow each other, and buffers come again.
+///
+/// A guess that is wrong, since the table has changed or by chance, costs a search.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The place behind the last range.
+    next: Place,
+    /// The last ranges of walks, by a hash of the page that they began at.
+    places: [Place; Seen::SLOTS],
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Seen { next: Place::default(), places: [Place::default(); Seen::SLOTS] }
+    }
+}
+
+impl Seen {
+    const SLOTS: usize = 1 << Seen::BITS;
+    const BITS: u32 = 7;
+
+    #[inline]
+    fn slot(iova: u64) -> usize {
+        // By the golden ratio: regular distances spread well.
+        ((iova >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Seen::BITS)) as usize
+    }
+}
+
 /// A position in the address space that moves on through neighbouring ranges.
 pub(super) struct Walk<'t> {
     backings: &'t Backings,
     entries: Entries<'t, Entry>,
+    /// Where the last range was found.
+    place: Place,
     direction: Direction,
     iova: u64,
     /// Where the byte at `iova` is, when `left` is not 0.
@@ -159,8 +192,17 @@ impl<'t> Walk<'t> {
         self.iova
     }
 
+    /// Remembers where the walk from `iova` on has come to.
+    #[inline]
+    pub(super) fn remember(self, iova: u64, seen: &mut Seen) {
+        seen.next = self.entries.place();
+        seen.places[Seen::slot(iova)] = self.place;
+    }
+
+    #[inline]
     fn enter(&mut self) -> Result<(), FaultReason> {
         let iova = self.iova;
+        self.place = self.entries.place();
         let found = self.entries.next().filter(|(_, entry)| entry.first <= iova);
         let (last, entry) = found.ok_or(FaultReason::NotMapped)?;
         let offset = entry.offset + (iova - entry.first);

@@ -114,6 +114,29 @@ fn a_chain_is_extended_while_it_runs() {
 }
 
 #[test]
+fn a_doorbell_in_mid_run_does_not_take_the_status_back() {
+    let rig = Rig::one();
+    const LEN: u64 = 4096;
+    const AHEAD: u64 = 1000;
+    rig.null_ring(SOURCE, LEN);
+    rig.arm(SOURCE);
+    let (mut seen, mut filled) = (0, 0);
+    while seen < 100_000 {
+        filled = (seen + AHEAD).min(filled + 37);
+        rig.ring(filled as u16);
+        let status = rig.status();
+        if status & !0x3f != 0 {
+            let place = ((status & !0x3f) - SOURCE) / 64 + 1;
+            let step = place.wrapping_sub(seen) % LEN;
+            assert!(step <= filled - seen, "{seen} were done, now {place} modulo {LEN}");
+            seen += step;
+        }
+        assert!(rig.record().descriptors >= seen.saturating_sub(1));
+        assert!([ACTIVE, IDLE, ARMED].contains(&(status & 7)));
+    }
+}
+
+#[test]
 fn the_count_wraps_and_65535_may_be_ahead() {
     let rig = Rig::one();
     rig.null_ring(RING, 16);

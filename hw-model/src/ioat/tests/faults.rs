@@ -227,3 +227,18 @@ fn every_kth_descriptor_of_one_channel_is_hit() {
     wait("all are done", || rig.record().descriptors == 60);
     assert_eq!(rig.record().completions, 50);
 }
+
+#[test]
+fn a_plan_put_in_force_in_mid_chain_counts_from_then() {
+    let rig = Rig::one();
+    rig.descriptor(RING, 1 << 20, FILL, 0x55, TARGET, RING);
+    rig.arm(RING);
+    rig.ring(60_000);
+    wait("it runs", || rig.record().descriptors > 2);
+    rig.inject("chanerr=8@3".parse().unwrap());
+    let before = rig.record().descriptors;
+    wait("it is halted", || rig.state() == HALTED);
+    // The one in hand was not counted, two were, and the third was refused.
+    let after = rig.record().descriptors;
+    assert!(after <= before + 3, "{before} before the plan, {after} at the third after it");
+}

@@ -347,3 +347,37 @@ fn nothing_is_touched_after_unmap_returned_and_transfers_do_not_hold_it_up() {
     assert!(faults > 0 && map.record().refused_not_mapped == faults);
     assert!(longest < Duration::from_secs(2), "an unmap took {longest:?}");
 }
+
+#[test]
+fn a_port_keeps_the_map_until_somebody_wants_to_change_it() {
+    let file = memfd(4 * PAGE);
+    let map = DmaMap::new();
+    map.map_fd(0, 2 * PAGE, &file, 0, Access::ReadWrite).unwrap();
+    let mut expected = 0;
+    for n in 0..200 {
+        map.map_fd(8 * PAGE, PAGE, &file, (2 + n % 2) * PAGE, Access::ReadWrite).unwrap();
+        let (mut port, begin) = (map.lasting_port(), Instant::now());
+        // Nothing gives the lock up but the next access.
+        port.copy(8 * PAGE, 0, 64).unwrap();
+        expected += 64;
+        let fault = std::thread::scope(|scope| {
+            let unmapping = scope.spawn(|| map.unmap(8 * PAGE, PAGE));
+            let fault = loop {
+                match port.copy(8 * PAGE, 0, 64) {
+                    Ok(()) => expected += 64,
+                    Err(fault) => break Some(fault),
+                }
+                if begin.elapsed() > Duration::from_secs(20) {
+                    break None;
+                }
+            };
+            drop(port);
+            assert_eq!(unmapping.join().unwrap(), Ok(PAGE));
+            fault
+        });
+        assert_eq!(fault.map(|f| f.reason), Some(FaultReason::NotMapped), "it had no chance");
+    }
+    let record = map.record();
+    assert_eq!(record.refused_not_mapped, 200);
+    assert_eq!((record.bytes_read, record.bytes_written), (expected, expected));
+}

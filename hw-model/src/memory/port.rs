@@ -1,0 +1,273 @@
+//! An engine's way to the memory: the lookups of one access serve the next.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLockReadGuard};
+
+use vm_memory::{VolatileMemory, VolatileSlice};
+
+use super::error::{Direction, DmaFault, FaultReason};
+use super::table::{Seen, Table, Walk};
+use super::{DmaMap, PIECE};
+
+/// What an access is for: those of one kind tend to follow each other in memory, so each
+/// kind begins to search where its last one was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Data that is read.
+    Source,
+    /// Data that is written.
+    Target,
+    /// What tells the device what to do.
+    Chain,
+    /// What tells the driver what was done.
+    Word,
+}
+
+/// A [`DmaMap`] as one thread uses it.
+///
+/// The map's shared lock is kept from one access to the next, until somebody wants to change
+/// the map or [`Port::release`] is called: who changes it waits for a piece, of [`PIECE`]
+/// bytes at most, or for the release. So a port must be released before its thread waits for
+/// anything, and between its accesses no other way to the same map may be taken.
+#[derive(Debug)]
+pub(crate) struct Port<'m> {
+    map: &'m DmaMap,
+    table: Option<RwLockReadGuard<'m, Table>>,
+    seen: [Seen; 4],
+    tally: Option<Arc<Tally>>,
+}
+
+/// The bytes that one port has moved, in both directions.
+///
+/// Only its port's thread adds to it, without a locked instruction: that would wait for all
+/// stores before it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Tally([AtomicU64; 2]);
+
+impl Tally {
+    #[inline]
+    fn add(&self, direction: Direction, bytes: u64) {
+        let count = &self.0[direction as usize];
+        count.store(count.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, direction: Direction) -> u64 {
+        self.0[direction as usize].load(Ordering::Relaxed)
+    }
+}
+
+impl<'m> Port<'m> {
+    /// With a tally when the port is to last; its map must know that.
+    pub(super) fn new(map: &'m DmaMap, tally: Option<Arc<Tally>>) -> Self {
+        Port { map, table: None, seen: Default::default(), tally }
+    }
+
+    /// Lets others change the map.
+    #[inline]
+    pub(crate) fn release(&mut self) {
+        self.table = None;
+    }
+
+    #[inline]
+    fn count(&self, direction: Direction, bytes: u64) {
+        match (&self.tally, direction) {
+            (Some(tally), _) => tally.add(direction, bytes),
+            (None, Direction::Read) => {
+                self.map.counters.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+            }
+            (None, Direction::Write) => {
+                self.map.counters.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Has the processor fetch memory that is about to be read, if it is in one range.
+    pub(crate) fn prefetch(&mut self, at: Use, iova: u64, len: u64) {
+        let (table, seen) = self.enter();
+        let mut walk = table.walk(iova, Direction::Read, &seen[at as usize]);
+        #[cfg(target_arch = "x86_64")]
+        if let Ok(memory) = walk.memory(len) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let guard = memory.ptr_guard();
+            for offset in (0..memory.len()).step_by(64) {
+                // SAFETY: it reads nothing that the program can tell, from any address.
+                unsafe { _mm_prefetch(guard.as_ptr().wrapping_add(offset).cast(), _MM_HINT_T0) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = walk.memory(len);
+    }
+
+    /// The map, for one piece.
+    #[inline]
+    fn enter(&mut self) -> (&Table, &mut [Seen; 4]) {
+        let map = self.map;
+        if map.is_changing() {
+            self.table = None;
+            map.let_pass();
+        }
+        (self.table.get_or_insert_with(|| map.look()), &mut self.seen)
+    }
+
+    /// Reads `data.len()` bytes from `iova` on, as [`DmaMap::read`] does.
+    pub(crate) fn read(&mut self, at: Use, iova: u64, data: &mut [u8]) -> Result<(), DmaFault> {
+        self.transfer(at, Direction::Read, iova, data.len() as u64, |memory, done| {
+            memory.copy_to(&mut data[done as usize..]);
+        })
+    }
+
+    /// Writes `data` from `iova` on, as [`DmaMap::write`] does.
+    pub(crate) fn write(&mut self, at: Use, iova: u64, data: &[u8]) -> Result<(), DmaFault> {
+        self.transfer(at, Direction::Write, iova, data.len() as u64, |memory, done| {
+            memory.copy_from(&data[done as usize..]);
+        })
+    }
+
+    /// Writes a repeated pattern, as [`DmaMap::fill`] does.
+    pub(crate) fn fill(&mut self, iova: u64, pattern: u64, len: u64) -> Result<(), DmaFault> {
+        const BLOCK: usize = 4096;
+        let mut block = [0u8; BLOCK + 8];
+        for chunk in block.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&pattern.to_le_bytes());
+        }
+        self.transfer(Use::Target, Direction::Write, iova, len, |memory, done| {
+            // A piece may start at any byte of the pattern.
+            let phase = (done % 8) as usize;
+            let mut at = 0;
+            while let Ok(rest) = memory.offset(at)
+                && !rest.is_empty()
+            {
+                rest.copy_from(&block[phase..phase + BLOCK]);
+                at += rest.len().min(BLOCK);
+            }
+        })
+    }
+
+    /// Copies, as [`DmaMap::copy`] does.
+    pub(crate) fn copy(&mut self, destination: u64, source: u64, len: u64) -> Result<(), DmaFault> {
+        let mut done = 0;
+        let mut result = check_wrap(Direction::Read, source, len)
+            .and_then(|()| check_wrap(Direction::Write, destination, len));
+        while done < len && result.is_ok() {
+            let stop = len.min(done + PIECE);
+            let begin = done;
+            let (table, [sources, targets, ..]) = self.enter();
+            let mut from = table.walk(source + begin, Direction::Read, sources);
+            let mut to = table.walk(destination + begin, Direction::Write, targets);
+            result = copy_piece(&mut from, &mut to, &mut done, stop);
+            from.remember(source + begin, sources);
+            to.remember(destination + begin, targets);
+        }
+        self.count(Direction::Read, done);
+        self.count(Direction::Write, done);
+        result.inspect_err(|fault| self.map.refused(fault))
+    }
+
+    /// Writes 8 bytes, as [`DmaMap::store_u64`] does.
+    pub(crate) fn store_u64(&mut self, iova: u64, value: u64) -> Result<(), DmaFault> {
+        let value = value.to_le();
+        let (table, seen) = self.enter();
+        let seen = &mut seen[Use::Word as usize];
+        let mut walk = table.walk(iova, Direction::Write, seen);
+        if let Ok(memory) = walk.memory(8)
+            && memory.len() == 8
+            && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
+        {
+            word.store(value, Ordering::Release);
+            walk.remember(iova, seen);
+            self.count(Direction::Write, 8);
+            return Ok(());
+        }
+        self.write(Use::Word, iova, &value.to_ne_bytes())
+    }
+
+    /// Reads 8 bytes, as [`DmaMap::load_u64`] does.
+    pub(crate) fn load_u64(&mut self, at: Use, iova: u64) -> Result<u64, DmaFault> {
+        let (table, seen) = self.enter();
+        let seen = &mut seen[at as usize];
+        let mut walk = table.walk(iova, Direction::Read, seen);
+        if let Ok(memory) = walk.memory(8)
+            && memory.len() == 8
+            && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
+        {
+            let value = u64::from_le(word.load(Ordering::Acquire));
+            walk.remember(iova, seen);
+            self.count(Direction::Read, 8);
+            return Ok(value);
+        }
+        let mut bytes = [0; 8];
+        self.read(at, iova, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Moves `len` bytes in one direction; `part` gets each piece and how much came before.
+    fn transfer(
+        &mut self,
+        at: Use,
+        direction: Direction,
+        iova: u64,
+        len: u64,
+        mut part: impl FnMut(VolatileSlice<'_>, u64),
+    ) -> Result<(), DmaFault> {
+        let mut done = 0;
+        let mut result = check_wrap(direction, iova, len);
+        while done < len && result.is_ok() {
+            let stop = len.min(done + PIECE);
+            let begin = iova + done;
+            let (table, seen) = self.enter();
+            let seen = &mut seen[at as usize];
+            let mut walk = table.walk(begin, direction, seen);
+            result = (|| {
+                while done < stop {
+                    let memory = walk
+                        .memory(stop - done)
+                        .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
+                    part(memory, done);
+                    walk.advance(memory.len());
+                    done += memory.len() as u64;
+                }
+                Ok(())
+            })();
+            walk.remember(begin, seen);
+        }
+        self.count(direction, done);
+        result.inspect_err(|fault| self.map.refused(fault))
+    }
+}
+
+/// Copies under one lock, from `done` to `stop` bytes.
+#[inline]
+fn copy_piece(
+    from: &mut Walk<'_>,
+    to: &mut Walk<'_>,
+    done: &mut u64,
+    stop: u64,
+) -> Result<(), DmaFault> {
+    while *done < stop {
+        let source = from
+            .memory(stop - *done)
+            .map_err(|reason| fault(Direction::Read, from.iova(), *done, reason))?;
+        let destination = to
+            .memory(source.len() as u64)
+            .map_err(|reason| fault(Direction::Write, to.iova(), *done, reason))?;
+        source.copy_to_volatile_slice(destination);
+        let count = destination.len();
+        from.advance(count);
+        to.advance(count);
+        *done += count as u64;
+    }
+    Ok(())
+}
+
+fn fault(direction: Direction, iova: u64, done: u64, reason: FaultReason) -> DmaFault {
+    DmaFault { direction, iova, done, reason }
+}
+
+#[inline]
+fn check_wrap(direction: Direction, iova: u64, len: u64) -> Result<(), DmaFault> {
+    match iova.checked_add(len.saturating_sub(1)) {
+        Some(_) => Ok(()),
+        None => Err(fault(direction, iova, 0, FaultReason::Wraps)),
+    }
+}
