@@ -13,6 +13,7 @@
 //! SIGBUS, as it would any process that maps it.
 
 mod backing;
+mod bulk;
 mod error;
 mod port;
 mod sorted;
@@ -30,6 +31,7 @@ pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
 
 use backing::Slot;
+use bulk::Bulk;
 use port::Tally;
 use table::Table;
 
@@ -80,6 +82,7 @@ pub struct DmaMap {
     counters: Counters,
     /// What lasting ports have moved; `counters` has the rest.
     tallies: Mutex<Vec<Arc<Tally>>>,
+    bulk: Bulk,
 }
 
 impl DmaMap {

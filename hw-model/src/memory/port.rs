@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLockReadGuard};
 
 use vm_memory::{VolatileMemory, VolatileSlice};
 
+use super::bulk::Bulk;
 use super::error::{Direction, DmaFault, FaultReason};
 use super::table::{Seen, Table, Walk};
 use super::{DmaMap, PIECE};
@@ -35,6 +36,7 @@ pub(crate) struct Port<'m> {
     table: Option<RwLockReadGuard<'m, Table>>,
     seen: [Seen; 4],
     tally: Option<Arc<Tally>>,
+    bulk: Bulk,
 }
 
 /// The bytes that one port has moved, in both directions.
@@ -60,7 +62,7 @@ impl Tally {
 impl<'m> Port<'m> {
     /// With a tally when the port is to last; its map must know that.
     pub(super) fn new(map: &'m DmaMap, tally: Option<Arc<Tally>>) -> Self {
-        Port { map, table: None, seen: Default::default(), tally }
+        Port { map, table: None, seen: Default::default(), tally, bulk: map.bulk }
     }
 
     /// Lets others change the map.
@@ -151,11 +153,11 @@ impl<'m> Port<'m> {
             .and_then(|()| check_wrap(Direction::Write, destination, len));
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
-            let begin = done;
+            let (begin, bulk) = (done, self.bulk);
             let (table, [sources, targets, ..]) = self.enter();
             let mut from = table.walk(source + begin, Direction::Read, sources);
             let mut to = table.walk(destination + begin, Direction::Write, targets);
-            result = copy_piece(&mut from, &mut to, &mut done, stop);
+            result = copy_piece(bulk, (&mut from, &mut to), &mut done, stop);
             from.remember(source + begin, sources);
             to.remember(destination + begin, targets);
         }
@@ -239,8 +241,8 @@ impl<'m> Port<'m> {
 /// Copies under one lock, from `done` to `stop` bytes.
 #[inline]
 fn copy_piece(
-    from: &mut Walk<'_>,
-    to: &mut Walk<'_>,
+    bulk: Bulk,
+    (from, to): (&mut Walk<'_>, &mut Walk<'_>),
     done: &mut u64,
     stop: u64,
 ) -> Result<(), DmaFault> {
@@ -251,8 +253,8 @@ fn copy_piece(
         let destination = to
             .memory(source.len() as u64)
             .map_err(|reason| fault(Direction::Write, to.iova(), *done, reason))?;
-        source.copy_to_volatile_slice(destination);
         let count = destination.len();
+        bulk.copy(&source, destination);
         from.advance(count);
         to.advance(count);
         *done += count as u64;

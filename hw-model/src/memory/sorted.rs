@@ -62,8 +62,8 @@ impl<V> SortedMap<V> {
 
     /// As [`SortedMap::from`], at less cost when `hit` says of an entry that it is the one:
     /// of that at `next`, of the one behind it (pieces of two buffers that were mapped at the
-    /// same time alternate), or of that at `other`. The rest is looked at only when it does
-    /// not.
+    /// same time alternate), of the second one before it (addresses are handed out from the
+    /// highest down), or of that at `other`. The rest is looked at only when it does not.
     ///
     /// A place may be of the map as it once was.
     #[inline]
@@ -74,7 +74,7 @@ impl<V> SortedMap<V> {
         other: Place,
         hit: impl Fn(u64, &V) -> bool,
     ) -> Entries<'_, V> {
-        for place in [next, next.behind(), other] {
+        for place in [next, next.second_before(), next.behind(), other] {
             let entries = Entries { map: self, place };
             if entries.get().is_some_and(|(last, value)| hit(last, value)) {
                 return entries;
@@ -173,6 +173,12 @@ impl Place {
     #[inline]
     fn behind(self) -> Place {
         Place::new(self.chunk(), self.index() + 1)
+    }
+
+    /// The second index before it, or one that no chunk has.
+    #[inline]
+    fn second_before(self) -> Place {
+        Place::new(self.chunk(), self.index().wrapping_sub(2) & 0xffff_ffff)
     }
 }
 

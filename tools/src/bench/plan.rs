@@ -20,7 +20,10 @@ const MOST_SEGMENTS: u64 = 65_536;
 /// The most segments that can be asked for.
 const MOST_SEGMENTS_ASKED: u64 = 1 << 20;
 /// The bytes that a doorbell is rung for in the tables of sizes and segments, about.
-const BATCH_BYTES: u64 = 64 << 10;
+const BATCH_BYTES: u64 = 256 << 10;
+/// The bytes in flight on each channel in those tables, about: enough that neither the driver
+/// nor the device waits for the other.
+const FLYING_BYTES: u64 = 2 << 20;
 /// The shortest time for a variant in a round.
 const SHORTEST_SLICE: Duration = Duration::from_millis(2);
 
@@ -143,12 +146,17 @@ impl Spec {
         self.segment.map_or(1, |segment| self.transfer.div_ceil(segment))
     }
 
-    /// Transfers in flight on each channel: the next batch waits behind the one in hand.
+    /// Transfers in flight on each channel, as far as its ring has room: the next batch, at
+    /// least, waits behind the one in hand.
     #[must_use]
     pub fn depth(&self) -> u32 {
         match self.series {
             Series::Latency => 1,
-            _ => 2 * self.batch,
+            Series::Batch => 2 * self.batch,
+            Series::Segments | Series::Channels => {
+                let batches = FLYING_BYTES / (self.transfer * u64::from(self.batch));
+                self.batch * batches.clamp(2, 8) as u32
+            }
         }
     }
 
