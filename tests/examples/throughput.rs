@@ -1,7 +1,7 @@
 //! Measures copies on the embedded model against `memcpy` of the same memory.
 //!
-//! `throughput [ROUNDS [KIB]...]` makes every variant in every round: a plain `memcpy`, the
-//! same in pieces of 4 KiB, and copies by one channel with several transfers in flight,
+//! `throughput [ROUNDS [KIB[xDEPTH]]...]` makes every variant in every round: a plain
+//! `memcpy`, the same in pieces of 4 KiB, and copies by one channel with DEPTH transfers in flight,
 //! contiguous and over segments of 64 KiB and 4 KiB. All of them use the same bytes of
 //! memory: only the addresses that the device is given differ. Two runs on a busy machine
 //! cannot be compared, nor can two moments of one, so what counts is the median of the
@@ -25,16 +25,33 @@ use vfio_dma::dma::{Direction, Placement, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
-/// Transfers in flight.
-const DEPTH: usize = 8;
-/// How many of them are submitted with one doorbell.
-const BATCH: usize = DEPTH / 2;
+/// Lengths and transfers in flight, unless asked for otherwise.
+const SHAPES: [Shape; 3] =
+    [Shape { kib: 64, depth: 8 }, Shape { kib: 64, depth: 32 }, Shape { kib: 1024, depth: 8 }];
 /// What each variant moves in a round, after twice as much as is in flight to warm up.
 const ROUND_BYTES: usize = 16 << 20;
 /// How often a measurement is made at most in a round.
 const ATTEMPTS: usize = 20;
 
 type Error = Box<dyn std::error::Error>;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Length of a transfer in KiB.
+    kib: usize,
+    /// Transfers in flight, half of which are submitted with one doorbell.
+    depth: usize,
+}
+
+impl Shape {
+    fn parse(text: &str) -> Option<Shape> {
+        let (kib, depth) = text.split_once('x').unwrap_or((text, "8"));
+        let shape = Shape { kib: kib.parse().ok()?, depth: depth.parse().ok()? };
+        let good = (64..=1024).contains(&shape.kib) && shape.kib.is_multiple_of(64);
+        (good && (2..=64).contains(&shape.depth)).then_some(shape)
+    }
+}
 
 /// Memory for all transfers in flight, on one side.
 #[derive(Clone, Copy)]
@@ -127,17 +144,18 @@ struct Rig {
     channel: Channel,
     engine: i32,
     tokens: VecDeque<Token>,
+    depth: usize,
 }
 
 impl Rig {
-    fn new() -> Result<Rig, Error> {
+    fn new(depth: usize) -> Result<Rig, Error> {
         let model = Embedded::new(IoatConfig::default())?;
         let device = Device::open(model as Arc<dyn Backend>)?;
         let config = Config { wait: WaitMode::Poll, ring_size: 4096, ..Config::default() };
         let ioat = Ioat::open(device, config)?;
         let channel = ioat.channel(0)?;
-        let tokens = VecDeque::with_capacity(DEPTH);
-        Ok(Rig { engine: engine_thread()?, channel, ioat, tokens })
+        let tokens = VecDeque::with_capacity(depth);
+        Ok(Rig { engine: engine_thread()?, channel, ioat, tokens, depth })
     }
 
     /// Tables over memory, in segments of this length; one segment without it.
@@ -166,7 +184,7 @@ impl Rig {
                 adopt(memory[1], offset, Direction::FromDevice)?,
             ))
         };
-        (0..DEPTH).map(pair).collect()
+        (0..self.depth).map(pair).collect()
     }
 
     /// Takes finished transfers' tables back.
@@ -184,8 +202,8 @@ impl Rig {
     fn copy(&mut self, idle: &mut Vec<(SgTable, SgTable)>, count: usize) -> Result<(), Error> {
         let (mut begun, mut ended) = (0, 0);
         while ended < count {
-            if begun < count && idle.len() >= BATCH {
-                for _ in 0..BATCH.min(count - begun) {
+            if begun < count && idle.len() >= self.depth / 2 {
+                for _ in 0..(self.depth / 2).min(count - begun) {
                     // The one that was idle longest: all of the memory is used in turn.
                     let (source, target) = idle.remove(0);
                     self.tokens.push_back(self.channel.copy(source, target, WhenFull::Return)?);
@@ -204,7 +222,7 @@ impl Rig {
             Way::Device { idle } => self.copy(idle, count),
             Way::Memcpy { memory: [source, target], piece } => {
                 for n in 0..count {
-                    let offset = n % DEPTH * len;
+                    let offset = n % self.depth * len;
                     for at in (offset..offset + len).step_by(*piece) {
                         // SAFETY: inside of both, which do not overlap; the device is idle.
                         unsafe {
@@ -229,7 +247,7 @@ impl Rig {
             Way::Memcpy { .. } => libc::CLOCK_THREAD_CPUTIME_ID,
         };
         for attempt in 1..=ATTEMPTS {
-            self.move_bytes(&mut variant.way, len, 2 * DEPTH)?;
+            self.move_bytes(&mut variant.way, len, 2 * self.depth)?;
             let before = waited(this)? + waited(self.engine)?;
             let (begin, processor) = (Instant::now(), processor_time(clock));
             self.move_bytes(&mut variant.way, len, ROUND_BYTES / len)?;
@@ -263,8 +281,9 @@ fn compare(variants: &[Variant], this: usize, with: usize) -> String {
 }
 
 fn throughput(rig: &mut Rig, len: usize, rounds: usize) -> Result<(), Error> {
+    let depth = rig.depth;
     let take = |huge| -> Result<_, Error> {
-        Ok([Memory::take(DEPTH * len, huge)?, Memory::take(DEPTH * len, huge)?])
+        Ok([Memory::take(depth * len, huge)?, Memory::take(depth * len, huge)?])
     };
     let (base, huge) = (take(false)?, take(true)?);
     let device = |rig: &Rig, memory, segment| -> Result<Way, Error> {
@@ -284,7 +303,7 @@ fn throughput(rig: &mut Rig, len: usize, rounds: usize) -> Result<(), Error> {
             rig.round(variant, len)?;
         }
     }
-    println!("{} KiB, {DEPTH} in flight, {rounds} rounds, median (quartiles)", len >> 10);
+    println!("{} KiB, {depth} in flight, {rounds} rounds, median (quartiles)", len >> 10);
     for Variant { name, rounds, disturbed, .. } in &variants {
         let rate = |of: fn(&(f64, f64)) -> f64| {
             let rates = rounds.iter().map(|round| ROUND_BYTES as f64 / of(round) / 1e9);
@@ -306,7 +325,7 @@ fn throughput(rig: &mut Rig, len: usize, rounds: usize) -> Result<(), Error> {
 }
 
 fn latency(rig: &mut Rig) -> Result<(), Error> {
-    let memory = [Memory::take(64 * DEPTH, false)?, Memory::take(64 * DEPTH, false)?];
+    let memory = [Memory::take(64, false)?, Memory::take(64, false)?];
     let mut pair = rig.tables(memory, 64, None)?.pop();
     let mut times = Vec::with_capacity(100_000);
     for _ in 0..times.capacity() {
@@ -327,24 +346,25 @@ fn latency(rig: &mut Rig) -> Result<(), Error> {
     Ok(())
 }
 
-fn run(rounds: usize, lengths: &[usize]) -> Result<(), Error> {
-    let mut rig = Rig::new()?;
-    for &kib in lengths {
-        throughput(&mut rig, kib << 10, rounds)?;
+fn run(rounds: usize, shapes: &[Shape]) -> Result<(), Error> {
+    for shape in shapes {
+        throughput(&mut Rig::new(shape.depth)?, shape.kib << 10, rounds)?;
     }
-    latency(&mut rig)
+    latency(&mut Rig::new(1)?)
 }
 
 fn main() -> ExitCode {
-    let numbers = std::env::args().skip(1).map(|text| text.parse());
-    let numbers = numbers.collect::<Result<Vec<usize>, _>>().unwrap_or_else(|_| vec![0]);
-    let (&rounds, lengths) = numbers.split_first().unwrap_or((&100, &[]));
-    let lengths = if lengths.is_empty() { &[64, 1024] } else { lengths };
-    if rounds == 0 || !lengths.iter().all(|kib| (64..=1024).contains(kib) && kib % 64 == 0) {
-        eprintln!("usage: throughput [ROUNDS [KIB]...], lengths in multiples of 64 up to 1024");
+    let mut arguments = std::env::args().skip(1);
+    let rounds = arguments.next().map_or(Some(100), |text| text.parse().ok());
+    let shapes: Option<Vec<Shape>> = arguments.map(|text| Shape::parse(&text)).collect();
+    let (Some(rounds @ 1..), Some(shapes)) = (rounds, shapes) else {
+        eprintln!(
+            "usage: throughput [ROUNDS [KIB[xDEPTH]]...], KIB in multiples of 64 up to 1024, \
+             DEPTH 2 to 64"
+        );
         return ExitCode::from(2);
-    }
-    match run(rounds, lengths) {
+    };
+    match run(rounds, if shapes.is_empty() { &SHAPES } else { &shapes }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
