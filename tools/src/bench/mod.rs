@@ -194,7 +194,11 @@ impl Session<'_> {
         let mut measured = self.measure(&mut subject, &specs, Constraints::default());
         // The model that counts takes as much memory again.
         drop(subject);
-        let left = self.budget().saturating_sub(self.begin.elapsed());
+        let mut left = self.budget().saturating_sub(self.begin.elapsed());
+        if measured.ended_early.is_some() {
+            // Nobody waits for it after Ctrl-C.
+            left = left.min(Duration::from_secs(1));
+        }
         count::count(&mut measured, &link, seed, left);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
