@@ -42,7 +42,7 @@ use crate::cli::Failure;
 use allocation::Allocations;
 use measure::{Conduct, Measured, measure};
 use plan::{Wishes, plan, plan_edu};
-use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Setup};
+use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
 pub use outputs::{Kind, Output, Outputs};
@@ -138,9 +138,11 @@ pub fn run(
     })
 }
 
-/// Why a device copies much faster than the processor, where one channel does.
+/// Why a device copies much faster than the processor, where one channel does with as many
+/// places in turn.
 fn beyond_memcpy(cells: &[Cell], machine: &Machine) -> Option<String> {
-    let shares = cells.iter().filter(|cell| cell.channels == 1).filter_map(|cell| cell.of_memcpy);
+    let alike = cells.iter().filter(|cell| cell.series == Series::Segments);
+    let shares = alike.filter_map(|cell| cell.of_memcpy);
     let most = shares.map(|share| share.median).fold(0.0, f64::max);
     if most < FAR_BEYOND {
         return None;
@@ -260,8 +262,10 @@ mod tests {
         let at = |median| Some(results::Spread { median, ..share });
         cells.iter_mut().for_each(|cell| cell.of_memcpy = at(1.2));
         assert_eq!(beyond_memcpy(&cells, &machine), None);
-        // Several channels together exceed one thread by right.
-        cells.iter_mut().filter(|c| c.channels > 1).for_each(|cell| cell.of_memcpy = at(3.0));
+        // Several channels together exceed one thread by right, and a transfer that is alone
+        // has its bytes in a cache.
+        let others = cells.iter_mut().filter(|cell| cell.series != Series::Segments);
+        others.for_each(|cell| cell.of_memcpy = at(3.0));
         assert_eq!(beyond_memcpy(&cells, &machine), None);
         cells[0].of_memcpy = at(2.5);
         let note = beyond_memcpy(&cells, &machine).unwrap();

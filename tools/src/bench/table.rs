@@ -40,8 +40,9 @@ pub fn table(results: &Results) -> String {
     let memcpy = results.memcpy.iter().map(|memcpy| {
         let Spread { median, .. } = memcpy.bytes_per_second;
         format!(
-            "{:>8} {:>7.2} {}",
+            "{:>8} {:>7.*} {}",
             bytes(memcpy.transfer),
+            digits(median / 1e9),
             median / 1e9,
             range(&memcpy.bytes_per_second)
         )
@@ -206,11 +207,12 @@ fn batch_head() -> String {
 fn batch_row(cell: &Cell) -> String {
     let (p50, p99) = quantiles(cell.latency.as_ref());
     format!(
-        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.2} {p50:>8} {p99:>8} {:>10.6}",
+        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.*} {p50:>8} {p99:>8} {:>10.6}",
         bytes(cell.transfer),
         cell.batch,
         cell.operations_per_second.median / 1e6,
         scaled(&cell.operations_per_second, 1e6, 3),
+        digits(cell.bytes_per_second.median / 1e9),
         cell.bytes_per_second.median / 1e9,
         cell.doorbells
     )
@@ -335,7 +337,12 @@ fn share_row(cell: &Cell) -> Option<String> {
 
 /// The middle half, in GB/s.
 fn range(spread: &Spread) -> String {
-    scaled(spread, 1e9, 2)
+    scaled(spread, 1e9, digits(spread.median / 1e9))
+}
+
+/// The digits behind the point of a rate in GB/s.
+fn digits(rate: f64) -> usize {
+    if rate < 1.0 { 3 } else { 2 }
 }
 
 /// The middle half in a unit, in so many digits as fit, marked when it is wide.
