@@ -172,6 +172,7 @@ fn segment_head(unit: Unit) -> String {
 
 fn segment_row(cell: &Cell, results: &Results, unit: Unit) -> String {
     let segment = cell.segment.map_or("contiguous".into(), bytes);
+    let rate = cell.bytes_per_second.median / unit.bytes;
     let (ratio, span) = match &cell.of_contiguous {
         Some(ratio) => {
             let mark = if is_undecided(ratio) { "~" } else { "" };
@@ -186,11 +187,12 @@ fn segment_row(cell: &Cell, results: &Results, unit: Unit) -> String {
         _ => cell.map_calls.to_string(),
     };
     format!(
-        "{:>8} {segment:>10} {:>7.2}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
+        "{:>8} {segment:>10} {:>7.*}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
          {:>5} {maps:>5}",
         bytes(cell.transfer),
-        cell.bytes_per_second.median / unit.bytes,
-        scaled(&cell.bytes_per_second, unit.bytes, 2),
+        digits(rate),
+        rate,
+        scaled(&cell.bytes_per_second, unit.bytes, digits(rate)),
         cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
         short(cell.descriptors),
         short(cell.doorbells),
@@ -228,9 +230,10 @@ fn channel_head() -> String {
 fn channel_row(cell: &Cell) -> String {
     let (p50, p99) = quantiles(cell.latency.as_ref());
     format!(
-        "{:>8} {:>8} {:>7.2}  {:<12} {:>6} {p50:>8} {p99:>8}",
+        "{:>8} {:>8} {:>7.*}  {:<12} {:>6} {p50:>8} {p99:>8}",
         bytes(cell.transfer),
         cell.channels,
+        digits(cell.bytes_per_second.median / 1e9),
         cell.bytes_per_second.median / 1e9,
         range(&cell.bytes_per_second),
         cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
@@ -340,7 +343,7 @@ fn range(spread: &Spread) -> String {
     scaled(spread, 1e9, digits(spread.median / 1e9))
 }
 
-/// The digits behind the point of a rate in GB/s.
+/// The digits behind the point of a rate.
 fn digits(rate: f64) -> usize {
     if rate < 1.0 { 3 } else { 2 }
 }
