@@ -1,5 +1,7 @@
 //! The driver against an engine that is late.
 
+use vm_memory::VolatileSlice;
+
 use super::*;
 use crate::backend::Backend;
 use crate::devices::{CopyEngine, CopyError};
@@ -44,15 +46,13 @@ impl Registers for Fake {
                 let (memory, own) =
                     if to_memory { (self.target, self.source) } else { (self.source, self.target) };
                 let memory = self.host.host(memory, self.len).unwrap();
+                // SAFETY: a mapping has so many bytes, which are only reached volatilely.
+                let memory = unsafe { VolatileSlice::new(memory.as_ptr(), self.len) };
                 let own = &mut self.buffer[(own - regs::DEVICE_BUFFER) as usize..][..self.len];
-                for (n, byte) in own.iter_mut().enumerate() {
-                    // SAFETY: inside of the mapping, and reached by volatile accesses only.
-                    unsafe {
-                        match to_memory {
-                            true => memory.add(n).write_volatile(*byte),
-                            false => *byte = memory.add(n).read_volatile(),
-                        }
-                    }
+                if to_memory {
+                    memory.copy_from(own);
+                } else {
+                    memory.copy_to(own);
                 }
             }
             _ => {}

@@ -384,17 +384,18 @@ fn a_port_keeps_the_map_until_somebody_wants_to_change_it() {
 
 #[test]
 fn a_port_that_met_a_fault_holds_nobody_up() {
+    type Attempt = fn(&mut Port<'_>) -> Result<(), DmaFault>;
     let map = DmaMap::new();
     map.map_unbacked(0x1000, PAGE, Access::ReadWrite).unwrap();
-    let accesses: [fn(&mut Port<'_>) -> Result<(), DmaFault>; 4] = [
+    let attempts: [Attempt; 4] = [
         |port| port.copy(0x1000, 0x8000, 64),
         |port| port.read(Use::Chain, 0x1000, &mut [0; 64]),
         |port| port.store_u64(0x1000, 1),
         |port| port.load_u64(Use::Chain, 0x8000).map(drop),
     ];
-    for (n, access) in accesses.into_iter().enumerate() {
+    for (n, attempt) in attempts.into_iter().enumerate() {
         let mut port = map.lasting_port();
-        access(&mut port).unwrap_err();
+        attempt(&mut port).unwrap_err();
         // What is done about a fault, such as logging it, may take long or need others.
         std::thread::scope(|scope| {
             let begin = Instant::now();
@@ -404,7 +405,7 @@ fn a_port_that_met_a_fault_holds_nobody_up() {
             }
             let finished = change.is_finished();
             drop(port);
-            assert!(finished, "access {n} kept the map");
+            assert!(finished, "attempt {n} kept the map");
         });
     }
 }
