@@ -28,8 +28,9 @@ pub(crate) enum Use {
 ///
 /// The map's shared lock is kept from one access to the next, until somebody wants to change
 /// the map, an access fails or [`Port::release`] is called: who changes it waits for a piece,
-/// of [`PIECE`] bytes at most, or for the release. So a port must be released before its thread waits for
-/// anything, and between its accesses no other way to the same map may be taken.
+/// of [`PIECE`] bytes at most, or for the release. So a port must be released before its
+/// thread waits for anything, and between its accesses no other way to the same map may be
+/// taken.
 #[derive(Debug)]
 pub(crate) struct Port<'m> {
     map: &'m DmaMap,
