@@ -396,10 +396,13 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Err(error) = self.tear_down() {
+            // There may be thousands of segments: the first one tells the buffers apart.
             log::error!(
-                "{} bytes at {:?} stay allocated, a device may still reach them: {error}",
+                "{} bytes in {} segments, from IOVA {:#x} on, stay allocated, a device may still \
+                 reach them: {error}",
                 self.len(),
-                self.segments
+                self.segments.len(),
+                self.segments.first().map_or(0, |segment| segment.iova.0)
             );
         }
     }

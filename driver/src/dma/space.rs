@@ -1,7 +1,7 @@
 //! One I/O address space: its IOVAs, and what is mapped in it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
 
@@ -17,6 +17,8 @@ pub struct Usage {
     pub bytes: u64,
     /// Map calls made so far, successful or not.
     pub map_calls: u64,
+    /// Time that these map calls took, without what was done around them.
+    pub map_time: Duration,
     /// Unmap calls made so far, successful or not.
     pub unmap_calls: u64,
 }
@@ -226,11 +228,14 @@ impl AddressSpace {
                 let host = unsafe { memory.base().byte_add(piece.offset) };
                 let (len, file) = (piece.len, piece.file);
                 let request = MapRequest { iova: iova.0, host, len, access, file };
+                let begin = Instant::now();
                 // SAFETY: the caller keeps the memory until it is unmapped, and `Memory`
                 // lets no reference point into it.
                 let mapped = unsafe { self.iommu.map(&request) };
+                let took = begin.elapsed();
                 let mut state = self.lock();
                 state.usage.map_calls += 1;
+                state.usage.map_time += took;
                 mapped?;
                 state.usage.mappings += 1;
                 state.usage.bytes += len as u64;

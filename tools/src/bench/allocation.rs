@@ -20,6 +20,8 @@ struct Way {
     strategy: Strategy,
     failed: Option<String>,
     allocate: Vec<f64>,
+    /// The time of map calls in it.
+    map: Vec<f64>,
     release: Vec<f64>,
     /// Time that it took in all.
     spent: Duration,
@@ -53,6 +55,7 @@ impl Allocations {
             strategy,
             failed: None,
             allocate: Vec::new(),
+            map: Vec::new(),
             release: Vec::new(),
             spent: Duration::ZERO,
             segments: 0,
@@ -83,20 +86,23 @@ impl Allocations {
                 .constraints(self.constraints)
                 .placement(placement)
                 .order([way.strategy]);
-            let calls = || self.device.space().usage().map_calls;
-            let before = calls();
+            let before = self.device.space().usage();
             let begin = Instant::now();
             let placed = self.device.allocate(&request);
             let placing = begin.elapsed();
             match placed {
                 Ok(buffer) => {
                     way.segments = buffer.segments().len() as u64;
-                    way.map_calls = calls() - before;
+                    let after = self.device.space().usage();
+                    way.map_calls = after.map_calls - before.map_calls;
                     let begin = Instant::now();
                     let released = buffer.release();
                     let releasing = begin.elapsed();
                     way.failed = released.err().map(|error| error.to_string());
                     way.allocate.push(placing.as_nanos() as f64);
+                    if way.map_calls > 0 {
+                        way.map.push((after.map_time - before.map_time).as_nanos() as f64);
+                    }
                     way.release.push(releasing.as_nanos() as f64);
                     way.spent += placing + releasing;
                 }
@@ -118,7 +124,7 @@ impl Allocations {
             len: LEN as u64,
             failed: way.failed,
             allocate: spread(way.allocate),
-            map: None,
+            map: spread(way.map),
             release: spread(way.release),
             segments: way.segments,
             map_calls: way.map_calls,
@@ -156,6 +162,10 @@ mod tests {
         let find = |name: &str| rows.iter().find(|row| row.strategy.contains(name)).unwrap();
         for row in &rows {
             assert_ne!(row.failed.is_some(), row.allocate.is_some(), "{row:?}");
+            assert_eq!(row.map.is_some(), row.map_calls > 0, "{row:?}");
+            if let Some((map, allocate)) = row.map.zip(row.allocate) {
+                assert!(map.min > 0.0 && map.max < allocate.max, "a part of it: {row:?}");
+            }
         }
         let sg = find("scatter/gather");
         assert_eq!((sg.segments, sg.map_calls, sg.allocate.unwrap().rounds), (512, 512, 3));

@@ -21,13 +21,20 @@ use crate::cli::Failure;
 /// share is missing becomes a note.
 pub(super) fn count(measured: &mut Measured, link: &LinkConfig, seed: u64, budget: Duration) {
     let Measured { cells, notes, .. } = measured;
-    match fill(cells, link, seed, budget) {
+    let outcome = fill(cells, link, seed, budget);
+    relate(cells);
+    match outcome {
         Ok(0) => {}
         Ok(left) => notes.push(format!(
             "the model has not counted the packets of {left} variants, for lack of time"
         )),
         Err(error) => notes.push(format!("the model does not count packets: {error}")),
     }
+}
+
+fn spec(cell: &Cell) -> Spec {
+    let Cell { series, transfer, segment, batch, channels, .. } = *cell;
+    Spec { series, transfer, segment, batch, channels }
 }
 
 /// Returns how many cells were left over.
@@ -38,13 +45,6 @@ fn fill(
     budget: Duration,
 ) -> Result<usize, Failure> {
     let begin = Instant::now();
-    let spec = |cell: &Cell| Spec {
-        series: cell.series,
-        transfer: cell.transfer,
-        segment: cell.segment,
-        batch: cell.batch,
-        channels: cell.channels,
-    };
     let specs: Vec<Spec> = cells.iter().map(spec).collect();
     let Some(channels) = specs.iter().map(|spec| spec.channels).max() else { return Ok(0) };
     let channels = u8::try_from(channels).unwrap_or(MAX_CHANNELS).min(MAX_CHANNELS);
@@ -67,4 +67,16 @@ fn fill(
         cells[n].link = Some(share(link, &counts, sample.transfers, rate, specs[n].transfer));
     }
     Ok(0)
+}
+
+/// Adds what of a contiguous transfer's rate on the link one in segments has.
+fn relate(cells: &mut [Cell]) {
+    let specs: Vec<Spec> = cells.iter().map(spec).collect();
+    for n in 0..cells.len() {
+        let reference = specs.iter().position(|spec| *spec == specs[n].reference());
+        let contiguous = reference.filter(|&other| other != n).and_then(|other| cells[other].link);
+        if let (Some(link), Some(contiguous)) = (&mut cells[n].link, contiguous) {
+            link.ratio = (contiguous.gbps > 0.0).then(|| link.gbps / contiguous.gbps);
+        }
+    }
 }

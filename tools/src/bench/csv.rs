@@ -41,7 +41,7 @@ const SPREADS: [(&str, &str); 7] = [
 const PARTS: [&str; 5] = ["median", "p25", "p75", "min", "max"];
 
 /// Figures that are one number.
-const SINGLES: [&str; 20] = [
+const SINGLES: [&str; 21] = [
     "rounds",
     "transfers",
     "descriptors_per_transfer",
@@ -57,6 +57,7 @@ const SINGLES: [&str; 20] = [
     "calculated_upstream_bytes_per_transfer",
     "calculated_downstream_bytes_per_transfer",
     "calculated_link_share_ratio",
+    "calculated_gbps",
     "calculated_tlp_gbps",
     "calculated_contiguous_gbps",
     "calculated_segmented_gbps",
@@ -115,6 +116,8 @@ pub fn to_csv(results: &Results) -> Result<String, Failure> {
             row.put("calculated_upstream_bytes_per_transfer", link.upstream)?;
             row.put("calculated_downstream_bytes_per_transfer", link.downstream)?;
             row.put("calculated_link_share_ratio", link.share)?;
+            row.put("calculated_gbps", link.gbps)?;
+            row.maybe("calculated_ratio", link.ratio)?;
         }
     }
     for allocation in &results.allocations {

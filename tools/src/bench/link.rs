@@ -72,7 +72,7 @@ fn cheap_from(link: &LinkConfig, operation: Operation, transfer: u64) -> Option<
 /// `counts` are the model's for `transfers` transfers of `transfer` bytes each, counted for
 /// this link; `bytes_per_second` is the measured rate. The share is that of the busier
 /// direction; it exceeds 1 where a model is faster than the link. Without transfers all
-/// figures are 0.
+/// figures are 0. The ratio to a contiguous transfer is left open.
 #[must_use]
 pub fn share(
     link: &LinkConfig,
@@ -82,7 +82,14 @@ pub fn share(
     transfer: u64,
 ) -> LinkShare {
     if transfers == 0 || transfer == 0 {
-        return LinkShare { tlps: 0.0, upstream: 0.0, downstream: 0.0, share: 0.0 };
+        return LinkShare {
+            tlps: 0.0,
+            upstream: 0.0,
+            downstream: 0.0,
+            share: 0.0,
+            gbps: 0.0,
+            ratio: None,
+        };
     }
     let tlps: u64 = TlpKind::ALL.into_iter().map(|kind| counts.get(kind).packets).sum();
     let traffic = counts.traffic(link);
@@ -90,11 +97,14 @@ pub fn share(
     // At the measured rate so many seconds go by for the transfers that were counted.
     let seconds = transfers as f64 * transfer as f64 / bytes_per_second;
     let [upstream, downstream] = traffic.share(link, seconds);
+    let busier = each(traffic.upstream.max(traffic.downstream));
     LinkShare {
         tlps: each(tlps),
         upstream: each(traffic.upstream),
         downstream: each(traffic.downstream),
         share: upstream.max(downstream),
+        gbps: if busier > 0.0 { transfer as f64 / busier * link.tlp_gbps() } else { 0.0 },
+        ratio: None,
     }
 }
 
@@ -244,6 +254,8 @@ mod tests {
         assert_eq!(found.tlps, f64::from(1 + 1 + 8 + 16 + 16));
         assert_eq!((found.upstream, found.downstream), (f64::from(up), f64::from(down)));
         assert!((found.share - 0.5).abs() < 1e-9, "{found:?}");
+        // Twice as many fill all of it.
+        assert!((found.gbps - 2.0 * rate * 8.0 / 1e9).abs() < 1e-9, "{found:?}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ use crate::cli::Failure;
 use allocation::Allocations;
 use measure::{Conduct, Measured, measure};
 use plan::{Wishes, plan, plan_edu};
-use results::{DeviceInfo, Results, SCHEMA, Setup};
+use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
 pub use outputs::{Kind, Output, Outputs};
@@ -52,6 +52,9 @@ pub use table::table;
 const LINK_TRANSFER: u64 = 1 << 20;
 /// Its segments.
 const LINK_SEGMENTS: [u64; 7] = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10];
+
+/// The share of the processor's own copy above which that is no limit of the device.
+const FAR_BEYOND: f64 = 1.5;
 
 /// How a benchmark is run.
 #[derive(Debug, Clone)]
@@ -105,6 +108,9 @@ pub fn run(
         Driver::Edu => session.edu(info)?,
         other => return Err(format!("there is no benchmark for {other}").into()),
     };
+    let machine = setup::machine();
+    let mut measured = measured;
+    measured.notes.extend(beyond_memcpy(&measured.cells, &machine));
     let setup = Setup {
         version: env!("CARGO_PKG_VERSION").into(),
         command: std::env::args_os()
@@ -113,7 +119,7 @@ pub fn run(
             .collect(),
         taken: taken.to_string(),
         elapsed: u64::try_from(begin.elapsed().as_nanos())?,
-        machine: setup::machine(),
+        machine,
         device: device_info,
         profile: options.wishes.profile.to_string(),
         rounds: options.rounds,
@@ -130,6 +136,29 @@ pub fn run(
         link: Some(link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
         notes: measured.notes,
     })
+}
+
+/// Why a device copies much faster than the processor, where one channel does with as many
+/// places in turn.
+fn beyond_memcpy(cells: &[Cell], machine: &Machine) -> Option<String> {
+    let alike = cells.iter().filter(|cell| cell.series == Series::Segments);
+    let shares = alike.filter_map(|cell| cell.of_memcpy);
+    let most = shares.map(|share| share.median).fold(0.0, f64::max);
+    if most < FAR_BEYOND {
+        return None;
+    }
+    let emulated = machine.processor.as_ref().is_some_and(|name| name.contains("TCG"));
+    let why = if emulated {
+        "this machine's processor is emulated (QEMU's TCG), and so is its copy; the device's \
+         engine is not"
+    } else {
+        "the device has a quicker way to memory than one thread of this processor, or the \
+         processor is emulated and the device is not"
+    };
+    Some(format!(
+        "a channel reaches {:.0}% of the processor's own copy, which is no limit here: {why}",
+        most * 100.0
+    ))
 }
 
 struct Session<'a> {
@@ -167,7 +196,11 @@ impl Session<'_> {
         let mut measured = self.measure(&mut subject, &specs, Constraints::default());
         // The model that counts takes as much memory again.
         drop(subject);
-        let left = self.budget().saturating_sub(self.begin.elapsed());
+        let mut left = self.budget().saturating_sub(self.begin.elapsed());
+        if measured.ended_early.is_some() {
+            // Nobody waits for it after Ctrl-C.
+            left = left.min(Duration::from_secs(1));
+        }
         count::count(&mut measured, &link, seed, left);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
@@ -214,5 +247,31 @@ impl Session<'_> {
         let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
         let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
         wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_far_beyond_memcpy_is_explained() {
+        let Results { mut cells, setup, .. } = fixture::results();
+        let mut machine = setup.machine;
+        let share = cells[0].of_memcpy.unwrap();
+        let at = |median| Some(results::Spread { median, ..share });
+        cells.iter_mut().for_each(|cell| cell.of_memcpy = at(1.2));
+        assert_eq!(beyond_memcpy(&cells, &machine), None);
+        // Several channels together exceed one thread by right, and a transfer that is alone
+        // has its bytes in a cache.
+        let others = cells.iter_mut().filter(|cell| cell.series != Series::Segments);
+        others.for_each(|cell| cell.of_memcpy = at(3.0));
+        assert_eq!(beyond_memcpy(&cells, &machine), None);
+        cells[0].of_memcpy = at(2.5);
+        let note = beyond_memcpy(&cells, &machine).unwrap();
+        assert!(note.contains("250%") && note.contains("quicker way"), "{note}");
+        machine.processor = Some("QEMU TCG CPU version 2.5+".into());
+        let note = beyond_memcpy(&cells, &machine).unwrap();
+        assert!(note.contains("is emulated (QEMU's TCG)"), "{note}");
     }
 }

@@ -33,6 +33,9 @@ impl Output {
     /// Names the path, and why it cannot be written.
     pub fn prepare(path: &Path) -> Result<Output, Failure> {
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        // What a link leads to is replaced, not the link.
+        let target = path.is_symlink().then(|| fs::canonicalize(path)).and_then(Result::ok);
+        let path = target.as_deref().unwrap_or(path);
         let place = match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => {
                 return Err(format!("{} is a directory", path.display()).into());
@@ -46,11 +49,13 @@ impl Output {
                     OpenOptions::new().write(true).open(path).map_err(failed)?;
                 }
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                let parent = parent.unwrap_or(Path::new("."));
+                fs::metadata(parent).map_err(failed)?;
                 let file = tempfile::Builder::new()
                     .prefix(".vfio-dma-")
                     // As for any new file: what the umask leaves.
                     .permissions(fs::Permissions::from_mode(0o666))
-                    .tempfile_in(parent.unwrap_or(Path::new(".")))
+                    .tempfile_in(parent)
                     .map_err(failed)?;
                 Place::Beside(file)
             }
@@ -123,6 +128,17 @@ mod tests {
         Output::prepare(&path).unwrap().write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, link] = ["results", "link"].map(|name| dir.path().join(name));
+        fs::write(&path, "old").unwrap();
+        std::os::unix::fs::symlink("results", &link).unwrap();
+        Output::prepare(&link).unwrap().write("new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 
     #[test]

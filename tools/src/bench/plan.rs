@@ -17,6 +17,8 @@ const WORKING_SET: u64 = 16 << 20;
 pub const MOST_BATCH: u32 = 1024;
 /// The most segments of a transfer that a profile has by itself.
 const MOST_SEGMENTS: u64 = 65_536;
+/// The most variants, each of which keeps its tables and its distribution of latencies.
+const MOST_VARIANTS: usize = 1000;
 /// The most segments that can be asked for.
 const MOST_SEGMENTS_ASKED: u64 = 1 << 20;
 /// The bytes that a doorbell is rung for in the tables of sizes and segments, about.
@@ -205,6 +207,7 @@ impl fmt::Display for Spec {
         match self.series {
             Series::Segments => Ok(()),
             Series::Batch => write!(f, ", batch {}", self.batch),
+            Series::Channels if self.channels == 1 => f.write_str(", 1 channel"),
             Series::Channels => write!(f, ", {} channels", self.channels),
             Series::Latency => f.write_str(", one at a time"),
         }
@@ -290,6 +293,14 @@ pub fn plan(
     for transfer in within(profile.latency_sizes(), 64 << 10) {
         specs.push(contiguous(Series::Latency, transfer, 1, 1));
     }
+    if specs.len() > MOST_VARIANTS {
+        return Err(format!(
+            "{} variants are asked for, the most is {MOST_VARIANTS}\n  remedy: fewer sizes \
+             (--size), segments (--segment) or batches (--batch) at a time",
+            specs.len()
+        )
+        .into());
+    }
     Ok((specs, notes))
 }
 
@@ -313,12 +324,23 @@ pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
             channels: 1,
         }));
     }
-    let notes = [
+    let unfit = |size: &&u64| *size % 4096 != 0 || specs.iter().all(|spec| spec.transfer <= **size);
+    let unfit: Vec<String> = segments.iter().filter(unfit).map(|&size| bytes(size)).collect();
+    let mut notes: Vec<String> = [
         "edu takes 100 ms for each piece of up to 4 KiB, one way: only a few variants are \
          measured, and of batches, channels and latency none, for it has one transfer at a time",
-        "edu has no scatter/gather hardware: segments, of whole pages, go one after another",
-    ];
-    (specs, notes.map(Into::into).into())
+        "edu has no scatter/gather hardware: segments, of whole pages, go one after another, and \
+         the model, which is of I/OAT, counts none of its packets",
+    ]
+    .map(Into::into)
+    .into();
+    if wishes.segments.is_some() && !unfit.is_empty() {
+        notes.push(format!(
+            "left out, for segments are whole pages and smaller than a transfer: segments of {}",
+            unfit.join(", ")
+        ));
+    }
+    (specs, notes)
 }
 
 fn check_segments(segments: &[u64], sizes: &[u64]) -> Result<(), Failure> {
@@ -445,8 +467,24 @@ mod tests {
         assert!(error.contains("4K") && error.contains("not smaller"), "{error}");
         let error = ask(&[64 << 20], &[1], None).unwrap_err();
         assert!(error.contains("1048576 segments"), "{error}");
+        let many: Vec<u64> = (1..=100).collect();
+        assert!(ask(&[4096], &many, None).is_ok());
+        let sizes: Vec<u64> = (200..=300).collect();
+        let error = ask(&sizes, &many, None).unwrap_err();
+        assert!(error.contains("the most is 1000") && error.contains("--size"), "{error}");
         let error = ask(&[4096], &[1024], Some(3)).unwrap_err();
         assert!(error.contains("--channels 3: the device has 2"), "{error}");
+    }
+
+    #[test]
+    fn segments_that_edu_cannot_have_are_told() {
+        let segments = [Some(64), Some(4096), Some(8192), None].to_vec();
+        let sizes = Some(vec![8192]);
+        let wishes = Wishes { sizes, segments: Some(segments), ..wishes(Profile::Quick) };
+        let (specs, notes) = plan_edu(&wishes);
+        let segments: Vec<Option<u64>> = specs.iter().map(|spec| spec.segment).collect();
+        assert_eq!(segments, [None, Some(4096)]);
+        assert!(notes.last().unwrap().ends_with("segments of 64, 8K"), "{notes:?}");
     }
 
     #[test]

@@ -197,7 +197,7 @@ pub struct Allocation {
     pub failed: Option<String>,
     /// From the request until the buffer is mapped, in ns.
     pub allocate: Option<Spread>,
-    /// The share of map calls in it, in ns.
+    /// The share of map calls in it, in ns; `null` when there were none.
     pub map: Option<Spread>,
     /// From the drop until it is unmapped and freed, in ns.
     pub release: Option<Spread>,
@@ -218,6 +218,11 @@ pub struct LinkShare {
     pub downstream: f64,
     /// Share of the link's bandwidth that the measured rate would take, 1 for all of it.
     pub share: f64,
+    /// Payload in Gb/s of such transfers that the link has room for.
+    #[serde(default)]
+    pub gbps: f64,
+    /// The latter as a share of the contiguous transfer's; `null` for that itself.
+    pub ratio: Option<f64>,
 }
 
 /// What a link would make of the transfers, by calculation.

@@ -19,6 +19,7 @@ pub(super) fn machine() -> Machine {
     let meminfo = read("/proc/meminfo").unwrap_or_default();
     let vendor = read("/sys/class/dmi/id/sys_vendor").map(|text| text.trim().to_owned());
     let product = read("/sys/class/dmi/id/product_name").map(|text| text.trim().to_owned());
+    let version = read("/sys/class/dmi/id/product_version").map(|text| text.trim().to_owned());
     let kind = read("/sys/hypervisor/type").map(|text| text.trim().to_owned());
     Machine {
         kernel,
@@ -26,7 +27,7 @@ pub(super) fn machine() -> Machine {
         processor: field(&cpuinfo, "model name"),
         processors: std::thread::available_parallelism().map_or(1, usize::from),
         memory: kilobytes(&meminfo, "MemTotal").unwrap_or(0),
-        hypervisor: hypervisor(vendor, product, kind, &cpuinfo),
+        hypervisor: hypervisor([vendor, product, version], kind, &cpuinfo),
         transparent_huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
             .and_then(|text| chosen(&text)),
     }
@@ -58,11 +59,11 @@ fn kilobytes(meminfo: &str, name: &str) -> Option<u64> {
     value.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// QEMU's machines name it as the vendor, and the machine's type as the product; others
-/// leave at least the processor's flag.
+/// QEMU's machines name it as the vendor, the machine's type as the product, and the version
+/// of that type, which is QEMU's unless an older one was asked for; others leave at least the
+/// processor's flag.
 fn hypervisor(
-    vendor: Option<String>,
-    product: Option<String>,
+    [vendor, product, version]: [Option<String>; 3],
     kind: Option<String>,
     cpuinfo: &str,
 ) -> Option<String> {
@@ -72,7 +73,10 @@ fn hypervisor(
     let dmi = dmi.collect::<Vec<_>>().join(" ");
     match kind {
         Some(kind) if !kind.is_empty() => Some(kind),
-        _ if dmi.contains("QEMU") => Some(dmi),
+        _ if dmi.contains("QEMU") => {
+            let version = version.filter(|version| !version.is_empty());
+            Some(version.map_or(dmi.clone(), |version| format!("{dmi}, {version}")))
+        }
         _ if !virtual_ => None,
         _ if dmi.is_empty() => Some("unnamed".into()),
         _ => Some(dmi),
@@ -96,12 +100,13 @@ mod tests {
         assert_eq!(kilobytes("MemTotal:       100 kB\n", "MemTotal"), Some(102_400));
         assert_eq!(chosen("always [madvise] never\n").unwrap(), "madvise");
         let known = |vendor: &str, flags: &str| {
-            hypervisor(Some(vendor.into()), Some("Standard PC (Q35)".into()), None, flags)
+            let dmi = [vendor, "Standard PC (Q35)", "pc-q35-11.1"];
+            hypervisor(dmi.map(|text| Some(text.into())), None, flags)
         };
-        assert_eq!(known("QEMU", "").unwrap(), "QEMU Standard PC (Q35)");
+        assert_eq!(known("QEMU", "").unwrap(), "QEMU Standard PC (Q35), pc-q35-11.1");
         assert_eq!(known("Vendor", ""), None, "a real machine");
         assert_eq!(known("Vendor", cpuinfo).unwrap(), "Vendor Standard PC (Q35)");
-        assert_eq!(hypervisor(None, None, None, cpuinfo).unwrap(), "unnamed");
+        assert_eq!(hypervisor([None, None, None], None, cpuinfo).unwrap(), "unnamed");
     }
 
     #[test]

@@ -40,8 +40,9 @@ pub fn table(results: &Results) -> String {
     let memcpy = results.memcpy.iter().map(|memcpy| {
         let Spread { median, .. } = memcpy.bytes_per_second;
         format!(
-            "{:>8} {:>7.2} {}",
+            "{:>8} {:>7.*} {}",
             bytes(memcpy.transfer),
+            digits(median / 1e9),
             median / 1e9,
             range(&memcpy.bytes_per_second)
         )
@@ -61,6 +62,13 @@ pub fn table(results: &Results) -> String {
     if let Some(view) = &results.link {
         text += &link(view);
     }
+    section(
+        &mut text,
+        "Calculated, not measured: the transfers above on that link, and what share their rates \
+         take",
+        share_head(),
+        cells(Series::Segments).filter_map(share_row),
+    );
     if !results.notes.is_empty() {
         text += "\nNotes\n";
         for note in &results.notes {
@@ -199,11 +207,12 @@ fn batch_head() -> String {
 fn batch_row(cell: &Cell) -> String {
     let (p50, p99) = quantiles(cell.latency.as_ref());
     format!(
-        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.2} {p50:>8} {p99:>8} {:>10.6}",
+        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.*} {p50:>8} {p99:>8} {:>10.6}",
         bytes(cell.transfer),
         cell.batch,
         cell.operations_per_second.median / 1e6,
         scaled(&cell.operations_per_second, 1e6, 3),
+        digits(cell.bytes_per_second.median / 1e9),
         cell.bytes_per_second.median / 1e9,
         cell.doorbells
     )
@@ -252,19 +261,20 @@ fn latency_row(cell: &Cell) -> String {
 
 fn allocation_head() -> String {
     format!(
-        "{:<47} {:>5} {:>7} {:<15} {:>7} {:>8} {:>5}",
-        "strategy", "bytes", "median", "p25-p75", "release", "segments", "maps"
+        "{:<47} {:>4} {:>7} {:<13} {:>7} {:>7} {:>4} {:>4}",
+        "strategy", "size", "median", "p25-p75", "mapping", "release", "segs", "maps"
     )
 }
 
 fn allocation_row(row: &Allocation) -> String {
-    let head = format!("{:<47} {:>5}", row.strategy, bytes(row.len));
+    let head = format!("{:<47} {:>4}", row.strategy, bytes(row.len));
     let nanoseconds = |figure: f64| time(figure as u64);
     match (&row.allocate, &row.failed) {
         (Some(allocate), None) => format!(
-            "{head} {:>7} {:<15} {:>7} {:>8} {:>5}",
+            "{head} {:>7} {:<13} {:>7} {:>7} {:>4} {:>4}",
             nanoseconds(allocate.median),
             format!("{}-{}", nanoseconds(allocate.p25), nanoseconds(allocate.p75)),
+            row.map.as_ref().map_or("-".into(), |map| nanoseconds(map.median)),
             row.release.as_ref().map_or("-".into(), |release| nanoseconds(release.median)),
             row.segments,
             row.map_calls
@@ -279,7 +289,7 @@ fn allocation_row(row: &Allocation) -> String {
 /// What a link would make of it.
 fn link(view: &LinkView) -> String {
     let mut text = format!(
-        "\nCalculated, not measured: {} on the link {}, Gb/s\n{:>8} {:>21} {:>21} {:>21}\n{:>8}",
+        "\nCalculated, not measured: {} on the link {}, Gb/s\n{:>8} {:>22} {:>22} {:>22}\n{:>8}",
         bytes(view.transfer),
         view.link,
         "",
@@ -288,13 +298,13 @@ fn link(view: &LinkView) -> String {
         "memory to memory",
         "segment"
     );
-    text += &" contig.   s/g  ratio".repeat(3);
+    text += &" contig.    s/g  ratio".repeat(3);
     text.push('\n');
     for row in &view.rows {
         text += &format!("{:>8}", bytes(row.segment));
         for way in 0..3 {
             let (whole, parts) = (row.contiguous_gbps[way], row.segmented_gbps[way]);
-            text += &format!(" {whole:>7.2} {parts:>5.2} {:>6}", percent(row.ratio[way]));
+            text += &format!(" {whole:>7.2} {parts:>6.2} {:>6}", percent(row.ratio[way]));
         }
         text.push('\n');
     }
@@ -303,15 +313,48 @@ fn link(view: &LinkView) -> String {
     text
 }
 
-/// The middle half, in GB/s.
-fn range(spread: &Spread) -> String {
-    scaled(spread, 1e9, 2)
+fn share_head() -> String {
+    format!(
+        "{:>8} {:>10} {:>9} {:>11} {:>11} {:>8} {:>6} {:>9}",
+        "transfer", "segment", "packets", "bytes up", "bytes down", "Gb/s", "of", "share"
+    )
 }
 
-/// The middle half in a unit, marked when it is wide.
+fn share_row(cell: &Cell) -> Option<String> {
+    let link = cell.link?;
+    Some(format!(
+        "{:>8} {:>10} {:>9.1} {:>11.1} {:>11.1} {:>8.2} {:>6} {:>9}",
+        bytes(cell.transfer),
+        cell.segment.map_or("contiguous".into(), bytes),
+        link.tlps,
+        link.upstream,
+        link.downstream,
+        link.gbps,
+        link.ratio.map_or(String::new(), percent),
+        percent(link.share)
+    ))
+}
+
+/// The middle half, in GB/s.
+fn range(spread: &Spread) -> String {
+    scaled(spread, 1e9, digits(spread.median / 1e9))
+}
+
+/// The digits behind the point of a rate in GB/s.
+fn digits(rate: f64) -> usize {
+    if rate < 1.0 { 3 } else { 2 }
+}
+
+/// The middle half in a unit, in so many digits as fit, marked when it is wide.
 fn scaled(spread: &Spread, unit: f64, digits: usize) -> String {
     let mark = if is_wide(spread) { "!" } else { "" };
     let (low, high) = (spread.p25 / unit, spread.p75 / unit);
+    let digits = match high {
+        _ if high < 10.0 => digits,
+        _ if high < 100.0 => digits.min(2),
+        _ if high < 1000.0 => digits.min(1),
+        _ => 0,
+    };
     format!("{low:.digits$}-{high:.digits$}{mark}")
 }
 
@@ -332,17 +375,19 @@ fn time(ns: u64) -> String {
     let ns = ns as f64;
     match ns {
         _ if ns < 1e3 => format!("{ns:.0}ns"),
-        _ if ns < 1e4 => format!("{:.2}us", ns / 1e3),
-        _ if ns < 1e6 => format!("{:.0}us", ns / 1e3),
-        _ if ns < 1e7 => format!("{:.2}ms", ns / 1e6),
-        _ if ns < 1e9 => format!("{:.0}ms", ns / 1e6),
+        // The bounds are where the digits shown would be one more.
+        _ if ns < 9.995e3 => format!("{:.2}us", ns / 1e3),
+        _ if ns < 999.5e3 => format!("{:.0}us", ns / 1e3),
+        _ if ns < 9.995e6 => format!("{:.2}ms", ns / 1e6),
+        _ if ns < 999.5e6 => format!("{:.0}ms", ns / 1e6),
         _ => format!("{:.2}s", ns / 1e9),
     }
 }
 
-/// A count for each transfer, in at most 5 characters.
+/// A count for each transfer, in at most 6 characters.
 fn short(count: f64) -> String {
     match count {
+        _ if count >= 1e6 => format!("{:.2}M", count / 1e6),
         _ if count.fract() == 0.0 => format!("{count:.0}"),
         _ if count < 1.0 => format!("{count:.3}"),
         _ if count < 1000.0 => format!("{count:.1}"),
@@ -350,36 +395,82 @@ fn short(count: f64) -> String {
     }
 }
 
-/// A text in lines that fit, all but the first one indented.
-fn wrapped(first: &str, text: &str) -> String {
-    let mut lines = String::new();
-    let mut line = first.to_owned();
-    let mut empty = true;
+/// A text in lines that fit, all but the first one indented, cut at blanks where there are
+/// any.
+pub(super) fn wrapped(first: &str, text: &str) -> String {
+    let indent = first.chars().count();
+    let room = WIDTH - indent;
+    let mut lines = first.to_owned();
+    let mut used = 0;
     for word in text.split_whitespace() {
-        let gap = usize::from(!empty);
-        if !empty && line.chars().count() + gap + word.chars().count() > WIDTH {
-            lines.push_str(&line);
-            lines.push('\n');
-            line = " ".repeat(first.chars().count());
-        } else if !empty {
-            line.push(' ');
+        let characters: Vec<char> = word.chars().collect();
+        for piece in characters.chunks(room) {
+            if used > 0 && used + 1 + piece.len() > room {
+                lines.push('\n');
+                lines.extend(std::iter::repeat_n(' ', indent));
+                used = 0;
+            } else if used > 0 {
+                lines.push(' ');
+                used += 1;
+            }
+            lines.extend(piece);
+            used += piece.len();
         }
-        line.push_str(word);
-        empty = false;
     }
-    lines + &line + "\n"
+    lines + "\n"
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture;
     use super::*;
 
     #[test]
     fn times_have_units() {
         let times = [999, 1_234, 12_345, 1_234_567, 123_456_789, 1_500_000_000].map(time);
         assert_eq!(times, ["999ns", "1.23us", "12us", "1.23ms", "123ms", "1.50s"]);
+        assert_eq!([9_996, 999_600, 9_996_000].map(time), ["10us", "1.00ms", "10ms"]);
         assert_eq!([1.0, 0.03125, 4096.0, 1.5].map(short), ["1", "0.031", "4096", "1.5"]);
+        assert_eq!(short(f64::from(1 << 20)), "1.05M");
         assert_eq!([0.974, 0.000_02].map(percent), ["97%", "0.002%"]);
+    }
+
+    #[test]
+    fn nothing_is_wider_than_the_terminal() {
+        let ratio = |median| Spread {
+            median,
+            p25: median * 0.5,
+            p75: median * 1.5,
+            min: 0.0,
+            max: median * 2.0,
+            rounds: 10,
+        };
+        for factor in [1e-6, 1e-3, 1.0, 9.9, 1e2] {
+            let mut results = fixture::results();
+            results.setup.device.location = "/a".repeat(54);
+            results.setup.machine.processor = Some("x".repeat(150));
+            results.notes.push("y".repeat(350));
+            results.ended_early = Some("z".repeat(350));
+            for cell in &mut results.cells {
+                cell.bytes_per_second = ratio(cell.bytes_per_second.median * factor);
+                cell.operations_per_second = ratio(cell.operations_per_second.median * factor);
+                cell.of_memcpy = cell.of_memcpy.map(|share| ratio(share.median * factor));
+                cell.of_contiguous = cell.of_contiguous.map(|share| ratio(share.median * factor));
+                cell.transfer = cell.transfer.max(2) * 3 / 2 - 1;
+                cell.segment = cell.segment.map(|segment| segment * 3 / 2 - 1);
+                (cell.descriptors, cell.map_calls) = (f64::from(1 << 20), 1 << 16);
+            }
+            for row in &mut results.allocations {
+                let slow = row.allocate.map(|_| ratio(9_996.0 * factor));
+                (row.allocate, row.map, row.release) = (slow, slow, slow);
+                row.strategy = "physically contiguous in transparent huge pages".into();
+                row.failed = row.failed.as_ref().map(|_| "w".repeat(250));
+            }
+            let text = table(&results);
+            let long: Vec<&str> =
+                text.lines().filter(|line| line.chars().count() > WIDTH).collect();
+            assert!(long.is_empty(), "{factor}: {}", long.join("\n"));
+        }
     }
 
     #[test]

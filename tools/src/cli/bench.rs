@@ -16,7 +16,7 @@ use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
 use crate::bench::results::{Results, SCHEMA};
 use crate::bench::{self, Options, Output, Outputs, csv, report, table};
 
-/// Measures contiguous against scatter/gather transfers, batches, channels and latency, with
+/// Measure contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -25,12 +25,16 @@ pub struct Args {
     #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise
-    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = ["csv", "report", "plot", "bind"])]
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = [
+        "csv", "report", "plot", "bind", "iommu", "link", "profile", "rounds", "slice", "sizes",
+        "segments", "batches", "channels", "seed", "timeout",
+    ])]
     compare: Option<Vec<PathBuf>>,
     /// How much is measured
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
     profile: Profile,
-    /// Rounds, in each of which every variant has its turn; 10 for quick, 20 for full
+    /// Rounds, in each of which every variant has its turn, at least 10; 10 for quick, 20 for
+    /// full
     #[arg(long, value_parser = clap::value_parser!(u32).range(10..=10_000))]
     rounds: Option<u32>,
     /// Milliseconds for each variant in a round
@@ -52,7 +56,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Seconds for which no transfer may end
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
     #[command(flatten)]
     reach: Reach,
@@ -138,17 +142,18 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         timeout: Duration::from_secs(args.timeout),
         link: args.link,
     };
-    let results = args.reach.drive(device, model, |driver, device| {
-        bench::run(&options, driver, &device, &interrupted)
-    })?;
-    let mut failures = outputs.write(&results);
-    failures.extend(output::print(&table(&results)).err());
-    failures.extend(results.ended_early.map(Failure::from));
-    if failures.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
-    Err(texts.join("\n").into())
+    args.reach.drive(device, model, |driver, device| {
+        let results = bench::run(&options, driver, &device, &interrupted)?;
+        // Before the device's driver is restored, which may fail.
+        let mut failures = outputs.write(&results);
+        failures.extend(output::print(&table(&results)).err());
+        failures.extend(results.ended_early.map(Failure::from));
+        if failures.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+        Err(texts.join("\n").into())
+    })
 }
 
 /// Tells what changed between two files.

@@ -85,10 +85,12 @@ impl Reach {
             .open(address)
             .map_err(Failure::from)
             .and_then(|device| drive(driver, device));
-        if let Some(binding) = &binding {
-            sysfs.restore(binding)?;
+        let restored = binding.as_ref().map_or(Ok(()), |binding| sysfs.restore(binding).map(drop));
+        match (outcome, restored) {
+            (outcome, Ok(())) => outcome,
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(first), Err(second)) => Err(format!("{first}\n{second}").into()),
         }
-        outcome
     }
 }
 

@@ -4,9 +4,9 @@ use std::fmt::{self, Write as _};
 
 use super::{Change, Comparison, Judgement, ROUNDS, Row, Subject, THRESHOLD, Verdict};
 use crate::bench::results::Series;
+use crate::bench::table;
 use crate::bench::units::{bytes, nanoseconds, rate};
 
-const WIDTH: usize = 100;
 /// Columns for what was measured.
 const SUBJECT: usize = 46;
 /// A change of the median that is shown even if it is within the noise.
@@ -172,25 +172,7 @@ fn shortened(text: &str) -> String {
     begin + "..."
 }
 
-/// A text in lines that fit, cut at blanks where there are any.
+/// A text in lines that fit.
 fn wrapped(f: &mut fmt::Formatter<'_>, first: &str, text: &str) -> fmt::Result {
-    let indent = first.chars().count();
-    let room = WIDTH - indent;
-    let mut line = String::new();
-    let mut prefix = first.to_owned();
-    for word in text.split_whitespace() {
-        let characters: Vec<char> = word.chars().collect();
-        for piece in characters.chunks(room) {
-            let length = line.chars().count();
-            if length > 0 && length + 1 + piece.len() > room {
-                writeln!(f, "{prefix}{line}")?;
-                prefix = " ".repeat(indent);
-                line.clear();
-            } else if length > 0 {
-                line.push(' ');
-            }
-            line.extend(piece);
-        }
-    }
-    writeln!(f, "{prefix}{line}")
+    f.write_str(&table::wrapped(first, text))
 }

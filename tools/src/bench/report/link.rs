@@ -47,6 +47,8 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
             count(link.upstream),
             count(link.downstream),
             percent(link.share),
+            format!("{:.2}", link.gbps),
+            link.ratio.map_or("-".into(), percent),
         ])
     });
     Some(Figure {
@@ -55,7 +57,7 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
         caption: format!(
             "The packets that the model counted, on {name}, at the rate that was measured: the \
              busier direction. A device behind this link cannot exceed 100%. Bars follow the \
-             rate's p25 to p75.{note}"
+             rate's p25 to p75. The table adds the payload that the link has room for.{note}"
         ),
         rows: rows.collect(),
         chart: Some(Chart {
@@ -67,7 +69,16 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
             rules,
             rows: false,
         }),
-        head: vec!["transfer", "segment", "packets", "bytes up", "bytes down", "share"],
+        head: vec![
+            "transfer",
+            "segment",
+            "packets",
+            "bytes up",
+            "bytes down",
+            "share",
+            "room for Gb/s",
+            "of contiguous",
+        ],
         calculated: true,
     })
 }

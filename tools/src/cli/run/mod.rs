@@ -25,8 +25,8 @@ use super::open::{MODEL, Reach};
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 
-/// Drives a device: moves data and verifies every byte (edu, ioat), or runs the device's
-/// own tests (pci-testdev)
+/// Drive a device: move data and verify every byte (edu, ioat), or run the device's own
+/// tests (pci-testdev)
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a

@@ -67,6 +67,7 @@ fn a_gibibyte_is_one_map_call_when_contiguous() {
     drop(buffer);
     let usage = lab.space.usage();
     assert_eq!((usage.map_calls, usage.unmap_calls), (1, 1));
+    assert!(!usage.map_time.is_zero(), "{usage:?}");
     assert!(lab.is_empty());
 }
 
