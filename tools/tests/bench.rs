@@ -98,6 +98,15 @@ fn counts_are_exact_and_the_file_reads_back() {
     assert_eq!(copies, [4096, 65_536]);
     let sg = results.allocations.iter().find(|row| row.strategy == "scatter/gather").unwrap();
     assert!(sg.allocate.unwrap().median > 0.0 && sg.release.unwrap().median > 0.0);
+    assert!(sg.map.unwrap().median > 0.0 && sg.map.unwrap().median < sg.allocate.unwrap().median);
+    // Each is counted, and what the link has room for is the measured rate by its share.
+    for cell in &results.cells {
+        let link = cell.link.unwrap();
+        let gbps = cell.bytes_per_second.median * 8.0 / 1e9 / link.share;
+        assert!((link.gbps / gbps - 1.0).abs() < 1e-6, "{cell:?}");
+        assert_eq!(link.ratio.is_some(), cell.segment.is_some(), "{cell:?}");
+        assert!(link.ratio.is_none_or(|ratio| ratio < 1.0), "{cell:?}");
+    }
 
     for line in out(&output).lines() {
         assert!(line.is_ascii() && line.len() <= 100, "{} columns: {line}", line.len());
@@ -152,6 +161,42 @@ fn a_device_that_fails_leaves_what_was_measured() {
         assert!(results.cells.iter().all(|cell| cell.bytes_per_second.rounds < 200), "{fault}");
         assert_eq!(results.setup.device.iommu, "vfio-user");
     }
+}
+
+#[test]
+fn a_model_that_is_killed_leaves_what_was_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let [socket, json] = ["socket", "json"].map(|name| dir.path().join(name));
+    let mut model = Command::new(env!("CARGO_BIN_EXE_vfio-dma"))
+        .args(["model", "--socket"])
+        .arg(&socket)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while !socket.exists() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "the model does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut args = vec![socket.to_str().unwrap(), "--json", json.to_str().unwrap()];
+    args.extend(SMALL);
+    args.extend(["--rounds", "10000"]);
+    let child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    model.kill().unwrap();
+    model.wait().unwrap();
+    let killed = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(err(&output).contains("the server closed the connection"), "{}", err(&output));
+    // Of buffers in hundreds of segments, too.
+    let longest = err(&output).lines().map(str::len).max().unwrap();
+    assert!(longest < 400, "{}", err(&output));
+    let results = results(&json);
+    assert!(results.ended_early.unwrap().contains("is gone"));
+    assert!(!results.cells.is_empty() && !results.memcpy.is_empty());
 }
 
 #[test]
@@ -215,6 +260,7 @@ fn bad_input_is_refused_with_a_reason() {
         (&[], 2, "DEVICE"),
         (&["--compare", "/nowhere/a.json"], 2, "2 values required"),
         (&["model", "--compare", "a.json", "b.json"], 2, "cannot be used with"),
+        (&["--compare", "a.json", "b.json", "--size", "4K"], 2, "cannot be used with"),
         (&["--compare", "/nowhere/a.json", "/nowhere/b.json"], 1, "/nowhere/a.json: No such file"),
         (&["--compare", "/dev/null", "/dev/null"], 1, "not what `vfio-dma bench --json` writes"),
         (&["model", "--size", "4K", "--segment", "8K"], 1, "not smaller than any transfer"),

@@ -324,8 +324,9 @@ pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
             channels: 1,
         }));
     }
-    let unfit = |size: &&u64| *size % 4096 != 0 || specs.iter().all(|spec| spec.transfer <= **size);
-    let unfit: Vec<String> = segments.iter().filter(unfit).map(|&size| bytes(size)).collect();
+    let fits = |size: u64| size.is_multiple_of(4096) && specs.iter().any(|s| s.transfer > size);
+    let unfit: Vec<String> =
+        segments.iter().filter(|&&size| !fits(size)).map(|&size| bytes(size)).collect();
     let mut notes: Vec<String> = [
         "edu takes 100 ms for each piece of up to 4 KiB, one way: only a few variants are \
          measured, and of batches, channels and latency none, for it has one transfer at a time",

@@ -423,6 +423,7 @@ pub(super) fn wrapped(first: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::fixture;
+    use super::super::plan::LONGEST;
     use super::*;
 
     #[test]
@@ -455,8 +456,10 @@ mod tests {
                 cell.bytes_per_second = ratio(cell.bytes_per_second.median * factor);
                 cell.operations_per_second = ratio(cell.operations_per_second.median * factor);
                 cell.of_memcpy = cell.of_memcpy.map(|share| ratio(share.median * factor));
-                cell.of_contiguous = cell.of_contiguous.map(|share| ratio(share.median * factor));
-                cell.transfer = cell.transfer.max(2) * 3 / 2 - 1;
+                // Ten times the contiguous rate is more than any device has.
+                let share = cell.of_contiguous.map(|share| share.median * factor.min(9.9));
+                cell.of_contiguous = share.map(ratio);
+                cell.transfer = (cell.transfer * 3 / 2).min(LONGEST) - 1;
                 cell.segment = cell.segment.map(|segment| segment * 3 / 2 - 1);
                 (cell.descriptors, cell.map_calls) = (f64::from(1 << 20), 1 << 16);
             }

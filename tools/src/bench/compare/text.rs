@@ -28,6 +28,15 @@ pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt:
             THRESHOLD * 100.0
         ),
     )?;
+    let changed = |row: &Row| matches!(row.verdict(), Verdict::Worse | Verdict::Better);
+    if rows.iter().any(changed) {
+        wrapped(
+            f,
+            "",
+            "What holds for a whole run, such as which processors its threads got, is in no \
+             spread: a change that another pair of runs does not repeat is none.",
+        )?;
+    }
     let sections = [
         (Verdict::Worse, "worse"),
         (Verdict::Better, "better"),

@@ -57,7 +57,7 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
         caption: format!(
             "The packets that the model counted, on {name}, at the rate that was measured: the \
              busier direction. A device behind this link cannot exceed 100%. Bars follow the \
-             rate's p25 to p75. The table adds the payload that the link has room for.{note}"
+             rate's p25 to p75. The table adds the payload that the link would carry.{note}"
         ),
         rows: rows.collect(),
         chart: Some(Chart {
@@ -76,7 +76,7 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
             "bytes up",
             "bytes down",
             "share",
-            "room for Gb/s",
+            "Gb/s at most",
             "of contiguous",
         ],
         calculated: true,
