@@ -89,7 +89,7 @@ pub(crate) trait Registers: Send + std::fmt::Debug + 'static {
     fn bus_master(&mut self, _: bool) {}
 }
 
-/// A PCI device of 4 KiB of configuration space and a 16 KiB BAR0.
+/// A PCI device of 4 KiB of configuration space and a BAR0 of 1 MiB.
 #[derive(Debug)]
 pub(crate) struct Scripted<R> {
     registers: Mutex<R>,
@@ -127,7 +127,7 @@ impl<R: Registers> Backend for Scripted<R> {
     }
     fn region_info(&self, region: Region) -> Result<RegionInfo> {
         let size = match region {
-            Region::Bar(0) => 16 << 10,
+            Region::Bar(0) => 1 << 20,
             Region::Config => 4096,
             _ => 0,
         };

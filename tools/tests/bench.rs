@@ -140,7 +140,7 @@ fn two_files_are_compared() {
 
 #[test]
 fn a_device_that_fails_leaves_what_was_measured() {
-    for (fault, reason) in [("gone@1500", "gone"), ("halt@1500", "halted")] {
+    for (fault, reason) in [("gone@20000", "gone"), ("halt@20000", "halted")] {
         let config = IoatConfig { faults: fault.parse().unwrap(), ..IoatConfig::default() };
         let served = Served::start(config).unwrap();
         let vm::Device::VfioUser { socket } = served.device() else { panic!("on a socket") };
@@ -148,6 +148,8 @@ fn a_device_that_fails_leaves_what_was_measured() {
         let json = dir.path().join("results.json");
         let mut args = vec![socket.to_str().unwrap(), "--json", json.to_str().unwrap()];
         args.extend(SMALL);
+        // So many that the device fails before the last also where all is slow.
+        args.extend(["--rounds", "200"]);
         let output = bench(&args);
         assert_eq!(output.status.code(), Some(1), "{fault}: {}", err(&output));
         assert!(err(&output).contains(reason), "{fault}: {}", err(&output));
@@ -156,7 +158,7 @@ fn a_device_that_fails_leaves_what_was_measured() {
         let why = results.ended_early.unwrap();
         assert!(why.contains("in round") && why.contains(reason), "{fault}: {why}");
         assert!(!results.cells.is_empty() && !results.memcpy.is_empty(), "{fault}");
-        assert!(results.cells.iter().all(|cell| cell.bytes_per_second.rounds < 10), "{fault}");
+        assert!(results.cells.iter().all(|cell| cell.bytes_per_second.rounds < 200), "{fault}");
         assert_eq!(results.setup.device.iommu, "vfio-user");
     }
 }

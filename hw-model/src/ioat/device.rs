@@ -148,6 +148,13 @@ impl Device {
         }
     }
 
+    /// Brings configuration space up to date, before it is read: an engine that executes
+    /// descriptors has transactions pending. Nothing else that it does reaches memory once
+    /// bus mastering is off: that is looked at with the channel's lock held.
+    pub(super) fn refresh_config(&self) {
+        self.pci.show_pending(self.channels.iter().any(|channel| channel.lock().running));
+    }
+
     /// A register was read.
     pub(super) fn taken(&self, reg: Reg) {
         if reg == Reg::AttentionStatus {

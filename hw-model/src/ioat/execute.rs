@@ -171,6 +171,7 @@ pub(super) fn execute(
     ahead: u16,
 ) -> Result<(u64, Descriptor), Stop> {
     if !device.pci.may_issue_requests() {
+        port.release();
         let n = channel.index;
         device.log.warn(format_args!("channel {n}: DMA while the function is not a bus master"));
         return Err(Stop::Halt(ChannelError::READ_DATA));

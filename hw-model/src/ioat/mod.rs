@@ -166,6 +166,7 @@ impl PciFunction for Ioat {
             }
             Region::Config => {
                 count(&device.counters.config_reads);
+                device.refresh_config();
                 device.pci.read(offset, data);
             }
             _ => data.fill(0xff),

@@ -27,9 +27,10 @@ pub(crate) enum Use {
 /// A [`DmaMap`] as one thread uses it.
 ///
 /// The map's shared lock is kept from one access to the next, until somebody wants to change
-/// the map or [`Port::release`] is called: who changes it waits for a piece, of [`PIECE`]
-/// bytes at most, or for the release. So a port must be released before its thread waits for
-/// anything, and between its accesses no other way to the same map may be taken.
+/// the map, an access fails or [`Port::release`] is called: who changes it waits for a piece,
+/// of [`PIECE`] bytes at most, or for the release. So a port must be released before its
+/// thread waits for anything, and between its accesses no other way to the same map may be
+/// taken.
 #[derive(Debug)]
 pub(crate) struct Port<'m> {
     map: &'m DmaMap,
@@ -163,7 +164,7 @@ impl<'m> Port<'m> {
         }
         self.count(Direction::Read, done);
         self.count(Direction::Write, done);
-        result.inspect_err(|fault| self.map.refused(fault))
+        self.end(result)
     }
 
     /// Writes 8 bytes, as [`DmaMap::store_u64`] does.
@@ -203,6 +204,17 @@ impl<'m> Port<'m> {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Ends an access. After a fault the map is let go: what follows is not an access but a
+    /// log record or a halt, which may wait for others.
+    #[inline]
+    fn end(&mut self, result: Result<(), DmaFault>) -> Result<(), DmaFault> {
+        if let Err(fault) = &result {
+            self.release();
+            self.map.refused(fault);
+        }
+        result
+    }
+
     /// Moves `len` bytes in one direction; `part` gets each piece and how much came before.
     fn transfer(
         &mut self,
@@ -234,7 +246,7 @@ impl<'m> Port<'m> {
             walk.remember(begin, seen);
         }
         self.count(direction, done);
-        result.inspect_err(|fault| self.map.refused(fault))
+        self.end(result)
     }
 }
 

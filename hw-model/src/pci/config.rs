@@ -24,6 +24,8 @@ const EXTENDED: u32 = 0x100;
 const STATUS_INTERRUPT: u64 = 1 << 3;
 const STATUS_CAPABILITIES: u64 = 1 << 4;
 const DEVICE_CONTROL_FLR: u64 = 1 << 15;
+/// Device Status: Transactions Pending.
+const DEVICE_STATUS_PENDING: u64 = 1 << 5;
 const MSIX_ENABLE: u64 = 1 << 15;
 const MSIX_MASK_ALL: u64 = 1 << 14;
 const MSI_ENABLE: u64 = 1 << 0;
@@ -125,6 +127,7 @@ impl Builder {
             msi: find(msi, 2),
             msix: find(msix, 2),
             device_control: express.map(|at| at + 8),
+            device_status: find(express, 0x0a),
             set,
         })
     }
@@ -156,6 +159,7 @@ pub struct ConfigSpace {
     msi: Option<RegisterId>,
     msix: Option<RegisterId>,
     device_control: Option<u32>,
+    device_status: Option<RegisterId>,
 }
 
 impl ConfigSpace {
@@ -280,6 +284,17 @@ impl ConfigSpace {
             self.set.set_bits(self.status, STATUS_INTERRUPT);
         } else {
             self.set.clear_bits(self.status, STATUS_INTERRUPT);
+        }
+    }
+
+    /// Shows in the Device Status register whether requests that the function made are not
+    /// answered yet.
+    pub fn show_pending(&self, pending: bool) {
+        let Some(id) = self.device_status else { return };
+        if pending {
+            self.set.set_bits(id, DEVICE_STATUS_PENDING);
+        } else {
+            self.set.clear_bits(id, DEVICE_STATUS_PENDING);
         }
     }
 }

@@ -24,6 +24,8 @@
 
 mod copy_engine;
 mod regs;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use std::sync::Arc;
@@ -179,6 +181,8 @@ pub struct Edu {
     mask: u64,
     /// What the device may be working on: owns the buffers until it is quiet.
     job: Option<Job>,
+    /// Bus mastering was taken away, and not given back.
+    silenced: bool,
 }
 
 impl Edu {
@@ -207,7 +211,8 @@ impl Edu {
                 return Err(EduError::NotEdu { location: location(), id });
             }
         }
-        let mut edu = Edu { interrupts: None, bar, device, config, mask, job: None };
+        let mut edu =
+            Edu { interrupts: None, bar, device, config, mask, job: None, silenced: false };
         edu.settle()?;
         edu.interrupts = match config.completion {
             Completion::Msi => Some(edu.device.interrupts(IrqKind::Msi, 1)?),
@@ -303,6 +308,7 @@ impl Edu {
         self.device.reset()?;
         self.settle()?;
         self.device.set_bus_master(true)?;
+        self.silenced = false;
         Ok(())
     }
 

@@ -244,8 +244,11 @@ impl Edu {
         plan: Result<VecDeque<Piece>, EduError>,
         take: fn(Job) -> Option<T>,
     ) -> Started<'_, T> {
-        let plan = self.refuse_when_busy().and(plan);
-        let pieces = match plan {
+        let ready = self.refuse_when_busy().and_then(|()| match self.silenced {
+            true => self.revive(Instant::now()),
+            false => Ok(()),
+        });
+        let pieces = match ready.and(plan) {
             Ok(pieces) => pieces,
             Err(error) => {
                 let job = Job { source, target, pieces: VecDeque::new(), started: false };
@@ -393,6 +396,7 @@ impl Edu {
     /// Stops the device after a failure. Returns the job when the device reaches memory no
     /// more; otherwise its buffers are never freed.
     pub(super) fn stop(&mut self, job: Job) -> Option<Job> {
+        self.silenced = true;
         if let Err(error) = self.device.quiesce() {
             log::error!(
                 "{}: cannot be stopped, its buffers stay mapped and allocated: {error}",
@@ -403,16 +407,20 @@ impl Edu {
         }
         // The engine reaches no memory now. Let it run out, so that the next transfer does
         // not meet it, and give bus mastering back for that one.
-        let deadline = Instant::now() + Duration::from_secs(1);
-        let settled =
-            self.wait_for("the stopped transfer", deadline, |edu| edu.running().map(|busy| !busy));
-        let ready = settled
-            .and_then(|()| self.bar.set(regs::IRQ_ACK, regs::IRQ_DMA).map_err(EduError::from))
-            .and_then(|()| self.device.set_bus_master(true).map_err(EduError::from));
-        if let Err(error) = ready {
+        if let Err(error) = self.revive(Instant::now() + Duration::from_secs(1)) {
             log::warn!("{}: {error}; bus mastering stays off", self.location());
         }
         Some(job)
+    }
+
+    /// Gives bus mastering back once the engine has run out: without it, edu would report a
+    /// transfer as done that moved nothing.
+    fn revive(&mut self, deadline: Instant) -> Result<(), EduError> {
+        self.wait_for("the stopped transfer", deadline, |edu| edu.running().map(|busy| !busy))?;
+        self.bar.set(regs::IRQ_ACK, regs::IRQ_DMA)?;
+        self.device.set_bus_master(true)?;
+        self.silenced = false;
+        Ok(())
     }
 
     /// Stops the device if it works on the job, then frees the buffers.

@@ -132,6 +132,7 @@ impl Channel {
         self.submit(Tables { source: None, target }, Some(pattern), when_full)
     }
 
+    #[inline]
     fn submit(
         &mut self,
         tables: Tables,
@@ -153,6 +154,7 @@ impl Channel {
     /// Checks everything that can be known before the device is told anything; returns how
     /// many descriptors the transfer needs, or a number of descriptors that are free and at
     /// least as many.
+    #[inline]
     fn check(&self, tables: &Tables) -> Result<u32, IoatError> {
         self.refuse_when_lost()?;
         let engine = &*self.engine;
@@ -218,6 +220,7 @@ impl Channel {
     }
 
     /// Fills as many descriptors of a transfer as are free.
+    #[inline]
     fn feed(&mut self, Rest { key, walk, left }: Rest) {
         let Some(job) = self.jobs.get_mut(key) else { return };
         let Some(tables) = &job.tables else { return };
@@ -305,6 +308,7 @@ impl Channel {
     }
 
     /// Ends the transfers whose last descriptor is done.
+    #[inline]
     pub(super) fn retire(&mut self) -> usize {
         let mut ended = 0;
         while let Some(&key) = self.order.front() {
@@ -321,6 +325,7 @@ impl Channel {
     }
 
     /// Ends a transfer that is not in the order any more.
+    #[inline]
     pub(super) fn end(&mut self, key: usize, result: Result<(), TransferError>) {
         self.stats.transfers += 1;
         if self.feeding.as_ref().is_some_and(|rest| rest.key == key) {
@@ -343,6 +348,7 @@ impl Channel {
     /// # Errors
     ///
     /// [`IoatError::NoSuchTransfer`] when its result was taken.
+    #[inline]
     pub fn is_finished(&self, token: Token) -> Result<bool, IoatError> {
         Ok(self.job(token)?.result.is_some())
     }
@@ -376,6 +382,7 @@ impl Channel {
         Ok(())
     }
 
+    #[inline]
     fn job(&self, token: Token) -> Result<&Job, IoatError> {
         match self.jobs.get(token.key) {
             Some(job) if job.id == token.id && !job.detached => Ok(job),

@@ -191,7 +191,8 @@ impl<'a> Pieces<'a> {
     }
 
     /// As [`Pieces::new`], for limits that were checked.
-    #[inline]
+    // Otherwise it depends on how the crate is cut into codegen units.
+    #[inline(always)]
     pub(crate) fn within(
         source: &'a SgList,
         target: &'a SgList,

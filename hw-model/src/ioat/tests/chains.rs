@@ -151,6 +151,28 @@ fn the_count_wraps_and_65535_may_be_ahead() {
 }
 
 #[test]
+fn a_running_channel_may_be_counted_up_by_as_much_as_can_be_ahead() {
+    let rig = Rig::one();
+    let place = |n: u64| RING + 64 * (n % 16);
+    for n in 0..16 {
+        rig.descriptor(place(n), 4096, DONE, SOURCE, TARGET, place(n + 1));
+    }
+    for _ in 0..5 {
+        rig.arm(RING);
+        let before = rig.record().descriptors;
+        rig.ring(1000);
+        wait("the first is done", || rig.record().descriptors > before);
+        // What the channel knew when it began is a whole turn of the count behind.
+        let all = rig.record().descriptors - before + 65_535;
+        rig.ring(all as u16);
+        wait("all are done", || rig.record().descriptors - before == all);
+        wait("it is idle", || rig.status() == place(all - 1) | IDLE);
+        assert_eq!(rig.errors(), 0);
+        rig.reset();
+    }
+}
+
+#[test]
 fn transfers_rings_and_words_may_span_ranges() {
     let rig = Rig::one();
     let iommu = rig.model.iommu();
@@ -230,4 +252,73 @@ fn packets_are_counted_for_a_link() {
     assert_eq!(counts.get(TlpKind::CompletionWrite).data, 8);
     assert_eq!(counts.get(TlpKind::DescriptorCompletion).data, 4 * 64);
     assert_eq!(counts.get(TlpKind::HostWrite).packets, 2, "CHAINADDR and the doorbell");
+}
+
+/// Ranges come and go, so that those of the transfers move about in the table.
+#[test]
+fn two_channels_copy_while_the_map_changes() {
+    let rig = Rig::new(IoatConfig { channels: 2, ..IoatConfig::default() });
+    let iommu = rig.model.iommu();
+    iommu.unmap(BASE, SIZE).unwrap();
+    let page = 4096;
+    let map = |iova: u64, at: u64| {
+        let host = NonNull::new(rig.arena.at(at, page)).unwrap();
+        let access = DmaAccess::ReadWrite;
+        // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+        unsafe { iommu.map(&MapRequest { iova, host, len: page, access, file: None }) }.unwrap();
+    };
+    for at in (BASE..BASE + SIZE as u64).step_by(page) {
+        map(at, at);
+    }
+    let source = rig.pattern(64 << 10);
+    let stop = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for channel in 0..2u8 {
+            let (rig, source, stop) = (&rig, &source, &stop);
+            scope.spawn(move || {
+                let n = u64::from(channel);
+                let (ring, target) = (RING + 0x1000 * n, TARGET + 0x10_0000 * n);
+                let word = rig.word(WORD + 64 * n);
+                for place in 0..64u64 {
+                    // Every second one spans two pages on either side.
+                    let (at, piece) = (ring + 64 * place, 1024 * place);
+                    let next = ring + 64 * ((place + 1) % 64);
+                    rig.descriptor(at, 1024, DONE, SOURCE + piece, target + 100 + piece, next);
+                }
+                rig.write(Rig::reg(channel, 0x10), 8, ring);
+                for round in 1..=40u16 {
+                    rig.put(target + 100, &vec![0; 64 << 10]);
+                    word.store(0, Ordering::Release);
+                    // In parts, so that runs end and are lengthened.
+                    for part in 0..4 {
+                        let count = u64::from((round - 1) * 64 + 16 * (part + 1));
+                        rig.write(Rig::reg(channel, 0x06), 2, count);
+                    }
+                    let last = (ring + 64 * 63) | IDLE;
+                    wait("the round is done", || word.load(Ordering::Acquire) == last);
+                    assert!(rig.get(target + 100, 64 << 10) == *source, "round {round}");
+                }
+                stop.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let mut longest = Duration::ZERO;
+        let mut round = 0u64;
+        while stop.load(Ordering::Relaxed) < 2 {
+            round += 1;
+            // Below, between the pages of the transfers' tables and above them.
+            let bases = [0x10_0000, BASE - 0x40_0000, BASE + 2 * SIZE as u64];
+            let base = bases[(round % 3) as usize];
+            let places: Vec<u64> = (0..round % 300).map(|n| base + n * 2 * page as u64).collect();
+            let begin = Instant::now();
+            places.iter().for_each(|&iova| map(iova, BASE + 0x70_0000));
+            places.iter().for_each(|&iova| iommu.unmap(iova, page).unwrap());
+            longest = longest.max(begin.elapsed());
+        }
+        assert!(longest < Duration::from_secs(3), "{round} rounds, the longest {longest:?}");
+    });
+    let record = rig.record();
+    assert_eq!((record.errors, record.memory.refused_not_mapped), (0, 0));
+    wait("all are recorded", || rig.record().descriptors == 2 * 40 * 64);
+    let written = 2 * 40 * 64 * (1024 + 8);
+    wait("and all bytes", || rig.record().memory.bytes_written == written);
 }

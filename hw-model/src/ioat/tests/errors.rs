@@ -187,3 +187,83 @@ fn memory_that_is_unmapped_under_a_transfer_is_not_touched_any_more() {
     assert_eq!(rig.get(TARGET, 64), [0; 64]);
     assert!(rig.record().memory.refused_not_mapped > 0);
 }
+
+#[test]
+fn transactions_are_pending_until_the_descriptor_in_hand_is_done() {
+    const DEVICE_STATUS: u64 = 0x98;
+    const PENDING: u32 = 1 << 21;
+    let rig = Rig::one();
+    assert_eq!(rig.config(DEVICE_STATUS) & PENDING, 0);
+    for round in 0..100u64 {
+        rig.put(TARGET, &[0; 8]);
+        rig.clear_completion();
+        rig.descriptor(RING, 1 << 20, FILL | DONE, u64::MAX, TARGET, RING);
+        rig.arm(RING);
+        rig.ring(60_000);
+        wait("it runs", || rig.completion() != 0);
+        std::thread::sleep(Duration::from_micros(37 * (round % 10)));
+        rig.bus_master(false);
+        wait("nothing is pending", || rig.config(DEVICE_STATUS) & PENDING == 0);
+        // Whatever is written now must stay.
+        let marks = [TARGET, TARGET + (1 << 20) - 8];
+        for mark in marks {
+            rig.word(mark).store(0x55, Ordering::Release);
+        }
+        let word = rig.completion();
+        wait("the channel halts", || rig.state() == HALTED);
+        assert_eq!(marks.map(|mark| rig.word(mark).load(Ordering::Acquire)), [0x55; 2]);
+        assert_eq!(rig.completion(), word, "the word of an error is DMA too");
+        // The word of the descriptor in hand was refused, or the fetch of the next one.
+        assert!([1 << 8, 1 << 9].contains(&rig.errors()));
+        assert_eq!(rig.status() & !0x3f, RING);
+        rig.bus_master(true);
+        rig.recover();
+    }
+}
+
+/// A driver that unmaps too early is told by the record, whatever the engine reaches for first.
+#[test]
+fn a_late_access_in_the_middle_of_a_run_is_recorded() {
+    let page = 4096;
+    for (taken, errors) in
+        [(SOURCE, 1 << 8), (TARGET, 1 << 9), (WORD & !0xfff, 1 << 9), (RING, 1 << 8)]
+    {
+        let rig = Rig::one();
+        let iommu = rig.model.iommu();
+        iommu.unmap(BASE, SIZE).unwrap();
+        for iova in [SOURCE, TARGET, WORD & !0xfff, RING] {
+            let request = MapRequest {
+                iova,
+                host: NonNull::new(rig.arena.at(iova, 4096)).unwrap(),
+                len: page,
+                access: DmaAccess::ReadWrite,
+                file: None,
+            };
+            // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+            unsafe { iommu.map(&request) }.unwrap();
+        }
+        for n in 0..64 {
+            let next = RING + 64 * ((n + 1) % 64);
+            rig.descriptor(RING + 64 * n, 4096, DONE, SOURCE, TARGET, next);
+        }
+        rig.arm(RING);
+        // It does not run out of work, however long this thread does not run.
+        let more = || rig.ring((rig.record().descriptors + 30_000) as u16);
+        more();
+        wait("it runs", || rig.completion() != 0);
+        assert_eq!(rig.record().memory.refused_not_mapped, 0);
+        iommu.unmap(taken, page).unwrap();
+        rig.put(taken, &[0xee; 64]);
+        wait("the channel halts", || {
+            more();
+            rig.state() == HALTED
+        });
+        assert_eq!(rig.errors(), errors);
+        let (record, status) = (rig.record(), rig.status());
+        // A descriptor is fetched with those behind it, then alone; a halt tells of itself.
+        let refused = record.memory.refused_not_mapped;
+        assert!((1..=2).contains(&refused), "{refused} late accesses");
+        assert_eq!(status & !0x3f, RING + 64 * ((record.descriptors - 1) % 64));
+        assert_eq!(rig.get(taken, 64), [0xee; 64], "touched after unmap");
+    }
+}

@@ -169,3 +169,33 @@ fn in_d3hot_only_configuration_space_answers() {
     assert_eq!(rig.status(), HALTED, "the write was dropped, and nothing was reset");
     rig.works();
 }
+
+#[test]
+fn suspended_at_any_moment_no_descriptor_is_left_out_or_done_twice() {
+    let rig = Rig::one();
+    const LEN: u64 = 1024;
+    rig.null_ring(SOURCE, LEN);
+    rig.arm(SOURCE);
+    let place = |n: u64| SOURCE + 64 * (n % LEN);
+    rig.ring(1);
+    wait("the first is done", || rig.record().descriptors == 1);
+    let (mut filled, mut caught) = (1, 0);
+    for round in 0..3000u64 {
+        filled += 1 + round * 7919 % 60;
+        rig.ring(filled as u16);
+        if round % 3 == 0 {
+            (0..round % 50).for_each(|_| std::hint::spin_loop());
+            rig.suspend();
+            wait("it is suspended", || rig.state() == SUSPENDED);
+            let done = rig.record().descriptors;
+            assert_eq!(rig.status() & !0x3f, place(done - 1));
+            assert_eq!(rig.completion() & !0x3f, place(done - 1));
+            caught += u64::from(done < filled);
+            rig.ring(filled as u16);
+        }
+        wait("it keeps up", || rig.record().descriptors + 10_000 >= filled);
+    }
+    wait("all are done", || rig.status() == place(filled - 1) | IDLE);
+    wait("all are recorded", || rig.record().descriptors == filled);
+    assert!(caught > 100, "only {caught} suspensions hit a running channel");
+}

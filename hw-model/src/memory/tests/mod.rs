@@ -381,3 +381,31 @@ fn a_port_keeps_the_map_until_somebody_wants_to_change_it() {
     assert_eq!(record.refused_not_mapped, 200);
     assert_eq!((record.bytes_read, record.bytes_written), (expected, expected));
 }
+
+#[test]
+fn a_port_that_met_a_fault_holds_nobody_up() {
+    type Attempt = fn(&mut Port<'_>) -> Result<(), DmaFault>;
+    let map = DmaMap::new();
+    map.map_unbacked(0x1000, PAGE, Access::ReadWrite).unwrap();
+    let attempts: [Attempt; 4] = [
+        |port| port.copy(0x1000, 0x8000, 64),
+        |port| port.read(Use::Chain, 0x1000, &mut [0; 64]),
+        |port| port.store_u64(0x1000, 1),
+        |port| port.load_u64(Use::Chain, 0x8000).map(drop),
+    ];
+    for (n, attempt) in attempts.into_iter().enumerate() {
+        let mut port = map.lasting_port();
+        attempt(&mut port).unwrap_err();
+        // What is done about a fault, such as logging it, may take long or need others.
+        std::thread::scope(|scope| {
+            let begin = Instant::now();
+            let change = scope.spawn(|| map.unmap(0x10_0000, PAGE));
+            while !change.is_finished() && begin.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let finished = change.is_finished();
+            drop(port);
+            assert!(finished, "attempt {n} kept the map");
+        });
+    }
+}

@@ -1,0 +1,105 @@
+//! The driver against an engine that is late.
+
+use vm_memory::VolatileSlice;
+
+use super::*;
+use crate::backend::Backend;
+use crate::devices::{CopyEngine, CopyError};
+use crate::dma::{Pattern, SgTable};
+use crate::testing::{HostIommu, Registers, Scripted};
+
+/// edu's engine, which is done at once unless it is held.
+#[derive(Debug)]
+struct Fake {
+    host: Arc<HostIommu>,
+    /// What started stays running.
+    hold: bool,
+    master: bool,
+    source: u64,
+    target: u64,
+    len: usize,
+    command: u64,
+    buffer: [u8; regs::DEVICE_BUFFER_LEN],
+}
+
+impl Registers for Fake {
+    fn read(&mut self, offset: u64, _: usize) -> u64 {
+        match offset {
+            0x00 => 0x0100_00ed,
+            0x98 if self.hold => self.command,
+            0x98 => self.command & !regs::COMMAND_RUN,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, offset: u64, _: usize, value: u64) {
+        match offset {
+            0x80 => self.source = value,
+            0x88 => self.target = value,
+            0x90 => self.len = value as usize,
+            0x98 => {
+                self.command = value;
+                if self.hold || !self.master {
+                    return;
+                }
+                let to_memory = value & regs::COMMAND_TO_MEMORY != 0;
+                let (memory, own) =
+                    if to_memory { (self.target, self.source) } else { (self.source, self.target) };
+                let memory = self.host.host(memory, self.len).unwrap();
+                // SAFETY: a mapping has so many bytes, which are only reached volatilely.
+                let memory = unsafe { VolatileSlice::new(memory.as_ptr(), self.len) };
+                let own = &mut self.buffer[(own - regs::DEVICE_BUFFER) as usize..][..self.len];
+                if to_memory {
+                    memory.copy_from(own);
+                } else {
+                    memory.copy_to(own);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn bus_master(&mut self, on: bool) {
+        self.master = on;
+    }
+}
+
+#[test]
+fn a_transfer_after_one_that_did_not_run_out_moves_its_bytes() {
+    let backing = Scripted::new((0x1234, 0x11e8), |host| Fake {
+        host,
+        hold: false,
+        master: false,
+        source: 0,
+        target: 0,
+        len: 0,
+        command: 0,
+        buffer: [0; regs::DEVICE_BUFFER_LEN],
+    });
+    let device = Device::open(Arc::clone(&backing) as Arc<dyn Backend>).unwrap();
+    let config = Config {
+        completion: Completion::Polled,
+        address_bits: 64,
+        timeout: Duration::from_millis(20),
+    };
+    let mut edu = Edu::open(device, config).unwrap();
+    let mut source = edu.allocate(10_000, Direction::ToDevice).unwrap();
+    Pattern::new(1).fill(&mut source, 0, 10_000, 0).unwrap();
+    let target = edu.allocate(10_000, Direction::FromDevice).unwrap();
+    let tables = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
+
+    let second = Duration::from_secs(1);
+    backing.registers().hold = true;
+    let late = CopyEngine::copy(&mut edu, tables.0, tables.1, second).unwrap_err();
+    assert!(matches!(*late.error, CopyError::Edu(EduError::Timeout { .. })), "{late:?}");
+    assert!(!backing.registers().master, "the engine runs on: it may not reach memory");
+    let (source, target) = late.tables.unwrap();
+    let busy = CopyEngine::copy(&mut edu, source, target, second).unwrap_err();
+    assert!(matches!(*busy.error, CopyError::Edu(EduError::Busy { .. })), "{busy:?}");
+
+    backing.registers().hold = false;
+    let (source, target) = busy.tables.unwrap();
+    let (_source, target) = CopyEngine::copy(&mut edu, source, target, second).unwrap();
+    let target = target.into_buffer().unwrap();
+    assert_eq!(Pattern::new(1).check(&target, 0, 10_000, 0).unwrap(), Ok(()));
+}
