@@ -17,8 +17,10 @@ pub mod device;
 pub mod devices;
 pub mod dma;
 pub mod irq;
+mod deadline;
 pub mod mmio;
 pub mod pci;
+pub mod queue;
 pub mod ring;
 pub mod session;
 #[cfg(test)]

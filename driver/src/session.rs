@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::vfio::{self, Access, Container, Ioas, NoIommu, Target};
-use crate::backend::{Backend, BackendError};
+use crate::backend::BackendError;
 use crate::device::{Device, DeviceError};
 use crate::dma::AddressSpace;
 use crate::pci::{Address, Sysfs};
@@ -83,7 +83,7 @@ impl Session {
     /// As [`Container::open`], [`Ioas::open`] or [`NoIommu::open`]. With [`Access::Auto`]
     /// [`BackendError::NoAccess`] tells why each way failed, unless the reason is one for
     /// all of them.
-    pub fn open(&mut self, address: Address) -> Result<Arc<Device>, DeviceError> {
+    pub fn open(&mut self, address: Address) -> Result<Device, DeviceError> {
         let ways = ways(self.access);
         if ways.len() > 1 {
             Target::translated(&Sysfs::new(), address)?;
@@ -130,12 +130,11 @@ impl Session {
         device: vfio::Device,
         opener: Opener,
         space: Option<Arc<AddressSpace>>,
-    ) -> Result<Arc<Device>, DeviceError> {
-        let backend: Arc<dyn Backend> = Arc::new(device);
+    ) -> Result<Device, DeviceError> {
         if let Some(space) = space {
-            return Device::open_in(backend, &space);
+            return Device::open_in(device, &space);
         }
-        let device = Device::open(backend)?;
+        let device = Device::open(device)?;
         self.spaces.push(Shared { access, opener, space: Arc::clone(device.space()) });
         Ok(device)
     }

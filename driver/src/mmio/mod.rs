@@ -18,6 +18,7 @@
 //! read is ordered before every later load from memory. That is what `writel` and `readl`
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
+mod poll;
 mod words;
 
 use std::fmt;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
 
+pub use poll::poll_until;
 pub(crate) use words::Words;
 
 /// A register access that failed.
@@ -234,6 +236,8 @@ pub struct Bar {
     fast: Range<u64>,
     fast_base: NonNull<u8>,
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
+    /// Says that a mapping exists, as long as one does.
+    _mapped: Option<Arc<()>>,
 }
 
 // SAFETY: `fast_base` points into a `MappedRegion` that `areas` owns and that is itself
@@ -253,12 +257,17 @@ impl fmt::Debug for Bar {
 }
 
 impl Bar {
-    /// Opens a region of a device and maps what of it can be mapped.
+    /// Opens a region of a device and maps what of it can be mapped; a BAR with a mapping
+    /// holds `mapped`.
     ///
     /// # Errors
     ///
     /// Fails when the device does not implement the region, or a mapping fails.
-    pub fn open(backend: &Arc<dyn Backend>, region: Region) -> Result<Bar> {
+    pub(crate) fn open(
+        backend: &Arc<dyn Backend>,
+        region: Region,
+        mapped: &Arc<()>,
+    ) -> Result<Bar> {
         let info = backend.region_info(region)?;
         if info.size == 0 {
             return Err(BackendError::NoRegion { region }.into());
@@ -275,11 +284,19 @@ impl Bar {
                     size: info.size.min(len),
                 });
             }
+            // An access is naturally aligned in the region: it has to be in the mapping too.
+            let skew = (mapping.base().addr().get() as u64).wrapping_sub(range.start);
+            if !skew.is_multiple_of(8) {
+                let (offset, width) = (range.start, 8);
+                return Err(MmioError::Misaligned { region, offset, width });
+            }
             areas.push((range, mapping));
         }
         let (fast, fast_base) =
             areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
-        Ok(Bar { backend: Arc::clone(backend), region, size: info.size, fast, fast_base, areas })
+        let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
+        let (backend, size) = (Arc::clone(backend), info.size);
+        Ok(Bar { backend, region, size, fast, fast_base, areas, _mapped })
     }
 
     /// Size of the region in bytes.

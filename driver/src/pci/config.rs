@@ -396,7 +396,7 @@ impl<A: ConfigAccess> ConfigSpace<A> {
         self.set_command(Command::INTERRUPT_DISABLE, disable)
     }
 
-    fn set_command(&self, bits: Command, on: bool) -> Result<()> {
+    pub(crate) fn set_command(&self, bits: Command, on: bool) -> Result<()> {
         self.check_present()?;
         let mut wrote = self.command()?;
         wrote.set(bits, on);

@@ -1,9 +1,10 @@
 //! The driver against an engine that is late.
 
+use std::sync::Arc;
+
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::backend::Backend;
 use crate::devices::{CopyEngine, CopyError};
 use crate::dma::{Pattern, SgTable};
 use crate::testing::{HostIommu, Registers, Scripted};
@@ -76,30 +77,30 @@ fn a_transfer_after_one_that_did_not_run_out_moves_its_bytes() {
         command: 0,
         buffer: [0; regs::DEVICE_BUFFER_LEN],
     });
-    let device = Device::open(Arc::clone(&backing) as Arc<dyn Backend>).unwrap();
+    let device = Device::open(backing.attach()).unwrap();
     let config = Config {
         completion: Completion::Polled,
         address_bits: 64,
         timeout: Duration::from_millis(20),
     };
-    let mut edu = Edu::open(device, config).unwrap();
-    let mut source = edu.allocate(10_000, Direction::ToDevice).unwrap();
+    let mut edu = Edu::probe(device, config).unwrap();
+    let mut source = edu.allocate(&Request::new(10_000, Direction::ToDevice)).unwrap();
     Pattern::new(1).fill(&mut source, 0, 10_000, 0).unwrap();
-    let target = edu.allocate(10_000, Direction::FromDevice).unwrap();
+    let target = edu.allocate(&Request::new(10_000, Direction::FromDevice)).unwrap();
     let tables = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
 
     let second = Duration::from_secs(1);
     backing.registers().hold = true;
-    let late = CopyEngine::copy(&mut edu, tables.0, tables.1, second).unwrap_err();
+    let late = CopyEngine::copy_tables(&mut edu, tables.0, tables.1, second).unwrap_err();
     assert!(matches!(*late.error, CopyError::Edu(EduError::Timeout { .. })), "{late:?}");
     assert!(!backing.registers().master, "the engine runs on: it may not reach memory");
     let (source, target) = late.tables.unwrap();
-    let busy = CopyEngine::copy(&mut edu, source, target, second).unwrap_err();
+    let busy = CopyEngine::copy_tables(&mut edu, source, target, second).unwrap_err();
     assert!(matches!(*busy.error, CopyError::Edu(EduError::Busy { .. })), "{busy:?}");
 
     backing.registers().hold = false;
     let (source, target) = busy.tables.unwrap();
-    let (_source, target) = CopyEngine::copy(&mut edu, source, target, second).unwrap();
+    let (_source, target) = CopyEngine::copy_tables(&mut edu, source, target, second).unwrap();
     let target = target.into_buffer().unwrap();
     assert_eq!(Pattern::new(1).check(&target, 0, 10_000, 0).unwrap(), Ok(()));
 }

@@ -17,8 +17,8 @@
 //! | 0x10 | | name | zero-terminated ASCII |
 
 use std::fmt;
-use std::sync::Arc;
 
+use super::{Match, PciDriver, ProbeFailed};
 use crate::backend::{BackendError, Region};
 use crate::device::{Device, DeviceError};
 use crate::mmio::{Bar, MmioError, ReadOnly, Reg, WriteOnly};
@@ -131,31 +131,46 @@ pub struct Membar {
 /// The driver of one pci-testdev.
 #[derive(Debug)]
 pub struct PciTestdev {
-    device: Arc<Device>,
     bars: Vec<(u8, Bar)>,
+    device: Device,
 }
 
-impl PciTestdev {
+impl PciDriver for PciTestdev {
+    const NAME: &'static str = "pci-testdev";
+    /// The ids of QEMU's `docs/specs/pci-testdev.rst`.
+    const MATCHES: &'static [Match] = &[Match::id(0x1b36, 0x0005, "QEMU PCI test device")];
+    type Config = ();
+    type Error = TestdevError;
+
     /// Opens the device's test BARs.
     ///
     /// # Errors
     ///
     /// Fails when it has none.
-    pub fn open(device: Arc<Device>) -> Result<PciTestdev, TestdevError> {
-        let mut bars = Vec::new();
-        for index in 0..2 {
-            match device.bar(index) {
-                Ok(bar) => bars.push((index, bar)),
-                Err(DeviceError::Mmio(MmioError::Backend(BackendError::NoRegion { .. }))) => {}
-                Err(error) => return Err(error.into()),
-            }
+    fn probe(device: Device, (): ()) -> Result<PciTestdev, ProbeFailed<TestdevError>> {
+        match open_bars(&device) {
+            Ok(bars) => Ok(PciTestdev { bars, device }),
+            Err(error) => Err(ProbeFailed::new(error, device)),
         }
-        if bars.is_empty() {
-            return Err(TestdevError::NoTest { region: Region::Bar(0) });
-        }
-        Ok(PciTestdev { device, bars })
     }
+}
 
+fn open_bars(device: &Device) -> Result<Vec<(u8, Bar)>, TestdevError> {
+    let mut bars = Vec::new();
+    for index in 0..2 {
+        match device.bar(index) {
+            Ok(bar) => bars.push((index, bar)),
+            Err(DeviceError::Mmio(MmioError::Backend(BackendError::NoRegion { .. }))) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if bars.is_empty() {
+        return Err(TestdevError::NoTest { region: Region::Bar(0) });
+    }
+    Ok(bars)
+}
+
+impl PciTestdev {
     /// Runs every test of every BAR with `writes` matching writes each.
     ///
     /// # Errors
@@ -187,7 +202,7 @@ impl PciTestdev {
     ///
     /// Fails when the BAR cannot be mapped or reached.
     pub fn membar(&self) -> Result<Option<Membar>, TestdevError> {
-        let info = self.device.backend().region_info(Region::Bar(2)).map_err(DeviceError::from)?;
+        let info = self.device.region(Region::Bar(2))?;
         if info.size == 0 {
             return Ok(None);
         }

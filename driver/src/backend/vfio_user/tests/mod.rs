@@ -135,7 +135,7 @@ impl Scripted {
         Scripted { path, came, _directory: directory }
     }
 
-    fn connect(&self) -> Result<Arc<VfioUser>> {
+    fn connect(&self) -> Result<VfioUser> {
         VfioUser::connect_within(&self.path, PATIENCE)
     }
 
@@ -348,10 +348,10 @@ fn what_the_server_offers_is_mapped_and_the_rest_is_trapped() {
         let areas = [0x2000, 0x1000, 0x1800, 0x100, 0, 0x800];
         bar0.then(|| Act::With(sparse(4000, &areas), shared.try_clone().unwrap()))
     });
-    let device = server.connect().unwrap();
+    let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
     let info = device.region_info(Region::Bar(0)).unwrap();
     assert_eq!(info.mappable, [0x2000..0x3000, 0..0x800]);
-    let bar = crate::mmio::Bar::open(&(Arc::clone(&device) as Arc<dyn Backend>), Region::Bar(0));
+    let bar = crate::mmio::Bar::open(&device, Region::Bar(0), &Arc::default());
     let bar = bar.unwrap();
     assert_eq!(bar.read::<u8>(0x2008).unwrap(), 0xab);
     assert_eq!(bar.read::<u8>(0x1008).unwrap(), 0x5a);
