@@ -11,7 +11,7 @@ use crate::backend::{
     Backend, BackendError, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region, RegionInfo,
     Result, Translation,
 };
-use crate::dma::{AddressSpace, Buffer, Constraints, Direction, Memory, PageSize, Request, place};
+use crate::dma::{AddressSpace, Allocator, Buffer, Direction, Memory, PageSize, Request};
 
 /// Device addresses that stand for memory of this process.
 #[derive(Debug, Default)]
@@ -243,8 +243,7 @@ pub(crate) fn buffer(len: usize) -> (Buffer, Arc<HostIommu>) {
     let backend = Scripted::new((1, 1), |_| NoRegisters).attach();
     let host = Arc::clone(&backend.host);
     let space = AddressSpace::new(backend.iommu()).unwrap();
-    let constraints = Constraints::default();
-    let request = Request::new(len, Direction::Bidirectional).constraints(constraints);
     let device: Arc<dyn Backend> = Arc::new(backend);
-    (place(&space, &device, &request).unwrap(), host)
+    let request = Request::new(len, Direction::Bidirectional);
+    (Allocator::new(&device, &space).allocate(&request).unwrap(), host)
 }

@@ -34,12 +34,12 @@ mod function;
 mod tests;
 
 use std::any::Any;
-use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, IrqKind, Region, RegionInfo};
-use crate::dma::{self, AddressSpace, Buffer, Constraints, Pool, Reservation};
+use crate::dma::{
+    AddressSpace, Allocator, Buffer, DmaLimits, Pool, Request, Reservation,
+};
 use crate::irq::Vector;
 use crate::mmio::Bar;
 use crate::pci::{Capabilities, ConfigSpace};
@@ -55,7 +55,7 @@ pub(crate) use function::Function;
 #[derive(Debug)]
 pub struct Device {
     function: Arc<Function>,
-    space: Arc<AddressSpace>,
+    allocator: Allocator,
 }
 
 impl Device {
@@ -67,7 +67,7 @@ impl Device {
     pub fn open(backend: impl Backend + 'static) -> Result<Device, DeviceError> {
         let backend: Arc<dyn Backend> = Arc::new(backend);
         let space = AddressSpace::new(backend.iommu())?;
-        Device::with(backend, space)
+        Device::with(backend, &space)
     }
 
     /// Opens a device in an address space that other devices use too.
@@ -83,11 +83,13 @@ impl Device {
             return Err(DeviceError::ForeignSpace { location: backend.location() });
         }
         space.refresh()?;
-        Device::with(Arc::new(backend), Arc::clone(space))
+        Device::with(Arc::new(backend), space)
     }
 
-    fn with(backend: Arc<dyn Backend>, space: Arc<AddressSpace>) -> Result<Device, DeviceError> {
-        Ok(Device { function: Function::new(backend)?, space })
+    fn with(backend: Arc<dyn Backend>, space: &Arc<AddressSpace>) -> Result<Device, DeviceError> {
+        let function = Function::new(backend)?;
+        let allocator = Allocator::new(function.backend(), space);
+        Ok(Device { function, allocator })
     }
 
     /// How a user names the device: an address such as `0000:00:05.0`, a socket's path, `model`.
@@ -99,7 +101,7 @@ impl Device {
     /// The address space that its buffers are mapped in.
     #[must_use]
     pub fn space(&self) -> &Arc<AddressSpace> {
-        &self.space
+        self.allocator.space()
     }
 
     /// Its configuration space, to be read.
@@ -176,61 +178,45 @@ impl Device {
         Ok(function.vectors().enable(function.backend(), kind, count)?)
     }
 
+    /// What the device demands of the memory that it is given; nothing until
+    /// [`Device::set_dma_limits`].
+    #[must_use]
+    pub fn dma_limits(&self) -> &DmaLimits {
+        self.allocator.limits()
+    }
+
+    /// Says what the device demands of the memory that it is given: for its driver, once,
+    /// before memory is placed. What was placed before stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// Refuses limits that nothing meets.
+    pub fn set_dma_limits(&mut self, limits: DmaLimits) -> Result<(), DeviceError> {
+        Ok(self.allocator.set_limits(limits)?)
+    }
+
+    /// Places memory for the device: what a driver gives to threads of its own.
+    #[must_use]
+    pub fn allocator(&self) -> &Allocator {
+        &self.allocator
+    }
+
     /// Places a buffer that the device reads or writes.
     ///
     /// # Errors
     ///
-    /// Says what was tried and why it failed.
-    pub fn allocate(&self, request: &dma::Request) -> Result<Buffer, DeviceError> {
-        Ok(dma::place(&self.space, self.function.backend(), request)?)
+    /// As [`Allocator::allocate`].
+    pub fn allocate(&self, request: &Request) -> Result<Buffer, DeviceError> {
+        Ok(self.allocator.allocate(request)?)
     }
 
-    /// Puts contiguous blocks aside, which buffers are taken from. Devices in the same
-    /// address space can take from them too.
+    /// Puts contiguous blocks aside, see [`Allocator::reserve`].
     ///
     /// # Errors
     ///
-    /// Says why the first block that failed cannot be had; nothing is reserved then.
-    pub fn reserve(
-        &self,
-        reservations: &[Reservation],
-        constraints: Constraints,
-    ) -> Result<Arc<Pool>, DeviceError> {
-        Ok(Pool::reserve(&self.space, self.function.backend(), reservations, constraints)?)
-    }
-
-    /// Makes a buffer of a part of a file: a memfd, shared memory, or a file in a huge page
-    /// file system. What is written to the buffer is written to the file.
-    ///
-    /// # Errors
-    ///
-    /// As [`dma::place_in_file`].
-    pub fn adopt_file(
-        &self,
-        file: impl AsFd,
-        offset: u64,
-        request: &dma::Request,
-    ) -> Result<Buffer, DeviceError> {
-        Ok(dma::place_in_file(&self.space, self.function.backend(), file, offset, request)?)
-    }
-
-    /// Makes a buffer of memory of this process, see [`dma::place_in_range`].
-    ///
-    /// # Errors
-    ///
-    /// As [`dma::place_in_range`].
-    ///
-    /// # Safety
-    ///
-    /// As [`dma::place_in_range`].
-    pub unsafe fn adopt(
-        &self,
-        base: NonNull<u8>,
-        request: &dma::Request,
-    ) -> Result<Buffer, DeviceError> {
-        let backend = self.function.backend();
-        // SAFETY: the caller's promise is the same.
-        Ok(unsafe { dma::place_in_range(&self.space, backend, base, request) }?)
+    /// As [`Allocator::reserve`].
+    pub fn reserve(&self, reservations: &[Reservation]) -> Result<Arc<Pool>, DeviceError> {
+        Ok(self.allocator.reserve(reservations)?)
     }
 
     /// Switches the device's right to start DMA and to send MSIs on or off.

@@ -244,7 +244,7 @@ fn what_a_function_may_still_reach_is_never_dropped() {
 fn an_early_return_leaves_no_dma_running_into_freed_memory() {
     let (scripted, mut device) = opened();
     let transfer = |device: &mut Device| -> Result<(), DeviceError> {
-        let buffer = device.allocate(&dma::Request::new(4096, Direction::FromDevice))?;
+        let buffer = device.allocate(&crate::dma::Request::new(4096, Direction::FromDevice))?;
         device.set_bus_master(true)?;
         let mut in_flight = InFlight::new(device);
         in_flight.insert((buffer, Witness(Arc::clone(&scripted), Arc::default())));

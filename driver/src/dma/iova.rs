@@ -29,6 +29,15 @@ impl fmt::LowerHex for Iova {
     }
 }
 
+/// A run of addresses that is contiguous for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Segment {
+    /// First device address.
+    pub iova: Iova,
+    /// Length in bytes.
+    pub len: usize,
+}
+
 /// Why no IOVA range was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -98,6 +107,8 @@ pub struct IovaAllocator {
     free: BTreeMap<u64, u64>,
     /// Allocated ranges: first address to last address.
     used: BTreeMap<u64, u64>,
+    /// What may be handed out at all, allocated or not: as `free`.
+    windows: BTreeMap<u64, u64>,
 }
 
 impl IovaAllocator {
@@ -111,7 +122,12 @@ impl IovaAllocator {
     #[must_use]
     pub fn new(granule: u64, windows: &[RangeInclusive<u64>]) -> IovaAllocator {
         assert!(granule.is_power_of_two(), "the granule is a page size");
-        let mut allocator = IovaAllocator { granule, free: BTreeMap::new(), used: BTreeMap::new() };
+        let mut allocator = IovaAllocator {
+            granule,
+            free: BTreeMap::new(),
+            used: BTreeMap::new(),
+            windows: BTreeMap::new(),
+        };
         for window in windows {
             let Some(start) = window.start().checked_next_multiple_of(granule) else {
                 continue;
@@ -120,9 +136,10 @@ impl IovaAllocator {
             let end_exclusive = u128::from(*window.end()) + 1;
             let end = end_exclusive - end_exclusive % u128::from(granule);
             if end > u128::from(start) {
-                allocator.release(start, (end - 1) as u64);
+                merge(&mut allocator.windows, start, (end - 1) as u64);
             }
         }
+        allocator.free = allocator.windows.clone();
         allocator
     }
 
@@ -134,7 +151,7 @@ impl IovaAllocator {
 
     /// Takes a range out of what can be handed out, for good.
     ///
-    /// Allocated ranges are not affected.
+    /// Allocated ranges are not affected until they are freed.
     pub fn reserve(&mut self, range: RangeInclusive<u64>) {
         let (start, end) = (*range.start(), *range.end());
         if start > end {
@@ -142,22 +159,8 @@ impl IovaAllocator {
         }
         let start = start - start % self.granule;
         let end = end | (self.granule - 1);
-        let hit: Vec<(u64, u64)> = self
-            .free
-            .range(..=end)
-            .rev()
-            .take_while(|&(_, &last)| last >= start)
-            .map(|(&first, &last)| (first, last))
-            .collect();
-        for (first, last) in hit {
-            self.free.remove(&first);
-            if first < start {
-                self.free.insert(first, start - 1);
-            }
-            if last > end {
-                self.free.insert(end + 1, last);
-            }
-        }
+        cut(&mut self.free, start, end);
+        cut(&mut self.windows, start, end);
     }
 
     /// Replaces the windows, keeping what is allocated: an address space shrinks when
@@ -165,9 +168,9 @@ impl IovaAllocator {
     pub fn set_windows(&mut self, windows: &[RangeInclusive<u64>]) {
         let mut next = IovaAllocator::new(self.granule, windows);
         for (&first, &last) in &self.used {
-            next.reserve(first..=last);
+            cut(&mut next.free, first, last);
         }
-        self.free = next.free;
+        (self.free, self.windows) = (next.free, next.windows);
     }
 
     /// Allocates `len` bytes, rounded up to whole granules, at a multiple of `align`, with
@@ -250,7 +253,7 @@ impl IovaAllocator {
             return Err(self.explain(least.clamp(self.granule, len), self.granule, mask));
         }
         for &(start, part) in &plan {
-            self.reserve(start..=start + (part - 1));
+            cut(&mut self.free, start, start + (part - 1));
             self.used.insert(start, start + (part - 1));
         }
         Ok(plan.into_iter().map(|(start, part)| (Iova(start), part)).collect())
@@ -269,7 +272,11 @@ impl IovaAllocator {
             return Err(not_allocated);
         }
         if let Some(end) = self.used.remove(&iova.0) {
-            self.release(iova.0, end);
+            // Only what a window still has: it may have shrunk meanwhile.
+            let windows: Vec<(u64, u64)> = overlapping(&self.windows, iova.0, end).collect();
+            for (first, last) in windows {
+                merge(&mut self.free, first.max(iova.0), last.min(end));
+            }
         }
         Ok(())
     }
@@ -322,22 +329,46 @@ impl IovaAllocator {
             _ => IovaError::MaskTooSmall { mask, lowest },
         }
     }
+}
 
-    /// Adds a run to the free ones, merged with what it touches or overlaps.
-    fn release(&mut self, start: u64, end: u64) {
-        let (mut start, mut end) = (start, end);
-        // Runs that begin at or before the address behind the new one can touch it.
-        let reach = end.saturating_add(1);
-        while let Some((&first, &last)) = self.free.range(..=reach).next_back() {
-            if last.saturating_add(1) < start {
-                break;
-            }
-            self.free.remove(&first);
-            start = start.min(first);
-            end = end.max(last);
+/// The runs that share addresses with `start..=end`, descending.
+fn overlapping(
+    runs: &BTreeMap<u64, u64>,
+    start: u64,
+    end: u64,
+) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let from_above = runs.range(..=end).rev();
+    from_above.take_while(move |&(_, &last)| last >= start).map(|(&first, &last)| (first, last))
+}
+
+/// Takes `start..=end` out of runs.
+fn cut(runs: &mut BTreeMap<u64, u64>, start: u64, end: u64) {
+    let hit: Vec<(u64, u64)> = overlapping(runs, start, end).collect();
+    for (first, last) in hit {
+        runs.remove(&first);
+        if first < start {
+            runs.insert(first, start - 1);
         }
-        self.free.insert(start, end);
+        if last > end {
+            runs.insert(end + 1, last);
+        }
     }
+}
+
+/// Adds a run to others, merged with what it touches or overlaps.
+fn merge(runs: &mut BTreeMap<u64, u64>, start: u64, end: u64) {
+    let (mut start, mut end) = (start, end);
+    // Runs that begin at or before the address behind the new one can touch it.
+    let reach = end.saturating_add(1);
+    while let Some((&first, &last)) = runs.range(..=reach).next_back() {
+        if last.saturating_add(1) < start {
+            break;
+        }
+        runs.remove(&first);
+        start = start.min(first);
+        end = end.max(last);
+    }
+    runs.insert(start, end);
 }
 
 /// The highest aligned start of `len` bytes inside `first..=last`.
@@ -394,6 +425,22 @@ mod tests {
         assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x4000..=0x5fff, 0x8000..=0x9fff]);
         a.free(kept, 0x2000).unwrap();
         assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x4000..=0x9fff]);
+    }
+
+    #[test]
+    fn what_a_window_has_lost_is_not_handed_out_again_when_it_is_freed() {
+        let mut a = IovaAllocator::new(PAGE, &[0x1000..=0xffff]);
+        let kept = a.allocate(0x6000, 1, 0x9fff).unwrap();
+        assert_eq!(kept, Iova(0x4000));
+        // Another device has joined, which reserves the middle of it.
+        a.set_windows(&[0x1000..=0x5fff, 0x8000..=0xffff]);
+        a.free(kept, 0x6000).unwrap();
+        assert_eq!(a.free_runs().collect::<Vec<_>>(), vec![0x1000..=0x5fff, 0x8000..=0xffff]);
+        let kept = a.allocate(PAGE, 1, 0x1fff).unwrap();
+        a.reserve(0..=0x2fff);
+        a.free(kept, PAGE).unwrap();
+        assert_eq!(a.free_runs().next(), Some(0x3000..=0x5fff));
+        assert!(a.free(kept, PAGE).is_err(), "freed all the same");
     }
 
     #[test]

@@ -63,25 +63,35 @@
 //! # }
 //! ```
 
+mod allocator;
 mod buffer;
+mod direction;
 mod error;
 mod iova;
+mod limits;
+mod mapping;
 mod memory;
 mod pattern;
 mod placement;
+mod pool;
+mod report;
+mod request;
 mod sg;
 mod space;
 #[cfg(test)]
 mod testing;
 
-pub use buffer::{Buffer, Direction, Segment};
+pub use allocator::Allocator;
+pub use buffer::Buffer;
+pub use direction::Direction;
 pub use error::DmaError;
-pub use iova::{Iova, IovaAllocator, IovaError};
+pub use iova::{Iova, IovaAllocator, IovaError, Segment};
+pub use limits::{DmaLimits, LimitExceeded, LimitsError};
 pub use memory::{FrameError, Memory, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
-pub use placement::{
-    Attempt, Cause, Constraints, Outcome, Placement, Pool, PoolUsage, Reason, Report, Request,
-    Reservation, Strategy, place, place_in_file, place_in_range,
-};
-pub use sg::{Piece, Pieces, SgError, SgLimits, SgList, SgTable, Walk};
+pub use placement::Reservation;
+pub use pool::{Pool, PoolUsage};
+pub use report::{Attempt, Cause, Outcome, Placement, Reason, Report, Strategy};
+pub use request::Request;
+pub use sg::{Piece, Pieces, SgError, SgList, SgTable, Walk};
 pub use space::{AddressSpace, Usage};

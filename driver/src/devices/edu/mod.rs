@@ -36,7 +36,7 @@ use super::{Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
 use crate::deadline::Deadline;
 use crate::device::{Device, DeviceError};
-use crate::dma::{Buffer, Direction, DmaError, Iova, Request, SgError};
+use crate::dma::{Buffer, Direction, DmaError, DmaLimits, Iova, Request, SgError};
 use crate::irq::{IrqError, Vector};
 use crate::mmio::{Bar, MmioError, poll_until};
 use crate::queue::InFlight;
@@ -246,6 +246,8 @@ fn identify(device: &Device, config: Config) -> Result<(Bar, u64), EduError> {
 
 impl Edu {
     fn set_up(&mut self) -> Result<(), EduError> {
+        let limits = DmaLimits { address_mask: self.mask, ..DmaLimits::default() };
+        self.device.set_dma_limits(limits)?;
         self.settle()?;
         let kind = match self.config.completion {
             Completion::Msi => Some(IrqKind::Msi),

@@ -88,7 +88,7 @@ fn a_transfer_after_one_that_did_not_run_out_moves_its_bytes() {
     let mut source = edu.allocate(&Request::new(10_000, Direction::ToDevice)).unwrap();
     Pattern::new(1).fill(&mut source, 0, 10_000, 0).unwrap();
     let target = edu.allocate(&Request::new(10_000, Direction::FromDevice)).unwrap();
-    let tables = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
+    let tables = (SgTable::from(source), SgTable::from(target));
 
     let second = Duration::from_secs(1);
     backing.registers().hold = true;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Edu, EduError, regs};
 use crate::deadline::Deadline;
-use crate::dma::{Buffer, Direction, Pieces, Segment, SgLimits, SgTable};
+use crate::dma::{Buffer, Direction, DmaLimits, Pieces, Segment, SgTable};
 use crate::queue::Slot;
 
 /// One run of the engine.
@@ -204,7 +204,7 @@ impl Edu {
         source: SgTable,
         target: SgTable,
     ) -> Started<'_, (SgTable, SgTable)> {
-        let fit = Pieces::new(source.list(), target.list(), &SgLimits::default());
+        let fit = Pieces::new(source.list(), target.list(), &DmaLimits::default());
         let plan = fit.map(drop).map_err(EduError::from).and_then(|()| {
             let from = self.all_of(&source, Direction::ToDevice)?;
             self.plan(Some(from), Some(self.all_of(&target, Direction::FromDevice)?), 0)

@@ -193,7 +193,7 @@ impl Memory {
     }
 
     /// Memory that somebody else has mapped and goes on owning: `[base, base + len)`, both
-    /// multiples of 4 KiB.
+    /// multiples of a base page.
     ///
     /// # Safety
     ///
@@ -227,7 +227,11 @@ impl Memory {
             return Err(error("mapping past the end of the file", Errno::EINVAL));
         };
         let fs = nix::sys::statfs::fstatfs(&file).map_err(|errno| error("fstatfs", errno))?;
-        let page = if fs.filesystem_type().0 == HUGETLBFS { stat.st_blksize as u64 } else { 4096 };
+        let page = if fs.filesystem_type().0 == HUGETLBFS {
+            stat.st_blksize as u64
+        } else {
+            PageSize::Base.bytes() as u64
+        };
         let first = offset - offset % page;
         let whole = usize::try_from(end.next_multiple_of(page) - first).ok();
         let size = whole.and_then(NonZeroUsize::new).ok_or(error("mmap", Errno::EOVERFLOW))?;
@@ -271,8 +275,8 @@ impl Memory {
         from: &Memory,
         pages: Range<usize>,
     ) -> Result<(), MemoryError> {
-        let len = pages.len() * frames::FRAME;
-        let offset = pages.start * frames::FRAME;
+        let len = pages.len() * frames::frame_bytes();
+        let offset = pages.start * frames::frame_bytes();
         debug_assert!(at + len <= self.len && offset + len <= from.len);
         // SAFETY: inside of `from`.
         let source = unsafe { from.base.byte_add(offset) };

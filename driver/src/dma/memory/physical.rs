@@ -15,7 +15,7 @@ impl Memory {
 impl Memory {
     /// Makes every page present, the last one first.
     pub(in crate::dma) fn touch_downwards(&self) {
-        for offset in (0..self.len()).step_by(frames::FRAME).rev() {
+        for offset in (0..self.len()).step_by(frames::frame_bytes()).rev() {
             // SAFETY: inside of the memory.
             let page = unsafe { self.base().byte_add(offset) };
             // SAFETY: the memory is writable, zeroed and not used yet.
@@ -59,7 +59,7 @@ impl Blocks {
         from: &Memory,
         pages: Range<usize>,
     ) -> Result<(), MemoryError> {
-        let len = pages.len() * frames::FRAME;
+        let len = pages.len() * frames::frame_bytes();
         self.memory.take_pages(self.filled, from, pages)?;
         self.push(Part { len, file: None });
         Ok(())

@@ -2,15 +2,28 @@
 
 use std::fmt;
 
-use super::Placement;
 use crate::backend::Translation;
 use crate::dma::PageSize;
+
+/// Which strategies a caller wishes for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// All of them in order: contiguous where that can be had, scatter/gather otherwise.
+    #[default]
+    Auto,
+    /// One segment, or nothing.
+    Contiguous,
+    /// Scatter/gather at once, in base pages that are not neighbours unless
+    /// [`Request::longest_run`](crate::dma::Request::longest_run) says otherwise.
+    ScatterGather,
+}
 
 /// A way to place a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// A piece of a [`Pool`](super::Pool) that was reserved when the device was opened.
+    /// A piece of a [`Pool`](crate::dma::Pool) that the request names.
     Pool,
     /// Memory of this page size, mapped at one IOVA range through the IOMMU.
     IommuContiguous(PageSize),

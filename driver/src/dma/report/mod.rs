@@ -1,8 +1,14 @@
 //! What came of each strategy.
 
+mod reason;
+mod strategy;
+
 use std::fmt;
 
-use super::{Direction, Reason, Request, Strategy};
+use super::Direction;
+
+pub use reason::{Cause, Reason};
+pub use strategy::{Placement, Strategy};
 
 /// What came of a strategy.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -47,8 +53,8 @@ pub struct Report {
 }
 
 impl Report {
-    pub(in crate::dma) fn new(request: &Request) -> Report {
-        Report { len: request.len, direction: request.direction, attempts: Vec::new() }
+    pub(super) fn new(len: usize, direction: Direction) -> Report {
+        Report { len, direction, attempts: Vec::new() }
     }
 
     /// The strategy that placed the buffer, with its segments and map calls.

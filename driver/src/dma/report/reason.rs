@@ -1,13 +1,12 @@
 //! Why a strategy did not place a buffer.
 
 use std::fmt;
-use std::io;
 
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use crate::backend::{BackendError, Translation};
-use crate::dma::memory::lock::LockLimit;
-use crate::dma::{DmaError, FrameError, IovaError, MemoryError, PageSize};
+use crate::backend::Translation;
+use crate::dma::limits::LimitExceeded;
+use crate::dma::memory::{FrameError, PageSize};
 
 /// What is in the way, with the limit that was met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +14,9 @@ use crate::dma::{DmaError, FrameError, IovaError, MemoryError, PageSize};
 pub enum Cause {
     /// The buffer is smaller than one page of this size.
     SmallerThanPage(PageSize),
-    /// Nothing was reserved when the device was opened.
+    /// The request names no pool.
     NoPool,
-    /// No pool has a piece that is long enough and under the mask.
+    /// The pool has no piece that is long enough and under the mask.
     PoolSpent {
         /// Bytes that were reserved.
         capacity: u64,
@@ -91,6 +90,8 @@ pub enum Cause {
     },
     /// The memory belongs to the caller, its bytes cannot go elsewhere.
     Lent,
+    /// The device could not be given what was placed.
+    Limit(LimitExceeded),
     /// Something else, in its own words.
     Other(String),
 }
@@ -127,6 +128,7 @@ impl Reason {
             Cause::NoPatience => "no-patience",
             Cause::Waited { .. } => "waited",
             Cause::Lent => "lent",
+            Cause::Limit(_) => "device-limit",
             Cause::Other(_) => "other",
         }
     }
@@ -149,6 +151,8 @@ impl Reason {
             | Cause::Waited { .. }
             | Cause::Lent
             | Cause::Other(_) => None,
+            Cause::Limit(LimitExceeded::TooManySegments { limit, .. }) => Some(limit),
+            Cause::Limit(_) => None,
         }
     }
 
@@ -173,68 +177,11 @@ impl Reason {
             Cause::Frames(_) => "CAP_SYS_ADMIN".into(),
             Cause::NotContiguous { .. } => "how fragmented the machine's memory is".into(),
             Cause::NoPatience | Cause::Waited { .. } => "Request::patience".into(),
+            Cause::Limit(_) => "what the device takes (Device::set_dma_limits)".into(),
             Cause::Translation(_) => "whether the machine has an IOMMU in use".into(),
             Cause::SmallerThanPage(_) | Cause::Lent | Cause::Other(_) => return None,
         })
     }
-
-    /// The reason behind an error, for `asked` bytes.
-    pub(super) fn of(error: &DmaError, asked: usize) -> Reason {
-        let asked = asked as u64;
-        let cause = match error {
-            DmaError::Memory(error) => of_memory(error, asked),
-            DmaError::Iova(error) => of_iova(error),
-            DmaError::TooManyMappings { needed, available } => {
-                Cause::Mappings { needed: *needed, available: *available }
-            }
-            DmaError::Frames(error) => Cause::Frames(error.clone()),
-            DmaError::AboveMask { address, mask, .. } => {
-                Cause::AddressMask { mask: *mask, lowest: Some(*address) }
-            }
-            DmaError::NoTranslation { .. } => Cause::Translation(Translation::Physical),
-            DmaError::Backend(BackendError::Os { source, .. }) => of_map(error, source, asked),
-            other => Cause::Other(other.to_string()),
-        };
-        Reason { asked, cause }
-    }
-}
-
-fn of_memory(error: &MemoryError, asked: u64) -> Cause {
-    use nix::errno::Errno;
-    let page = error.page_size;
-    match (error.action, error.source) {
-        ("mlock", Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN) => lock_limit(asked),
-        ("mmap" | "memfd_create" | "ftruncate", _) if page.pool().is_some() => {
-            Some(Cause::HugePages { page, free: page.free() })
-        }
-        _ => None,
-    }
-    .unwrap_or_else(|| Cause::Other(error.to_string()))
-}
-
-fn of_iova(error: &IovaError) -> Cause {
-    match *error {
-        IovaError::MaskTooSmall { mask, lowest } => Cause::AddressMask { mask, lowest },
-        IovaError::NoRun { len, align, mask, free, longest } => {
-            Cause::IovaRun { needed: len, align, mask, free, longest }
-        }
-        ref other => Cause::Other(other.to_string()),
-    }
-}
-
-/// What type1 means: ENOMEM for the limit on locked memory, ENOSPC for its own limit.
-fn of_map(error: &DmaError, source: &io::Error, asked: u64) -> Cause {
-    match source.raw_os_error() {
-        Some(libc::ENOMEM) => lock_limit(asked),
-        Some(libc::ENOSPC) => Some(Cause::Mappings { needed: 1, available: 0 }),
-        _ => None,
-    }
-    .unwrap_or_else(|| Cause::Other(error.to_string()))
-}
-
-fn lock_limit(asked: u64) -> Option<Cause> {
-    let limit = LockLimit::of_this_process().filter(|limit| limit.refuses(asked))?;
-    Some(Cause::MemoryLock { limit: limit.limit, locked: limit.locked })
 }
 
 impl fmt::Display for Reason {
@@ -301,6 +248,7 @@ impl fmt::Display for Reason {
                 write!(f, "freed {frees} times in {milliseconds} ms, never enough")
             }
             Cause::Lent => f.write_str("the memory is the caller's, its bytes cannot move"),
+            Cause::Limit(limit) => limit.fmt(f),
             Cause::Other(text) => f.write_str(text),
         }
     }
