@@ -21,7 +21,6 @@ mod deadline;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
-pub mod ring;
 pub mod session;
 #[cfg(test)]
 mod testing;

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, IrqKind, Region, RegionInfo};
 use crate::dma::{
-    AddressSpace, Allocator, Buffer, DmaLimits, Pool, Request, Reservation,
+    AddressSpace, Allocator, Buffer, Coherent, DmaLimits, Pool, Request, Reservation, Shared,
 };
 use crate::irq::Vector;
 use crate::mmio::Bar;
@@ -208,6 +208,19 @@ impl Device {
     /// As [`Allocator::allocate`].
     pub fn allocate(&self, request: &Request) -> Result<Buffer, DeviceError> {
         Ok(self.allocator.allocate(request)?)
+    }
+
+    /// Places an array that the device shares, see [`Allocator::coherent`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Allocator::coherent`].
+    pub fn coherent<T: Shared>(
+        &self,
+        len: usize,
+        alignment: u64,
+    ) -> Result<Coherent<T>, DeviceError> {
+        Ok(self.allocator.coherent(len, alignment)?)
     }
 
     /// Puts contiguous blocks aside, see [`Allocator::reserve`].

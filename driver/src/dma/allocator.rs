@@ -5,8 +5,12 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::{AddressSpace, Buffer, DmaError, DmaLimits, Pool, Request, Reservation, placement};
+use super::{
+    AddressSpace, Buffer, Coherent, Direction, DmaError, DmaLimits, Placement, Pool, Request,
+    Reservation, Shared, placement,
+};
 use crate::backend::Backend;
+use crate::mmio::Width;
 
 /// Places memory that one device reaches, under the device's limits.
 ///
@@ -57,6 +61,25 @@ impl Allocator {
     /// [`DmaError::NoPlacement`] with the reason of every strategy when none succeeded.
     pub fn allocate(&self, request: &Request) -> Result<Buffer, DmaError> {
         placement::place(&self.owner, &self.space, &self.limits, request)
+    }
+
+    /// Places an array that the device shares, zeroed, contiguous for the device, and aligned
+    /// to `alignment` bytes, a power of two.
+    ///
+    /// # Errors
+    ///
+    /// As [`Allocator::allocate`].
+    pub fn coherent<T: Shared>(
+        &self,
+        len: usize,
+        alignment: u64,
+    ) -> Result<Coherent<T>, DmaError> {
+        let bytes = len.checked_mul(Coherent::<T>::STRIDE);
+        let bytes = bytes.ok_or(DmaError::TooLong { len: usize::MAX })?;
+        let request = Request::new(bytes, Direction::Bidirectional)
+            .alignment(alignment.max(<T::Word as Width>::BYTES as u64))
+            .placement(Placement::Contiguous);
+        Coherent::new(self.allocate(&request)?, len)
     }
 
     /// Puts contiguous blocks aside, which requests that name the pool

@@ -2,7 +2,7 @@
 
 use crate::backend::BackendError;
 
-use super::{FrameError, IovaError, LimitExceeded, LimitsError, MemoryError, Report};
+use super::{FrameError, Iova, IovaError, LimitExceeded, LimitsError, MemoryError, Report};
 
 /// A DMA operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,21 @@ pub enum DmaError {
     /// Physical addresses could not be read.
     #[error(transparent)]
     Frames(#[from] FrameError),
+    /// A buffer cannot hold an array that a device shares.
+    #[error(
+        "an array of {needed} bytes, contiguous for the device, does not fit a buffer of {len} \
+         bytes in {segments} segments from IOVA {iova} on"
+    )]
+    NotCoherent {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes of the buffer.
+        len: usize,
+        /// Its segments.
+        segments: usize,
+        /// Where it begins.
+        iova: Iova,
+    },
     /// The access does not lie inside the buffer.
     #[error("{len} bytes at offset {offset} are outside of the buffer's {size} bytes")]
     OutOfBounds {

@@ -65,6 +65,7 @@
 
 mod allocator;
 mod buffer;
+mod coherent;
 mod direction;
 mod error;
 mod iova;
@@ -83,6 +84,7 @@ mod testing;
 
 pub use allocator::Allocator;
 pub use buffer::Buffer;
+pub use coherent::{Coherent, Element, Elements, Shared};
 pub use direction::Direction;
 pub use error::DmaError;
 pub use iova::{Iova, IovaAllocator, IovaError, Segment};

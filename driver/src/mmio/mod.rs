@@ -19,7 +19,6 @@
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
 mod poll;
-mod words;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -30,7 +29,6 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
 
 pub use poll::poll_until;
-pub(crate) use words::Words;
 
 /// A register access that failed.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +73,8 @@ pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
     const BYTES: usize;
     /// The value an absent device reads as.
     const ALL_ONES: Self;
+    /// The value of zeroed memory.
+    const ZERO: Self;
 
     /// Loads a register's little-endian value.
     ///
@@ -92,6 +92,22 @@ pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
     #[doc(hidden)]
     unsafe fn store(at: NonNull<u8>, value: Self);
 
+    /// Loads a little-endian value from memory; orders nothing.
+    ///
+    /// # Safety
+    ///
+    /// As [`Width::load`].
+    #[doc(hidden)]
+    unsafe fn load_relaxed(at: NonNull<Self>) -> Self;
+
+    /// Stores a little-endian value to memory; orders nothing.
+    ///
+    /// # Safety
+    ///
+    /// As [`Width::store`].
+    #[doc(hidden)]
+    unsafe fn store_relaxed(at: NonNull<Self>, value: Self);
+
     #[doc(hidden)]
     fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self>;
     #[doc(hidden)]
@@ -104,6 +120,7 @@ macro_rules! width {
         impl Width for $ty {
             const BYTES: usize = size_of::<$ty>();
             const ALL_ONES: Self = <$ty>::MAX;
+            const ZERO: Self = 0;
 
             #[inline]
             unsafe fn load(at: NonNull<u8>) -> Self {
@@ -118,6 +135,18 @@ macro_rules! width {
                 barrier::before_write();
                 // SAFETY: the caller vouches for validity and alignment.
                 unsafe { at.cast::<$ty>().as_ptr().write_volatile(value.to_le()) };
+            }
+
+            #[inline]
+            unsafe fn load_relaxed(at: NonNull<Self>) -> Self {
+                // SAFETY: the caller vouches for validity and alignment.
+                <$ty>::from_le(unsafe { at.read_volatile() })
+            }
+
+            #[inline]
+            unsafe fn store_relaxed(at: NonNull<Self>, value: Self) {
+                // SAFETY: the caller vouches for validity and alignment.
+                unsafe { at.write_volatile(value.to_le()) };
             }
 
             fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self> {
@@ -137,10 +166,10 @@ macro_rules! width {
 width!(u8, u16, u32, u64);
 
 /// Barriers between memory and registers.
-mod barrier {
+pub(crate) mod barrier {
     /// Keeps earlier stores to memory before the register write that follows.
     #[inline]
-    pub(super) fn before_write() {
+    pub(crate) fn before_write() {
         // x86 does not reorder a store to uncached memory with earlier stores
         // (Intel SDM vol. 3, 11.2.2): only the compiler must be held.
         #[cfg(target_arch = "x86_64")]
@@ -156,7 +185,7 @@ mod barrier {
 
     /// Keeps later loads from memory behind the register read before.
     #[inline]
-    pub(super) fn after_read() {
+    pub(crate) fn after_read() {
         #[cfg(target_arch = "x86_64")]
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         // SAFETY: a barrier touches no memory and no register of the program.
