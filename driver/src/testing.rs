@@ -240,10 +240,15 @@ impl Registers for NoRegisters {
 
 /// A buffer and the map that a device would reach it through.
 pub(crate) fn buffer(len: usize) -> (Buffer, Arc<HostIommu>) {
+    let (allocator, host) = allocator();
+    (allocator.allocate(&Request::new(len, Direction::Bidirectional)).unwrap(), host)
+}
+
+/// What places memory, and the map that a device would reach it through.
+pub(crate) fn allocator() -> (Allocator, Arc<HostIommu>) {
     let backend = Scripted::new((1, 1), |_| NoRegisters).attach();
     let host = Arc::clone(&backend.host);
     let space = AddressSpace::new(backend.iommu()).unwrap();
     let device: Arc<dyn Backend> = Arc::new(backend);
-    let request = Request::new(len, Direction::Bidirectional);
-    (Allocator::new(&device, &space).allocate(&request).unwrap(), host)
+    (Allocator::new(&device, &space), host)
 }

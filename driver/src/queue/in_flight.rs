@@ -58,6 +58,7 @@ impl<T: Send + 'static> InFlight<T> {
     }
 
     /// Keeps something until it is completed.
+    #[inline]
     pub fn insert(&mut self, item: T) -> Slot {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -65,9 +66,31 @@ impl<T: Send + 'static> InFlight<T> {
     }
 
     /// Gives back what the device is done with; `None` when that was done before.
+    #[inline]
     pub fn complete(&mut self, slot: Slot) -> Option<T> {
-        let known = self.items.get(slot.key).is_some_and(|&(id, _)| id == slot.id);
-        known.then(|| self.items.remove(slot.key).1)
+        self.get(slot)?;
+        Some(self.items.remove(slot.key).1)
+    }
+
+    /// What a slot names; the device may be using it.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, slot: Slot) -> Option<&T> {
+        self.items.get(slot.key).filter(|(id, _)| *id == slot.id).map(|(_, item)| item)
+    }
+
+    /// What a slot names, for what the driver itself keeps there: the device may be using the
+    /// rest.
+    #[inline]
+    #[must_use]
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut T> {
+        self.items.get_mut(slot.key).filter(|(id, _)| *id == slot.id).map(|(_, item)| item)
+    }
+
+    /// Gives back everything, for a driver that knows its device to be done with all of it: a
+    /// part of a function that was stopped by itself.
+    pub fn complete_all(&mut self) -> impl Iterator<Item = T> {
+        self.items.drain().map(|(_, item)| item)
     }
 
     /// How much is in flight.
