@@ -13,11 +13,11 @@
 //! - [`devices`]: drivers for particular devices.
 
 pub mod backend;
+mod deadline;
 pub mod device;
 pub mod devices;
 pub mod dma;
 pub mod irq;
-mod deadline;
 pub mod mmio;
 pub mod pci;
 pub mod queue;

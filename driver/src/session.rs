@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::backend::vfio::{self, Access, Container, Ioas, NoIommu, Target};
 use crate::backend::BackendError;
+use crate::backend::vfio::{self, Access, Container, Ioas, NoIommu, Target};
 use crate::device::{Device, DeviceError};
 use crate::dma::AddressSpace;
 use crate::pci::{Address, Sysfs};

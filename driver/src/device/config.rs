@@ -41,6 +41,8 @@ impl ConfigAccess for ConfigMut<'_> {
     }
 
     fn write(&self, offset: u16, data: &[u8]) -> Result<(), BackendError> {
-        self.0.write_config(offset, data).map_err(|e| BackendError::Gone { location: String::new(), reason: e.to_string() })
+        self.0
+            .write_config(offset, data)
+            .map_err(|e| BackendError::Gone { location: String::new(), reason: e.to_string() })
     }
 }

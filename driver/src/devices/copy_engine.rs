@@ -30,7 +30,6 @@ use std::time::Duration;
 
 use super::Identity;
 use super::edu::EduError;
-#[cfg(any())]
 use super::ioat::{IoatError, TransferError};
 use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 use crate::pci::PciError;
@@ -50,11 +49,9 @@ pub enum CopyError {
     /// edu refused or failed.
     #[error(transparent)]
     Edu(#[from] EduError),
-    #[cfg(any())]
     /// I/OAT refused.
     #[error(transparent)]
     Ioat(#[from] IoatError),
-    #[cfg(any())]
     /// A transfer of I/OAT began and did not end well.
     #[error(transparent)]
     Transfer(#[from] TransferError),
