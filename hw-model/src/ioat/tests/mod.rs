@@ -20,7 +20,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use vfio_dma::backend::{Backend, DmaAccess, IrqKind, MapRequest, Region};
 
 use super::{Fault, FaultPlan, IoatConfig, Record};
-use crate::embedded::Embedded;
+use crate::embedded::{Attached, Embedded};
 
 /// Where the rig's memory is in the device's view.
 const BASE: u64 = 0x100_0000;
@@ -84,6 +84,7 @@ impl Drop for Arena {
 
 /// A model, memory for it, and as much of a driver as a test needs.
 struct Rig {
+    device: Attached,
     model: Arc<Embedded>,
     arena: Arena,
 }
@@ -93,7 +94,8 @@ impl Rig {
     fn new(config: IoatConfig) -> Rig {
         let _ = env_logger::builder().is_test(true).try_init();
         let channels = config.channels;
-        let rig = Rig { model: Embedded::new(config).unwrap(), arena: Arena::new() };
+        let model = Embedded::new(config).unwrap();
+        let rig = Rig { device: model.attach().unwrap(), model, arena: Arena::new() };
         let request = MapRequest {
             iova: BASE,
             host: rig.arena.0,
@@ -102,7 +104,7 @@ impl Rig {
             file: None,
         };
         // SAFETY: the arena outlives the model's use of it: fields are dropped in order, and
-        // the model's last reference is the rig's.
+        // the model's last references are the rig's.
         unsafe { rig.model.iommu().map(&request) }.unwrap();
         rig.bus_master(true);
         for channel in 0..channels {
@@ -128,7 +130,7 @@ impl Rig {
 
     fn bus_master(&self, on: bool) {
         let command: u16 = if on { 0x0006 } else { 0x0002 };
-        self.model.region_write(Region::Config, 0x04, &command.to_le_bytes()).unwrap();
+        self.device.region_write(Region::Config, 0x04, &command.to_le_bytes()).unwrap();
     }
 
     fn reg(channel: u8, offset: u64) -> u64 {
@@ -137,22 +139,22 @@ impl Rig {
 
     fn read(&self, offset: u64, len: usize) -> u64 {
         let mut data = [0; 8];
-        self.model.region_read(Region::Bar(0), offset, &mut data[..len]).unwrap();
+        self.device.region_read(Region::Bar(0), offset, &mut data[..len]).unwrap();
         u64::from_le_bytes(data)
     }
 
     fn write(&self, offset: u64, len: usize, value: u64) {
-        self.model.region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len]).unwrap();
+        self.device.region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len]).unwrap();
     }
 
     fn config(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.model.region_read(Region::Config, offset, &mut data).unwrap();
+        self.device.region_read(Region::Config, offset, &mut data).unwrap();
         u32::from_le_bytes(data)
     }
 
     fn set_config(&self, offset: u64, value: u32) {
-        self.model.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
+        self.device.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
     }
 
     fn record(&self) -> Record {
@@ -292,7 +294,7 @@ impl Rig {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let events: Vec<_> = (0..count).map(|_| event()).collect();
         let fds: Vec<_> = events.iter().map(AsFd::as_fd).collect();
-        self.model.irq_enable(kind, &fds).unwrap();
+        self.device.irq_enable(kind, &fds).unwrap();
         events
     }
 }
