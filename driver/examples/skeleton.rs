@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use vfio_dma::backend::IrqKind;
 use vfio_dma::device::Device;
 use vfio_dma::dma::{Buffer, Constraints, Direction, Pattern, Request};
+use vfio_dma::host::Sysfs;
 use vfio_dma::irq::Interrupts;
 use vfio_dma::mmio::{Bar, ReadOnly, ReadWrite, Reg, WriteOnly};
-use vfio_dma::pci::Sysfs;
 use vfio_dma::session::Session;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -5,12 +5,13 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, BackendError, IrqKind, Region};
+use crate::backend::{Backend, BackendError, IrqKind, Region, backend_error};
 use crate::dma::{self, AddressSpace, Buffer, Constraints, DmaError, Pool, Reservation};
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
 use crate::pci::capability::PciExpress;
 use crate::pci::{Capabilities, ConfigSpace, PciError};
+use crate::remedy::Remedy;
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum DeviceError {
     Backend(#[from] BackendError),
     /// Configuration space could not be read, or did not take a write.
     #[error(transparent)]
-    Config(#[from] PciError),
+    Config(PciError),
     /// A BAR could not be opened.
     #[error(transparent)]
     Mmio(#[from] MmioError),
@@ -45,6 +46,27 @@ pub enum DeviceError {
         /// How long was waited.
         waited: Duration,
     },
+}
+
+impl From<PciError> for DeviceError {
+    fn from(error: PciError) -> DeviceError {
+        backend_error(error).map_or_else(DeviceError::Config, DeviceError::Backend)
+    }
+}
+
+impl DeviceError {
+    /// What the reader can do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&Remedy> {
+        match self {
+            DeviceError::Backend(error)
+            | DeviceError::Mmio(MmioError::Backend(error))
+            | DeviceError::Irq(IrqError::Backend(error))
+            | DeviceError::Dma(DmaError::Backend(error)) => error.remedy(),
+            DeviceError::Config(error) => error.remedy(),
+            _ => None,
+        }
+    }
 }
 
 /// How long a PCI Express function is given to finish its transactions; completion

@@ -40,11 +40,15 @@ pub enum IrqError {
         /// What was being done.
         action: &'static str,
         /// The kernel's reason.
-        source: Errno,
+        source: std::io::Error,
     },
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+fn refused(action: &'static str, errno: Errno) -> IrqError {
+    IrqError::Event { action, source: errno.into() }
 }
 
 type Result<T> = std::result::Result<T, IrqError>;
@@ -71,7 +75,7 @@ impl Interrupts {
         let events = (0..count)
             .map(|_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK))
             .collect::<nix::Result<Vec<_>>>()
-            .map_err(|source| IrqError::Event { action: "creating an eventfd", source })?;
+            .map_err(|errno| refused("creating an eventfd", errno))?;
         let fds: Vec<BorrowedFd<'_>> = events.iter().map(AsFd::as_fd).collect();
         backend.irq_enable(kind, &fds)?;
         Ok(Interrupts { backend: Arc::clone(backend), kind, events })
@@ -104,9 +108,7 @@ impl Interrupts {
             match event.read() {
                 Ok(count) => return Ok(count),
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(source) => {
-                    return Err(IrqError::Event { action: "reading an eventfd", source });
-                }
+                Err(errno) => return Err(refused("reading an eventfd", errno)),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -117,9 +119,7 @@ impl Interrupts {
             let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::from(millis)) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(source) => {
-                    return Err(IrqError::Event { action: "polling an eventfd", source });
-                }
+                Err(errno) => return Err(refused("polling an eventfd", errno)),
             }
         }
     }

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 /// A driver of this crate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Driver {
     /// QEMU's educational device (QEMU, docs/specs/edu).
@@ -99,6 +98,7 @@ mod tests {
         assert_eq!(driver(0xffff, 0xffff), None);
     }
 
+    #[cfg(feature = "serde")]
     #[test]
     fn the_serialised_name_is_the_printed_name() {
         for known in KNOWN_DEVICES {

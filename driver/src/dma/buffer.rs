@@ -13,8 +13,9 @@ use super::placement::{Lease, Site};
 use super::{AddressSpace, DmaError, FrameError, Iova, Memory, Report, Request};
 
 /// Which way data flows through a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Direction {
     /// From memory to the device: the device only reads.
     ToDevice,
@@ -47,7 +48,8 @@ impl fmt::Display for Direction {
 }
 
 /// A run of a buffer that is contiguous for the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Segment {
     /// First device address.
     pub iova: Iova,

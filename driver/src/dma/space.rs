@@ -9,7 +9,8 @@ use super::placement::Pool;
 use super::{Constraints, DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
 
 /// What is mapped in an address space, and how often that changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Usage {
     /// Mappings that exist now.
     pub mappings: u64,

@@ -6,7 +6,8 @@ use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::Sysfs;
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
 

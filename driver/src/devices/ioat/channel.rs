@@ -17,7 +17,8 @@ use crate::mmio::SplitOrder;
 use crate::ring::Ring;
 
 /// What a channel did so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Stats {
     /// Transfers that ended, well or not.
     pub transfers: u64,

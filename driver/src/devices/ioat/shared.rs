@@ -58,15 +58,16 @@ impl SharedChannel {
     ///
     /// Fails when the kernel refuses an eventfd or a thread.
     pub fn new(mut channel: Channel) -> Result<SharedChannel, IoatError> {
-        let refused = |action| move |source| IoatError::from(IrqError::Event { action, source });
-        let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        let refused = |action| {
+            move |source: std::io::Error| IoatError::from(IrqError::Event { action, source })
+        };
         let nudge = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(refused("creating an eventfd"))?;
+            .map_err(|errno| refused("creating an eventfd")(errno.into()))?;
         let interrupt = channel
             .event()
             .map(|event| event.try_clone_to_owned())
             .transpose()
-            .map_err(|error| refused("duplicating an eventfd")(errno(error)))?;
+            .map_err(refused("duplicating an eventfd"))?;
         channel.woken = Some(Vec::new());
         let channel = Mutex::new(channel);
         let inner = Arc::new(Inner { channel, nudge, interrupt, stop: AtomicBool::new(false) });
@@ -74,7 +75,7 @@ impl SharedChannel {
         let thread = std::thread::Builder::new()
             .name("ioat".into())
             .spawn(move || theirs.run())
-            .map_err(|error| refused("starting a thread")(errno(error)))?;
+            .map_err(|error| refused("starting a thread")(error))?;
         Ok(SharedChannel(Arc::new(Owner { inner, thread: Some(thread) })))
     }
 

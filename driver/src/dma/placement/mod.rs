@@ -55,8 +55,9 @@ impl Constraints {
 }
 
 /// Which strategies a caller wishes for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Placement {
     /// All of them in order: contiguous where that can be had, scatter/gather otherwise.
     #[default]

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::io;
 
-use serde::ser::{Serialize, SerializeStruct, Serializer};
-
 use crate::backend::{BackendError, Translation};
 use crate::dma::memory::lock::LockLimit;
 use crate::dma::{DmaError, FrameError, IovaError, MemoryError, PageSize};
@@ -306,8 +304,10 @@ impl fmt::Display for Reason {
     }
 }
 
-impl Serialize for Reason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+#[cfg(feature = "serde")]
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
         let mut reason = serializer.serialize_struct("Reason", 5)?;
         reason.serialize_field("reason", self.name())?;
         reason.serialize_field("asked", &self.asked)?;

@@ -7,8 +7,9 @@ use crate::backend::Translation;
 use crate::dma::PageSize;
 
 /// A way to place a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Strategy {
     /// A piece of a [`Pool`](super::Pool) that was reserved when the device was opened.
     Pool,

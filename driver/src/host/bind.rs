@@ -1,8 +1,9 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Former, IommuGroup, PciDeviceInfo, Sysfs, VFIO_PCI};
+use super::{Aftermath, Former, Holder, HostError, PciDeviceInfo, Result, Sysfs};
 use crate::pci::Address;
-use crate::pci::error::{Aftermath, PciError, Result};
+use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
+use crate::remedy::Remedy;
 
 /// How [`Sysfs::bind`] left a function; [`Sysfs::restore`] takes it back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,17 +57,17 @@ impl Sysfs {
     /// # Errors
     ///
     /// Without an IOMMU, vfio-pci refuses the function unless VFIO's no-IOMMU mode is on; the
-    /// cause is [`PciError::NoGroup`] then.
+    /// cause is [`SysfsError::NoGroup`] then.
     ///
     /// When a step fails half-way, everything is put back as it was, and
-    /// [`PciError::Bind`] tells the reason and whether that worked.
+    /// [`HostError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
         let device = self.device(address)?;
         if device.driver.as_deref() == Some(VFIO_PCI) {
             return Ok(Binding { address, former: None, group: device.group });
         }
         if device.class.is_pci_bridge() {
-            return Err(PciError::NotAnEndpoint { address, class: device.class });
+            return Err(HostError::NotAnEndpoint { address, class: device.class });
         }
         self.check_permission(address)?;
         self.ensure_vfio_pci()?;
@@ -89,12 +90,12 @@ impl Sysfs {
             Err(cause) => {
                 let aftermath = self.roll_back(address, &former, &cause);
                 let cause = match cause {
-                    PciError::WrongDriver { .. } if device.group.is_none() => {
-                        PciError::NoGroup { address }
+                    HostError::WrongDriver { .. } if device.group.is_none() => {
+                        SysfsError::NoGroup { address }.into()
                     }
                     cause => cause,
                 };
-                Err(PciError::Bind { address, cause: Box::new(cause), aftermath })
+                Err(HostError::Bind { address, cause: Box::new(cause), aftermath })
             }
         }
     }
@@ -140,7 +141,10 @@ impl Sysfs {
         let address = device.address;
         let holders = self.holders(device);
         if !holders.is_empty() {
-            return Err(PciError::InUse { address, holders });
+            let own = holders.iter().all(Holder::is_this_process);
+            let remedy =
+                if own { Remedy::UseOpenDevice } else { Remedy::EndHolders { node: None } };
+            return Err(HostError::InUse { address, holders, remedy });
         }
         let driver = match former {
             Some(former) => {
@@ -151,7 +155,7 @@ impl Sysfs {
                 self.set_override(address, None)?;
                 self.detach(address)?;
                 self.probe(address)?;
-                self.driver(address)?
+                self.tree.driver(address)?
             }
         };
         self.forget(address);
@@ -168,10 +172,10 @@ impl Sysfs {
         self.expect_driver(address, Some(VFIO_PCI))
     }
 
-    fn roll_back(&self, address: Address, former: &Former, cause: &PciError) -> Aftermath {
-        if matches!(cause, PciError::Stuck { .. }) {
+    fn roll_back(&self, address: Address, former: &Former, cause: &HostError) -> Aftermath {
+        if matches!(cause, HostError::Stuck { .. }) {
             // Another write would wait for the same lock of the kernel.
-            return Aftermath::Pending(address);
+            return Aftermath::Pending { remedy: Remedy::Unbind { address } };
         }
         match self.put_back(address, former) {
             Ok(()) => {
@@ -184,7 +188,7 @@ impl Sysfs {
 
     /// Gives the function the driver and the override that it had, whatever it has now.
     fn put_back(&self, address: Address, former: &Former) -> Result<()> {
-        if self.driver(address)? != former.driver {
+        if self.tree.driver(address)? != former.driver {
             // While the driver is attached, an override may name no other one.
             let during = former.driver_override.as_ref().and(former.driver.as_deref());
             self.set_override(address, during)?;
@@ -224,7 +228,7 @@ mod tests {
         let binding = sysfs.bind(address).unwrap();
         assert_eq!(binding.former.as_ref().unwrap().driver.as_deref(), Some("edu"));
         assert_eq!(binding.group.unwrap().number, 3);
-        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("vfio-pci"));
+        assert_eq!(sysfs.tree().driver(address).unwrap().as_deref(), Some("vfio-pci"));
         assert_eq!(
             fake.writes(),
             ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "drivers_probe=0000:00:05.0"]
@@ -329,7 +333,7 @@ mod tests {
                 "edu/bind=0000:00:05.0",
             ]
         );
-        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("edu"));
+        assert_eq!(sysfs.tree().driver(address).unwrap().as_deref(), Some("edu"));
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
         assert_eq!(sysfs.recall(address), None);
     }
@@ -341,7 +345,7 @@ mod tests {
         let error = fake.sysfs().bind(address).unwrap_err();
         assert!(matches!(
             &error,
-            PciError::Bind { aftermath: Aftermath::Restored(Some(driver)), .. } if driver == "edu"
+            HostError::Bind { aftermath: Aftermath::Restored(Some(driver)), .. } if driver == "edu"
         ));
         assert_eq!(
             fake.writes(),
@@ -370,7 +374,7 @@ mod tests {
         assert!(text.contains("0000:00:05.0/driver_override"), "{text}");
         assert!(text.contains("run as root"), "{text}");
         assert!(fake.sysfs().recall(address).is_none());
-        assert_eq!(fake.sysfs().driver(address).unwrap().as_deref(), Some("edu"));
+        assert_eq!(fake.sysfs().tree().driver(address).unwrap().as_deref(), Some("edu"));
     }
 
     #[test]
@@ -379,8 +383,8 @@ mod tests {
         fake.stall("edu/unbind");
         let sysfs = Sysfs { timeout: Duration::from_millis(200), ..fake.sysfs() };
         let error = sysfs.bind(address).unwrap_err();
-        assert!(matches!(error, PciError::Bind { aftermath: Aftermath::Pending(_), .. }));
-        assert!(error.to_string().contains("vfio-dma unbind 0000:00:05.0"), "{error}");
+        assert!(matches!(error, HostError::Bind { aftermath: Aftermath::Pending { .. }, .. }));
+        assert_eq!(error.remedy(), Some(&Remedy::Unbind { address }));
         assert_eq!(fake.writes(), ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0"]);
         // Later, the record brings everything back.
         fake.resume();
@@ -423,7 +427,7 @@ mod tests {
         let class = fake.path("bus/pci/devices").join(BDF).join("class");
         fs::write(class, "0x060400\n").unwrap();
         let error = fake.sysfs().bind(address).unwrap_err();
-        assert!(matches!(error, PciError::NotAnEndpoint { .. }), "{error}");
+        assert!(matches!(error, HostError::NotAnEndpoint { .. }), "{error}");
         assert_eq!(fake.writes(), [""; 0]);
     }
 }
