@@ -14,6 +14,7 @@ use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::dma::{Direction, Memory, PageSize};
 use vfio_dma::host::Sysfs;
 use vfio_dma::mmio::{Reg, WriteOnly};
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_tests::{Machine, address, vfio_dma};
 use vfio_dma_tools::vm::{self, Iommu, Kernel, VmConfig};
@@ -22,8 +23,8 @@ use crate::errors::as_user;
 use crate::interrupts::{SOON, check_intx, check_msix};
 use crate::memory::check_directions;
 use crate::support::{
-    bind, check_refusal, copy_and_verify, leaves_machine_alone, open_through, refused,
-    share_a_buffer, without_iommu,
+    bind, check_refusal, copy_and_verify, leaves_machine_alone, open_through, open_without_iommu,
+    refused, share_a_buffer, without_iommu,
 };
 
 const EDU: u8 = 0;
@@ -184,7 +185,8 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
 }
 
 /// What takes no DMA: registers, regions, each kind of interrupt, and reset.
-fn check_without_dma(device: Arc<Device>) {
+fn check_without_dma(open: fn(Address) -> Arc<Device>) {
+    let device = open(address(EDU));
     let edu = Edu::open(Arc::clone(&device), Config::default()).unwrap();
     assert_eq!(edu.version().unwrap(), (1, 0));
     drop(edu);
@@ -196,13 +198,13 @@ fn check_without_dma(device: Arc<Device>) {
     device.bar(0).unwrap().set(RAISE, 1).unwrap();
     assert_eq!(msi.wait(0, SOON).unwrap(), 1);
     msi.disable().unwrap();
-    let card = open_through(access, address(CARD));
+    let card = open(address(CARD));
     check_msix(&card);
     card.reset().unwrap();
 }
 
 pub(crate) fn registers_and_interrupts_work_through_iommufd() {
-    check_without_dma(open_through(Access::Iommufd, address(EDU)));
+    check_without_dma(|address| open_through(Access::Iommufd, address));
 }
 
 pub(crate) fn the_group_and_the_character_device_exclude_each_other() {
@@ -308,7 +310,7 @@ pub(crate) fn auto_never_takes_noiommu() {
 }
 
 pub(crate) fn registers_and_interrupts_work_without_an_iommu() {
-    check_without_dma(open_without_iommu(address(EDU)));
+    check_without_dma(open_without_iommu);
 }
 
 pub(crate) fn testdev_passes_without_an_iommu() {

@@ -7,6 +7,7 @@ use vfio_dma::host::{Binding, Sysfs};
 use vfio_dma::pci::Address;
 use vfio_dma::pci::sysfs::SysfsError;
 
+use super::remedy::explain;
 use super::{Failure, output};
 
 /// Bind a device to vfio-pci; its driver is remembered for `unbind`
@@ -30,7 +31,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // The binding itself worked; what follows would fail when the device is opened.
     match sysfs.tree().viability(address).and_then(|viability| viability.check()) {
         Err(warning @ (SysfsError::NoGroup { .. } | SysfsError::GroupNotViable { .. })) => {
-            output::complain(&format!("warning: it cannot be opened yet: {warning}"));
+            output::complain(&format!("warning: it cannot be opened yet: {}", explain(&warning)));
         }
         result => result?,
     }
