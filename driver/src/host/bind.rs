@@ -1,6 +1,6 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Aftermath, Former, Holder, HostError, PciDeviceInfo, Result, Sysfs};
+use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
 use crate::pci::Address;
 use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
 use crate::remedy::Remedy;
@@ -141,9 +141,12 @@ impl Sysfs {
         let address = device.address;
         let holders = self.holders(device);
         if !holders.is_empty() {
-            let own = holders.iter().all(Holder::is_this_process);
-            let remedy =
-                if own { Remedy::UseOpenDevice } else { Remedy::EndHolders { node: None } };
+            let own = holders.iter().filter(|holder| holder.is_this_process()).count();
+            let remedy = match (own, holders.len() - own) {
+                (0, _) => Remedy::EndHolders { node: None },
+                (_, 0) => Remedy::UseOpenDevice,
+                _ => "drop the device that this process has open, and end the others".into(),
+            };
             return Err(HostError::InUse { address, holders, remedy });
         }
         let driver = match former {
@@ -403,9 +406,30 @@ mod tests {
         std::os::unix::fs::symlink("/dev/vfio/3", process.join("fd/5")).unwrap();
         let error = sysfs.unbind(address).unwrap_err();
         assert!(error.to_string().contains("process 4711"), "{error}");
+        assert_eq!(error.remedy(), Some(&Remedy::EndHolders { node: None }));
         assert_eq!(fake.writes(), [""; 0]);
         fs::remove_dir_all(process).unwrap();
         sysfs.unbind(address).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_has_the_function_open_itself_is_not_told_to_end() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        let hold = |pid: u32| {
+            let process = fake.path("proc").join(pid.to_string());
+            fs::create_dir_all(process.join("fd")).unwrap();
+            std::os::unix::fs::symlink("/dev/vfio/3", process.join("fd/5")).unwrap();
+        };
+        hold(std::process::id());
+        let error = sysfs.unbind(address).unwrap_err();
+        assert_eq!(error.remedy(), Some(&Remedy::UseOpenDevice));
+        let text = error.to_string();
+        assert!(text.contains("this process") && !text.contains("end it"), "{text}");
+        hold(std::process::id() + 1);
+        let text = sysfs.unbind(address).unwrap_err().to_string();
+        assert!(text.contains("drop the device") && text.contains("end the others"), "{text}");
     }
 
     #[test]

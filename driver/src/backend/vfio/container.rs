@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_loops_or_leaves_the_answer_ends() {
+    fn a_chain_that_loops_or_leaves_the_reply_ends() {
         let mut looping = reply();
         looping[28..32].copy_from_slice(&24u32.to_ne_bytes());
         assert_eq!(decode(&Reply::new(looping)).available_mappings, None);
