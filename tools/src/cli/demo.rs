@@ -9,7 +9,7 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::{Config, Ioat};
 use vfio_dma::devices::recognise;
 use vfio_dma::dma::Placement;
-use vfio_dma::pci::Sysfs;
+use vfio_dma::host::Sysfs;
 use vfio_dma_model::embedded::{Embedded, IommuOptions};
 use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
 

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::pci::sysfs::{Bar, IommuGroup, PciDeviceInfo};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::{Bar, PciDeviceInfo, Sysfs};
+use vfio_dma::pci::Address;
+use vfio_dma::pci::sysfs::IommuGroup;
 
 use super::{Failure, output};
 

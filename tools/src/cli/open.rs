@@ -6,11 +6,13 @@ use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::Sysfs;
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
 
 use super::Failure;
+use super::remedy::explain;
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
@@ -37,13 +39,16 @@ enum IommuArg {
     Noiommu,
 }
 
-impl From<IommuArg> for Access {
-    fn from(arg: IommuArg) -> Access {
-        match arg {
-            IommuArg::Auto => Access::Auto,
-            IommuArg::Type1 => Access::Type1,
-            IommuArg::Iommufd => Access::Iommufd,
-            IommuArg::Noiommu => Access::NoIommu,
+impl IommuArg {
+    fn session(self) -> Session {
+        match self {
+            IommuArg::Auto => Session::through(Access::Auto),
+            IommuArg::Type1 => Session::through(Access::Type1),
+            IommuArg::Iommufd => Session::through(Access::Iommufd),
+            // SAFETY: the user asked by name for the mode in which the device can reach all
+            // memory; the drivers give it the addresses of buffers that were placed for it,
+            // which stay locked and owned until it is done with them.
+            IommuArg::Noiommu => unsafe { Session::without_iommu() },
         }
     }
 }
@@ -81,7 +86,9 @@ impl Reach {
         let info = sysfs.device(address)?;
         let driver = known(&address.to_string(), info.vendor, info.device)?;
         let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
-        let outcome = Session::through(self.iommu.into())
+        let outcome = self
+            .iommu
+            .session()
             .open(address)
             .map_err(Failure::from)
             .and_then(|device| drive(driver, device));
@@ -89,7 +96,9 @@ impl Reach {
         match (outcome, restored) {
             (outcome, Ok(())) => outcome,
             (Ok(_), Err(error)) => Err(error.into()),
-            (Err(first), Err(second)) => Err(format!("{first}\n{second}").into()),
+            (Err(first), Err(second)) => {
+                Err(format!("{}\n{}", explain(&*first), explain(&second)).into())
+            }
         }
     }
 }

@@ -16,7 +16,8 @@ use crate::queue::{InFlight, Slot, Wakers};
 const ARM_TRIES: u32 = 4;
 
 /// What a channel did so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Stats {
     /// Transfers that ended, well or not.
     pub transfers: u64,

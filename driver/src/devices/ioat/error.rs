@@ -200,12 +200,15 @@ pub enum IoatError {
     /// A generic operation of the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Configuration space did not answer.
-    #[error(transparent)]
-    Config(#[from] PciError),
     /// A buffer operation failed.
     #[error(transparent)]
     Dma(#[from] DmaError),
+}
+
+impl From<PciError> for IoatError {
+    fn from(error: PciError) -> IoatError {
+        DeviceError::from(error).into()
+    }
 }
 
 /// Why a transfer that was begun did not end well.

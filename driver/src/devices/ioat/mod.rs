@@ -78,8 +78,9 @@ pub use transfer::{Token, WhenFull};
 use regs::ChannelRegs;
 
 /// What becomes of the transfers behind one that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum OnError {
     /// They run, in their order, once the channel is set up again.
     RunTheRest,
