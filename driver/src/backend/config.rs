@@ -47,8 +47,8 @@ mod tests {
 
     #[test]
     fn configuration_space_is_read_and_written_through_the_backend() {
-        let backend = Scripted::new((0x1234, 0x11e8), |_| NoRegisters);
-        let config = ConfigSpace::new(&*backend as &dyn Backend);
+        let backend = Scripted::new((0x1234, 0x11e8), |_| NoRegisters).attach();
+        let config = ConfigSpace::new(&backend as &dyn Backend);
         assert_eq!((config.vendor_id().unwrap(), config.size().unwrap()), (0x1234, 4096));
         config.set_bus_master(true).unwrap();
         assert_eq!(backend.config()[4], 4);

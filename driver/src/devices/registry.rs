@@ -130,7 +130,7 @@ pub trait PciDriver: Sized {
     /// How the device is to be driven.
     type Config: Default;
     /// Why an operation on the device fails.
-    type Error: std::error::Error + Send + Sync + 'static;
+    type Error: fmt::Display + Send + 'static;
 
     /// Takes a device over.
     ///

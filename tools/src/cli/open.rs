@@ -1,15 +1,13 @@
 //! Opening the device that a subcommand is to drive.
 
-use std::sync::Arc;
-
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
-use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::host::Sysfs;
+use vfio_dma::devices::{Driver, Identity, recognise};
+use vfio_dma::host::{PciDeviceInfo, Sysfs};
 use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
-use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::embedded::Attached;
 
 use super::Failure;
 use super::remedy::explain;
@@ -59,32 +57,29 @@ impl Reach {
     pub(super) fn drive<T>(
         &self,
         device: &str,
-        model: impl FnOnce() -> Result<Arc<Embedded>, Failure>,
-        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+        model: impl FnOnce() -> Result<Attached, Failure>,
+        drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        match device {
-            MODEL => drive(Driver::Ioat, Device::open(model()?)?),
+        let device = match device {
+            MODEL => Device::open(model()?)?,
             // A PCI address has no slash; the path of a socket in this directory begins
             // with ./
-            path if path.contains('/') => {
-                let device = Device::open(VfioUser::connect(path)?)?;
-                let config = device.config();
-                let driver = known(path, config.vendor_id()?, config.device_id()?)?;
-                drive(driver, device)
-            }
-            address => self.drive_bound(address.parse()?, drive),
-        }
+            path if path.contains('/') => Device::open(VfioUser::connect(path)?)?,
+            address => return self.drive_bound(address.parse()?, drive),
+        };
+        let driver = known(device.location(), &Identity::of(&device)?)?;
+        drive(driver, device)
     }
 
     /// Drives a PCI device through VFIO.
     fn drive_bound<T>(
         &self,
         address: Address,
-        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+        drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let sysfs = Sysfs::new();
         let info = sysfs.device(address)?;
-        let driver = known(&address.to_string(), info.vendor, info.device)?;
+        let driver = known(&address.to_string(), &identity(&info))?;
         let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
         let outcome = self
             .iommu
@@ -103,11 +98,16 @@ impl Reach {
     }
 }
 
-/// The driver of a device with these ids.
-fn known(location: &str, vendor: u16, device: u16) -> Result<Driver, Failure> {
-    recognise(vendor, device).map(|known| known.driver).ok_or_else(|| {
+/// What sysfs says of a function, for who looks for its driver.
+pub(super) fn identity(info: &PciDeviceInfo) -> Identity {
+    Identity { vendor: info.vendor, device: info.device, class: info.class }
+}
+
+/// The driver of a device.
+fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure> {
+    recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
-            "{location} is {vendor:04x}:{device:04x}, which is not a device that vfio-dma drives\n  \
+            "{location} is {identity}, which is not a device that vfio-dma drives\n  \
              remedy: `vfio-dma list` marks those it drives"
         )
         .into()

@@ -10,6 +10,7 @@ use vfio_dma::pci::sysfs::{HostDriver, SysfsError, VFIO_PCI};
 use vfio_dma::pci::{Address, PciError};
 
 use super::{Check, Host, writable};
+use crate::cli::open::identity;
 
 /// The checks of a device; only the first when there is no such device.
 pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
@@ -51,7 +52,7 @@ fn from_error(name: &'static str, error: &dyn Error, remedy: Option<&Remedy>) ->
 
 fn support(info: &PciDeviceInfo) -> Check {
     let ids = format!("{:04x}:{:04x}", info.vendor, info.device);
-    match recognise(info.vendor, info.device) {
+    match recognise(&identity(info)) {
         Some(known) => Check::ok("support", format!("{ids}: {}", known.description)),
         None => Check::note("support", format!("{ids} is not a device that vfio-dma drives")),
     }
