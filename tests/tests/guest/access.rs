@@ -9,6 +9,7 @@ use std::sync::Arc;
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::{BackendError, DmaAccess, IrqKind, MapRequest, Translation};
 use vfio_dma::device::{Device, DeviceError};
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::dma::{Direction, Memory, PageSize};
@@ -108,7 +109,7 @@ pub(crate) fn two_devices_share_an_ioas() {
     let mut session = Session::through(Access::Iommufd);
     let mut open = |index| {
         let device = session.open(address(index)).unwrap();
-        Edu::open(device, Config { completion: Completion::Msi, ..Config::default() }).unwrap()
+        Edu::probe(device, Config { completion: Completion::Msi, ..Config::default() }).unwrap()
     };
     let (mut first, mut second) = (open(EDU), open(EDU_32));
     assert!(Arc::ptr_eq(first.device().space(), second.device().space()));
@@ -125,7 +126,7 @@ pub(crate) fn two_devices_share_an_ioas() {
 pub(crate) fn iommufd_enforces_directions() {
     let device = open_through(Access::Iommufd, address(EDU));
     let config = Config { completion: Completion::Polled, ..Config::default() };
-    check_directions(&Edu::open(device, config).unwrap());
+    check_directions(&Edu::probe(device, config).unwrap());
 }
 
 pub(crate) fn iommufd_windows_leave_reserved_regions_out() {
@@ -170,7 +171,7 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
     let cycle = || {
         let device = open_through(Access::Iommufd, address(EDU));
         let config = Config { completion: Completion::Polled, ..Config::default() };
-        let edu = Edu::open(device, config).unwrap();
+        let edu = Edu::probe(device, config).unwrap();
         let space = Arc::clone(edu.device().space());
         for i in 0..100 {
             let buffer = edu.allocate([1, 4096, 100_000][i % 3], Direction::ToDevice).unwrap();
@@ -187,7 +188,7 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
 /// What takes no DMA: registers, regions, each kind of interrupt, and reset.
 fn check_without_dma(open: fn(Address) -> Arc<Device>) {
     let device = open(address(EDU));
-    let edu = Edu::open(Arc::clone(&device), Config::default()).unwrap();
+    let edu = Edu::probe(Arc::clone(&device), Config::default()).unwrap();
     assert_eq!(edu.version().unwrap(), (1, 0));
     drop(edu);
     check_intx(&device);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
-use vfio_dma::dma::{Buffer, Direction, Pattern};
+use vfio_dma::dma::{Buffer, Direction, Pattern, Request};
 use vfio_dma::host::Sysfs;
 use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
@@ -44,7 +45,7 @@ pub(crate) fn open_without_iommu(address: Address) -> Arc<Device> {
 
 pub(crate) fn edu_at(address: Address, completion: Completion, address_bits: u32) -> Edu {
     let config = Config { completion, address_bits, ..Config::default() };
-    Edu::open(open(address), config).expect("opening edu")
+    Edu::probe(open(address), config).expect("opening edu")
 }
 
 /// The guest's first edu device, of 28 address bits.
@@ -58,8 +59,8 @@ pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
     let (before, behind) = (13, 29);
     let (from, to) = (before, before + 1022);
     let size = to + len + behind;
-    let mut source = edu.allocate(size, Direction::ToDevice).expect("a source");
-    let mut target = edu.allocate(size, Direction::FromDevice).expect("a target");
+    let mut source = edu.allocate(&Request::new(size, Direction::ToDevice)).expect("a source");
+    let mut target = edu.allocate(&Request::new(size, Direction::FromDevice)).expect("a target");
     assert_eq!(source.segments().len(), 1, "contiguous");
     let (sent, old) = (Pattern::new(seed), Pattern::new(!seed));
     sent.fill(&mut source, 0, size, 0).expect("in range");
@@ -83,7 +84,7 @@ pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
 /// other reads.
 pub(crate) fn share_a_buffer(first: &mut Edu, second: &mut Edu) -> Buffer {
     let pattern = Pattern::new(3);
-    let mut shared = first.allocate(2048, Direction::Bidirectional).unwrap();
+    let mut shared = first.allocate(&Request::new(2048, Direction::Bidirectional)).unwrap();
     pattern.fill(&mut shared, 0, 1024, 0).unwrap();
     let shared = first.write(shared, 0, 0, 1024).unwrap().wait().unwrap();
     let shared = first.read(shared, 1024, 0, 1024).unwrap().wait().unwrap();

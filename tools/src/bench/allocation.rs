@@ -80,9 +80,8 @@ impl Allocations {
                 Strategy::ScatterGather => Placement::ScatterGather,
                 _ => Placement::Auto,
             };
-            let mut request = Request::new(LEN, Direction::FromDevice)
-                .placement(placement)
-                .order([way.strategy]);
+            let mut request =
+                Request::new(LEN, Direction::FromDevice).placement(placement).order([way.strategy]);
             request.pool.clone_from(&self.pool);
             let before = self.allocator.space().usage();
             let begin = Instant::now();

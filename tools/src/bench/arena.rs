@@ -106,11 +106,7 @@ impl Arena {
     /// # Errors
     ///
     /// Fails when there is no memory.
-    pub(super) fn new(
-        allocator: &Allocator,
-        len: usize,
-        seed: u64,
-    ) -> Result<Arena, Failure> {
+    pub(super) fn new(allocator: &Allocator, len: usize, seed: u64) -> Result<Arena, Failure> {
         let len = len.next_multiple_of(allocator.space().granule().max(4096) as usize);
         let (source, target) = (Side::new(len)?, Side::new(len)?);
         // Repeated, for making bytes is slow; at no distance of whole segments, so that one
@@ -255,7 +251,8 @@ mod tests {
 
     #[test]
     fn no_two_segments_are_merged() {
-        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
+        let device =
+            Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
         const LEN: usize = 64 << 10;
         let mut arena = Arena::new(device.allocator(), 4 * LEN, 1).unwrap();
         for segment in [None, Some(64), Some(1024), Some(3000), Some(4096), Some(8192)] {
@@ -281,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_wrong_byte_is_found() {
-        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
+        let device =
+            Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
         let mut arena = Arena::new(device.allocator(), 1 << 20, 1).unwrap();
         arena.spoil(0, 1 << 20);
         assert!(matches!(arena.wrong(0, 1 << 20), Some((0, _, _))));

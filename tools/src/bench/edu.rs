@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use vfio_dma::backend::Translation;
 use vfio_dma::devices::edu::Edu;
-use vfio_dma::dma::{
-    Buffer, Direction, PageSize, Pattern, Placement, Request, Strategy,
-};
+use vfio_dma::dma::{Buffer, Direction, PageSize, Pattern, Placement, Request, Strategy};
 
 use super::arena::Arena;
 use super::plan::Spec;

@@ -512,7 +512,8 @@ fn devices_and_transfers_that_make_no_sense_are_refused() {
     let part = |at| SgTable::range(Arc::clone(&buffer), at, 100).unwrap();
     let refused = channel.copy(part(0), part(50), WhenFull::Return).unwrap_err();
     assert!(refused.to_string().contains("overlap"), "{refused}");
-    let foreign = open(|_| (), skx).unwrap().allocate(&Request::new(100, Direction::Bidirectional)).unwrap();
+    let foreign =
+        open(|_| (), skx).unwrap().allocate(&Request::new(100, Direction::Bidirectional)).unwrap();
     let foreign = SgTable::from(foreign);
     let refused = channel.copy(part(0), foreign, WhenFull::Return).unwrap_err();
     assert!(matches!(refused.error, IoatError::ForeignBuffer { .. }));

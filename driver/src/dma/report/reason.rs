@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-
 use crate::backend::Translation;
 use crate::dma::limits::LimitExceeded;
 use crate::dma::memory::{FrameError, PageSize};
