@@ -10,8 +10,7 @@ use crate::dma::{self, AddressSpace, Buffer, Constraints, DmaError, Pool, Reserv
 use crate::irq::{Interrupts, IrqError};
 use crate::mmio::{Bar, MmioError};
 use crate::pci::capability::PciExpress;
-use crate::pci::{Capabilities, ConfigSpace, PciError};
-use crate::remedy::Remedy;
+use crate::pci::{Capabilities, ConfigSpace, PciError, Remedy};
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]

@@ -29,10 +29,9 @@ pub mod host;
 pub mod irq;
 pub mod mmio;
 pub mod pci;
-mod remedy;
 pub mod ring;
 pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use remedy::Remedy;
+pub use pci::Remedy;
