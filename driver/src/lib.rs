@@ -9,8 +9,8 @@
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
 //! - [`dma`]: IOVAs, memory, buffers and where they are placed;
-//! - [`ring`]: descriptor rings, generic over the descriptor's format;
-//! - [`device`]: an opened PCI device, which ties the former together;
+//! - [`device`]: an opened PCI device, which ties the former together and has one owner;
+//! - [`queue`]: the parts that every queue is built from;
 //! - [`session`]: several devices that share an address space;
 //! - [`devices`]: drivers for particular devices.
 //!
@@ -31,9 +31,8 @@ pub mod irq;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
-mod remedy;
 pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use remedy::Remedy;
+pub use pci::Remedy;

@@ -44,21 +44,29 @@ enum Method {
     NoIommu,
 }
 
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Type1 => "type1",
+            #[cfg(feature = "iommufd")]
+            Method::Iommufd => "iommufd",
+            Method::NoIommu => "noiommu",
+        }
+    }
+}
+
 impl Methods {
-    /// Those to try, in order, under the names that refusals are told by.
-    fn list(self) -> &'static [(Access, Method)] {
-        const TYPE1: (Access, Method) = (Access::Type1, Method::Type1);
-        #[cfg(feature = "iommufd")]
-        const IOMMUFD: (Access, Method) = (Access::Iommufd, Method::Iommufd);
+    /// Those to try, in order.
+    fn list(self) -> &'static [Method] {
         match self {
             #[cfg(feature = "iommufd")]
-            Methods::Through(Access::Auto) => &[TYPE1, IOMMUFD],
+            Methods::Through(Access::Auto) => &[Method::Type1, Method::Iommufd],
             #[cfg(not(feature = "iommufd"))]
-            Methods::Through(Access::Auto) => &[TYPE1],
-            Methods::Through(Access::Type1) => &[TYPE1],
+            Methods::Through(Access::Auto) => &[Method::Type1],
+            Methods::Through(Access::Type1) => &[Method::Type1],
             #[cfg(feature = "iommufd")]
-            Methods::Through(Access::Iommufd) => &[IOMMUFD],
-            Methods::WithoutIommu => &[(Access::Auto, Method::NoIommu)],
+            Methods::Through(Access::Iommufd) => &[Method::Iommufd],
+            Methods::WithoutIommu => &[Method::NoIommu],
         }
     }
 }
@@ -152,14 +160,14 @@ impl Session {
             Target::translated(&Tree::new(), address)?;
         }
         let mut refusals = Vec::new();
-        for &(access, method) in methods {
+        for &method in methods {
             match self.find(method, address) {
                 Ok((device, opener, space)) => return self.join(device, opener, space),
                 Err(error @ BackendError::AlreadyOpen { .. }) => return Err(error.into()),
                 Err(error) if methods.len() == 1 => return Err(error.into()),
                 Err(error) => {
-                    log::info!("{address} is not opened through {access}: {error}");
-                    refusals.push((access, error));
+                    log::info!("{address} is not opened through {}: {error}", method.name());
+                    refusals.push((method.name(), error));
                 }
             }
         }
@@ -211,10 +219,9 @@ mod tests {
     fn no_iommu_mode_is_never_a_fallback() {
         for access in [Access::Auto, Access::Type1] {
             let methods = Methods::Through(access).list();
-            assert!(methods.iter().all(|&(_, method)| method != Method::NoIommu));
-            assert_eq!(methods[0], (Access::Type1, Method::Type1));
+            assert!(!methods.contains(&Method::NoIommu));
+            assert_eq!(methods[0], Method::Type1);
         }
-        let only = Methods::WithoutIommu.list();
-        assert_eq!(only.iter().map(|&(_, method)| method).collect::<Vec<_>>(), [Method::NoIommu]);
+        assert_eq!(Methods::WithoutIommu.list(), [Method::NoIommu]);
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfio_dma::backend::{Backend, IrqKind};
+use vfio_dma::backend::IrqKind;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{

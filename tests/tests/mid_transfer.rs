@@ -4,16 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use vfio_dma::backend::Backend;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, TransferError, WhenFull};
-use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::function::PciFunction;
 use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};

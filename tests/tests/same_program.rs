@@ -3,10 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfio_dma::backend::Backend;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::{ChannelErrors, IoatError, TransferError};

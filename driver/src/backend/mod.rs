@@ -18,8 +18,8 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::SysfsError;
-use crate::remedy::{Remedy, suffix};
 
 pub(crate) use config::backend_error;
 
@@ -210,7 +210,7 @@ pub enum BackendError {
         /// Which device.
         location: String,
         /// The methods tried, in order, and why each failed.
-        refusals: Vec<(vfio::Access, BackendError)>,
+        refusals: Vec<(&'static str, BackendError)>,
     },
     /// The device, or the process that serves it, is gone.
     #[error("{location} is gone: {reason}")]
@@ -251,9 +251,9 @@ impl From<SysfsError> for BackendError {
     }
 }
 
-fn list_refusals(refusals: &[(vfio::Access, BackendError)]) -> String {
-    let item = |(access, error): &(vfio::Access, BackendError)| {
-        format!("\n{access}: {error}").replace('\n', "\n  ")
+fn list_refusals(refusals: &[(&'static str, BackendError)]) -> String {
+    let item = |(method, error): &(&str, BackendError)| {
+        format!("\n{method}: {error}").replace('\n', "\n  ")
     };
     refusals.iter().map(item).collect()
 }
@@ -477,15 +477,15 @@ mod tests {
         let error = BackendError::NoAccess {
             location: "0000:00:05.0".into(),
             refusals: vec![
-                (vfio::Access::Type1, refusal("/dev/vfio/vfio")),
-                (vfio::Access::Auto, refusal("/dev/iommu")),
+                ("type1", refusal("/dev/vfio/vfio")),
+                ("iommufd", refusal("/dev/iommu")),
             ],
         };
         assert_eq!(
             error.to_string(),
             "0000:00:05.0 cannot be opened in any way\n  \
              type1: /dev/vfio/vfio is missing\n    remedy: modprobe it\n  \
-             auto: /dev/iommu is missing\n    remedy: modprobe it"
+             iommufd: /dev/iommu is missing\n    remedy: modprobe it"
         );
     }
 }

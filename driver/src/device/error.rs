@@ -6,8 +6,7 @@ use crate::backend::{BackendError, backend_error};
 use crate::dma::DmaError;
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
-use crate::pci::PciError;
-use crate::remedy::Remedy;
+use crate::pci::{PciError, Remedy};
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]

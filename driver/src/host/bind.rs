@@ -1,9 +1,8 @@
 //! Handing a function to vfio-pci, and back.
 
 use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
-use crate::pci::Address;
 use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
-use crate::remedy::Remedy;
+use crate::pci::{Address, Remedy};
 
 /// How [`Sysfs::bind`] left a function; [`Sysfs::restore`] takes it back.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -277,7 +277,7 @@ mod tests {
         let fake = Fake::new();
         let error = fake.sysfs().device("0000:00:1f.7".parse().unwrap()).unwrap_err();
         assert!(matches!(error, HostError::Sysfs(SysfsError::NoDevice { .. })), "{error}");
-        assert_eq!(error.remedy(), Some(&crate::remedy::Remedy::ListFunctions));
+        assert_eq!(error.remedy(), Some(&crate::pci::Remedy::ListFunctions));
     }
 
     /// On a machine with PCI, sysfs and the configuration space must agree.

@@ -5,9 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::{SysfsError, join};
 use crate::pci::{Address, AddressError, ClassCode};
-use crate::remedy::{Remedy, suffix};
 
 /// The result of an operation on the host's side of a function.
 pub type Result<T> = std::result::Result<T, HostError>;

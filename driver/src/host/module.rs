@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{HostError, Result, Sysfs};
+use crate::pci::Remedy;
 use crate::pci::sysfs::VFIO_PCI;
-use crate::remedy::Remedy;
 
 impl Sysfs {
     /// Loads vfio-pci unless it is there, as a module or built in.

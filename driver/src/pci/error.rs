@@ -1,6 +1,6 @@
 //! What can go wrong with configuration space.
 
-use crate::remedy::Remedy;
+use super::Remedy;
 
 /// Why whatever holds configuration space refused an access, in its own words.
 ///

@@ -8,8 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::remedy::{Remedy, suffix};
 use super::{Address, ClassCode};
-use crate::remedy::{Remedy, suffix};
 
 /// The driver that hands a PCI function to userspace.
 pub const VFIO_PCI: &str = "vfio-pci";

@@ -12,7 +12,7 @@ use vfio_dma::device::{Device, DeviceError};
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::PciTestdev;
-use vfio_dma::dma::{Direction, Memory, PageSize};
+use vfio_dma::dma::{Direction, Memory, PageSize, Request};
 use vfio_dma::host::Sysfs;
 use vfio_dma::mmio::{Reg, WriteOnly};
 use vfio_dma::pci::Address;
@@ -62,7 +62,7 @@ fn name(device: &Device) -> String {
     device.space().iommu().name().to_owned()
 }
 
-fn backend_error(result: Result<Arc<Device>, DeviceError>) -> BackendError {
+fn backend_error(result: Result<Device, DeviceError>) -> BackendError {
     match result {
         Err(DeviceError::Backend(error)) => error,
         other => panic!("{other:?}"),
@@ -174,7 +174,9 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
         let edu = Edu::probe(device, config).unwrap();
         let space = Arc::clone(edu.device().space());
         for i in 0..100 {
-            let buffer = edu.allocate([1, 4096, 100_000][i % 3], Direction::ToDevice).unwrap();
+            let buffer = edu
+                .allocate(&Request::new([1, 4096, 100_000][i % 3], Direction::ToDevice))
+                .unwrap();
             drop(buffer);
         }
         assert_eq!((space.usage().mappings, space.usage().map_calls), (0, 100));
@@ -186,21 +188,22 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
 }
 
 /// What takes no DMA: registers, regions, each kind of interrupt, and reset.
-fn check_without_dma(open: fn(Address) -> Arc<Device>) {
+fn check_without_dma(open: fn(Address) -> Device) {
     let device = open(address(EDU));
-    let edu = Edu::probe(Arc::clone(&device), Config::default()).unwrap();
+    let edu = Edu::probe(device, Config::default()).unwrap();
     assert_eq!(edu.version().unwrap(), (1, 0));
     drop(edu);
+    let mut device = open(address(EDU));
     check_intx(&device);
     // edu raises by register (QEMU docs/specs/edu.rst); an MSI is a write to memory.
     const RAISE: Reg<u32, WriteOnly> = Reg::at(0x60);
     device.set_bus_master(true).unwrap();
-    let msi = device.interrupts(IrqKind::Msi, 1).unwrap();
+    let msi = device.vectors(IrqKind::Msi, 1).unwrap().remove(0);
     device.bar(0).unwrap().set(RAISE, 1).unwrap();
-    assert_eq!(msi.wait(0, SOON).unwrap(), 1);
-    msi.disable().unwrap();
-    let card = open(address(CARD));
-    check_msix(&card);
+    assert_eq!(msi.wait(SOON).unwrap(), 1);
+    drop(msi);
+    let mut card = open(address(CARD));
+    check_msix(&mut card);
     card.reset().unwrap();
 }
 
@@ -328,7 +331,7 @@ pub(crate) fn testdev_passes_without_an_iommu() {
     let testdev = session.open(address(TESTDEV)).unwrap();
     let edu = session.open(address(EDU)).unwrap();
     assert!(Arc::ptr_eq(testdev.space(), edu.space()));
-    let results = PciTestdev::open(testdev).unwrap().run(100).unwrap();
+    let results = PciTestdev::probe(testdev, ()).unwrap().run(100).unwrap();
     assert!(results.iter().all(|test| test.passed()), "{results:#?}");
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vfio_dma::backend::IrqKind;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
+use vfio_dma::dma::{Direction, Pattern, Request};
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Machine, address, vfio_dma};
@@ -50,8 +50,7 @@ pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_engine() {
         let source = ioat.allocate(&Request::new(len, Direction::ToDevice)).unwrap();
         let target = ioat.allocate(&Request::new(len, Direction::FromDevice)).unwrap();
         let mut channel = ioat.channel(0).unwrap();
-        let (source, target) = (source.into(), target.into());
-        channel.copy(source, target, WhenFull::Return).unwrap();
+        channel.copy(source.into(), target.into(), WhenFull::Return).unwrap();
         channel.issue().unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _channel = channel;

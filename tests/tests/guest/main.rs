@@ -12,6 +12,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
+mod ownership;
 mod placement;
 mod sharing;
 mod support;
@@ -89,6 +90,8 @@ fn main() -> ExitCode {
         edu::refuses_what_does_not_fit,
         examples::edu_examples_run,
         examples::the_skeleton_drives_a_card,
+        ownership::a_function_is_opened_once_in_a_process,
+        ownership::a_bar_that_is_mapped_keeps_its_function_answering,
         interrupts::intx_can_be_masked,
         interrupts::msix_vectors_arrive_one_by_one,
         interrupts::kinds_exclude_each_other,
@@ -100,7 +103,6 @@ fn main() -> ExitCode {
         testdev::the_command_line_reports_them,
         sharing::two_devices_share_a_container,
         sharing::each_device_frees_its_own,
-        sharing::a_device_is_opened_once_in_a_process,
         memory::ten_thousand_cycles_leave_nothing_behind,
         memory::directions_are_enforced,
         binding::bind_and_unbind_restore_the_driver,

@@ -1,5 +1,6 @@
 //! A function has one owner in a process, and its BARs never end the process.
 
+use vfio_dma::Remedy;
 use vfio_dma::backend::BackendError;
 use vfio_dma::device::{DecodeOff, Device, DeviceError};
 use vfio_dma::devices::PciDriver;
@@ -20,6 +21,7 @@ fn is_refused(opened: Result<Device, DeviceError>, at: Address) {
         Err(DeviceError::Backend(error @ BackendError::AlreadyOpen { .. })) => {
             let said = error.to_string();
             assert!(said.contains(&at.to_string()) && !said.contains("fuser"), "{said}");
+            assert_eq!(error.remedy(), Some(&Remedy::UseOpenDevice));
         }
         other => panic!("{other:?}"),
     }

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use vfio_dma::Remedy;
-use vfio_dma::backend::BackendError;
-use vfio_dma::device::DeviceError;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
-use vfio_dma::dma::Direction;
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma::session::Session;
 use vfio_dma_tests::address;
 
@@ -50,22 +47,4 @@ pub(crate) fn each_device_frees_its_own() {
     drop(target);
     assert_eq!(space.usage().mappings, 0);
     copy_and_verify(&mut second, 500, 4);
-}
-
-pub(crate) fn a_device_is_opened_once_in_a_process() {
-    bind(address(0));
-    let mut session = Session::new();
-    let device = session.open(address(0)).unwrap();
-    device.set_bus_master(true).unwrap();
-    let mut other = Session::new();
-    for session in [&mut session, &mut other] {
-        let error = session.open(address(0)).unwrap_err();
-        let DeviceError::Backend(error) = error else { panic!("{error:?}") };
-        assert!(matches!(&error, BackendError::AlreadyOpen { .. }), "{error:?}");
-        assert_eq!(error.remedy(), Some(&Remedy::UseOpenDevice));
-    }
-    // The refusal took nothing from the first one.
-    assert!(device.config().bus_master().unwrap());
-    drop(device);
-    other.open(address(0)).unwrap();
 }

@@ -1,7 +1,5 @@
 //! What the cases share.
 
-use std::sync::Arc;
-
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
@@ -22,11 +20,11 @@ pub(crate) fn bind(address: Address) {
     Sysfs::new().bind(address).expect("binding to vfio-pci");
 }
 
-pub(crate) fn open(address: Address) -> Arc<Device> {
+pub(crate) fn open(address: Address) -> Device {
     open_through(Access::Auto, address)
 }
 
-pub(crate) fn open_through(access: Access, address: Address) -> Arc<Device> {
+pub(crate) fn open_through(access: Access, address: Address) -> Device {
     bind(address);
     Session::through(access).open(address).expect("opening through VFIO")
 }
@@ -38,7 +36,7 @@ pub(crate) fn without_iommu() -> Session {
     unsafe { Session::without_iommu() }
 }
 
-pub(crate) fn open_without_iommu(address: Address) -> Arc<Device> {
+pub(crate) fn open_without_iommu(address: Address) -> Device {
     bind(address);
     without_iommu().open(address).expect("opening through VFIO")
 }

@@ -85,8 +85,6 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use vfio_dma::backend::vfio::Access;
-
     use super::super::Failure;
     use super::*;
 
@@ -151,8 +149,8 @@ mod tests {
     fn each_method_that_failed_has_its_remedy() {
         let address = "0000:00:05.0".parse().unwrap();
         let refusals = vec![
-            (Access::Type1, refusal(Remedy::BindToVfioPci { address })),
-            (Access::Iommufd, refusal(Remedy::UseType1)),
+            ("type1", refusal(Remedy::BindToVfioPci { address })),
+            ("iommufd", refusal(Remedy::UseType1)),
         ];
         let error = BackendError::NoAccess { location: address.to_string(), refusals };
         let text = explained(DeviceError::from(error));

@@ -15,9 +15,8 @@ use super::{
     precondition, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Result};
-use crate::pci::Address;
 use crate::pci::sysfs::Tree;
-use crate::remedy::Remedy;
+use crate::pci::{Address, Remedy};
 
 impl Container {
     /// Opens a new, empty container.

@@ -21,9 +21,8 @@ use super::{
     unmap_error, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
-use crate::pci::Address;
 use crate::pci::sysfs::Tree;
-use crate::remedy::Remedy;
+use crate::pci::{Address, Remedy};
 
 const IOMMU_NODE: &str = "/dev/iommu";
 

@@ -35,9 +35,8 @@ pub use iommufd::Ioas;
 pub use noiommu::NoIommu;
 
 use super::{BackendError, MapRequest, Result};
-use crate::pci::Address;
 use crate::pci::sysfs::{IommuGroup, SysfsError, Tree, VFIO_PCI};
-use crate::remedy::Remedy;
+use crate::pci::{Address, Remedy};
 
 /// The device node of the container.
 const CONTAINER_NODE: &str = "/dev/vfio/vfio";
@@ -201,15 +200,12 @@ fn check_unmapped(iova: u64, len: usize, found: u64) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::claim::Claim;
     use super::*;
 
     #[test]
     fn a_process_is_never_told_to_end_itself() {
-        let here = std::fs::File::open("/dev/null").unwrap();
-        assert!(here.as_raw_fd() >= 0);
+        let opened = std::fs::File::open("/dev/null").unwrap();
         let first: Address = "fff2:00:00.0".parse().unwrap();
         let second: Address = "fff2:00:00.1".parse().unwrap();
         let (group, absent) = (0xfff2_0000, Path::new("/dev/vfio/4294901760"));
@@ -222,7 +218,7 @@ mod tests {
         assert!(matches!(error, BackendError::GroupAlreadyOpen { .. }), "{error}");
         let text = text(error);
         assert!(text.contains("same session") && text.contains("fff2:00:00.0"), "{text}");
-        drop(claim);
+        drop((claim, opened));
     }
 
     #[test]

@@ -17,9 +17,8 @@ use super::claim::Claim;
 use super::ioctl::done;
 use super::{CONTAINER_NODE, Device, Target, busy, ioctl, node_error, os_error, precondition};
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
-use crate::pci::Address;
 use crate::pci::sysfs::{SysfsError, Tree};
-use crate::remedy::Remedy;
+use crate::pci::{Address, Remedy};
 
 /// The switch of the mode, below sysfs' root.
 const PARAMETER: &str = "module/vfio/parameters/enable_unsafe_noiommu_mode";

@@ -24,7 +24,7 @@ use super::message::{
     Command, ERROR, Header, MAX_MESSAGE, NO_REPLY, TYPE_COMMAND, TYPE_MASK, TYPE_REPLY,
 };
 use crate::backend::{BackendError, Result};
-use crate::remedy::Remedy;
+use crate::pci::Remedy;
 
 /// The most descriptors that the kernel passes in one message (`SCM_MAX_FD` in `net/scm.h`).
 pub(super) const MAX_FDS: usize = 253;

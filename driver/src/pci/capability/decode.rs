@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::pci::config::{ConfigAccess, ConfigSpace};
 use crate::pci::error::Result;
+use crate::pci::{ConfigAccess, ConfigSpace};
 
 /// Ids of conventional capabilities (PCI Code and ID Assignment, chapter 2).
 pub mod id {

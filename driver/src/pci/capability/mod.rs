@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use decode::{decode, needed};
 
-use super::config::{CONVENTIONAL_SIZE, ConfigAccess, ConfigSpace, EXPRESS_SIZE, Status, reg};
+use super::ConfigAccess;
+use super::config::{CONVENTIONAL_SIZE, ConfigSpace, EXPRESS_SIZE, Status, reg};
 use super::error::Result;
 
 pub use decode::{Body, ExpressKind, Msi, MsiX, PciExpress, PowerManagement, id};

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::Remedy;
+use crate::pci::Remedy;
 
 #[test]
 fn nonsense_ends_the_connection_with_a_reason() {
