@@ -1,6 +1,7 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
 pub mod embedded;
+mod event;
 pub mod function;
 pub mod ioat;
 pub mod link;

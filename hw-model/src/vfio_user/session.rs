@@ -1,7 +1,7 @@
 //! What a client may ask for, and what it is answered.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
@@ -320,7 +320,11 @@ fn set_irqs(
         let events: Vec<Option<Event>> = if descriptors.is_empty() {
             vec![None; count as usize]
         } else if descriptors.len() == count as usize && descriptors.iter().all(is_eventfd) {
-            descriptors.drain(..).map(|fd| Some(Arc::new(fd))).collect()
+            let events = descriptors.drain(..).map(|fd| Event::new(fd).map(Some));
+            events.collect::<io::Result<_>>().map_err(|error| {
+                log::warn!("DEVICE_SET_IRQS: preparing to signal an eventfd: {error}");
+                error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+            })?
         } else {
             return Err(Errno::EINVAL.into());
         };
@@ -348,7 +352,7 @@ fn set_irqs(
     Ok(())
 }
 
-/// Whether a descriptor is an eventfd: writing to anything else could block the device.
+/// Whether a descriptor is an eventfd: nothing else can be signalled.
 fn is_eventfd(fd: &OwnedFd) -> bool {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
