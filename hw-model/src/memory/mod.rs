@@ -31,6 +31,7 @@ pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
 
 use backing::Slot;
+pub(crate) use backing::is_memory;
 use bulk::Bulk;
 use port::Tally;
 use table::Table;
@@ -99,8 +100,8 @@ impl DmaMap {
     ///
     /// # Errors
     ///
-    /// Fails when the range is empty, overlaps another or exceeds the address space, when
-    /// the file is shorter than the range needs, when the descriptor does not allow
+    /// Fails when the file is none of memory ([`MemoryError::NotMemory`]), when the range is
+    /// empty, overlaps another or exceeds the address space, when the file is shorter than the range needs, when the descriptor does not allow
     /// `access`, and when the system refuses the mapping.
     pub fn map_fd(
         &self,

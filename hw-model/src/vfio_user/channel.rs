@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::descriptors::{CLOSE_LIMIT, Descriptors};
 use super::protocol::{Flags, Header, MAX_FDS, MAX_MESSAGE, TYPE_MASK};
 use super::stop::Stop;
 use crate::function::PciFunction;
@@ -38,6 +39,11 @@ pub(super) enum Closed {
     NotARequest { command: u16, flags: u32 },
     #[error("more than {MAX_FDS} descriptors in one message")]
     Descriptors,
+    #[error(
+        "a descriptor that is not closed after {} ms: its file's owner does not answer",
+        CLOSE_LIMIT.as_millis()
+    )]
+    Stuck,
     #[error("a message incomplete after {} s", MESSAGE_TIMEOUT.as_secs())]
     Stalled,
     #[error("command {command}: {problem}")]
@@ -93,7 +99,7 @@ pub(super) struct Channel<'s> {
     stop: &'s Stop,
     function: &'s dyn PciFunction,
     payload: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Descriptors,
     reply: Vec<u8>,
 }
 
@@ -109,16 +115,16 @@ impl<'s> Channel<'s> {
             stop,
             function,
             payload: Vec::new(),
-            descriptors: Vec::new(),
+            descriptors: Descriptors::default(),
             reply: Vec::new(),
         })
     }
 
     /// Waits for the next request; its payload and descriptors are lent until the next call.
-    pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Vec<OwnedFd>), Closed> {
+    pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Descriptors), Closed> {
         // A client that never pauses must not keep the server from ending.
         check_end(self.stop, self.function)?;
-        self.descriptors.clear();
+        self.descriptors.close()?;
         let mut header = Header::new_zeroed();
         let deadline = self.fill(header.as_mut_bytes(), 0, size_of::<Header>(), None)?;
         let size = header.size as usize;

@@ -1,7 +1,7 @@
 //! What a client may ask for, and what it is answered.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
@@ -17,6 +17,7 @@ use vfio_dma::backend::{DmaAccess, IrqKind, Region};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::channel::{Channel, Closed};
+use super::descriptors::{Descriptors, is_eventfd};
 use super::pieces::pieces;
 use super::protocol::{
     Capabilities, Command, DeviceInfo, DmaMap, DmaUnmap, Flags, Header, IrqInfo, IrqSet, MAJOR,
@@ -54,7 +55,7 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
         reply.clear();
         let outcome = answer(function, &mut greeted, &header, payload, descriptors, &mut reply);
         // What the request did not take is closed before the reply says that it is done.
-        descriptors.clear();
+        let closed = descriptors.close();
         let outcome = match outcome {
             Ok(()) => Ok(&reply[..]),
             Err(Refusal::Errno(errno)) => {
@@ -76,6 +77,9 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
         } else if let Err(closed) = channel.reply(&header, outcome) {
             return closed;
         }
+        if let Err(stuck) = closed {
+            return stuck;
+        }
     }
 }
 
@@ -85,7 +89,7 @@ fn answer(
     greeted: &mut bool,
     header: &Header,
     payload: &[u8],
-    descriptors: &mut Vec<OwnedFd>,
+    descriptors: &mut Descriptors,
     reply: &mut Vec<u8>,
 ) -> Result<(), Refusal> {
     let command = Command::from_number(header.command);
@@ -293,7 +297,7 @@ fn set_irqs(
     function: &dyn PciFunction,
     request: &IrqSet,
     data: &[u8],
-    descriptors: &mut Vec<OwnedFd>,
+    descriptors: &mut Descriptors,
 ) -> Result<(), Refusal> {
     let IrqSet { argsz, flags, start, count, .. } = *request;
     room::<IrqSet>(argsz)?;
@@ -350,12 +354,6 @@ fn set_irqs(
         }
     }
     Ok(())
-}
-
-/// Whether a descriptor is an eventfd: nothing else can be signalled.
-fn is_eventfd(fd: &OwnedFd) -> bool {
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-        .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// The region that an access names; an error when the access is not inside of it.
