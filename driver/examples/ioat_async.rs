@@ -9,7 +9,7 @@ use std::thread::Thread;
 
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, SharedChannel};
-use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
+use vfio_dma::dma::{Direction, Pattern, Request};
 use vfio_dma::session::Session;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -34,7 +34,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             && let Some((mut source, target)) = idle.pop()
         {
             pattern.fill(&mut source, 0, BLOCK, next * BLOCK as u64)?;
-                    flying.push_back(channel.copy(source.into(), target.into(), WhenFull::Wait(PATIENCE))?);
+            flying.push_back(channel.copy(
+                source.into(),
+                target.into(),
+                WhenFull::Wait(PATIENCE),
+            )?);
             channel.issue()?;
             next += 1;
         }

@@ -134,7 +134,9 @@ fn main() -> Result<()> {
         Some(address) => address.parse()?,
         None => cards.find(|card| IDS == (card.vendor, card.device)).ok_or("no card")?.address,
     };
-    let mut card = Card::probe(Session::new().open(address)?, ())?;
+    // What fails gives the device back, for another driver.
+    let card = Card::probe(Session::new().open(address)?, ());
+    let mut card = card.map_err(|failed| failed.into_parts().0)?;
     let mut source = card.allocate(Direction::ToDevice)?;
     let target = card.allocate(Direction::FromDevice)?;
     Pattern::new(1).fill(&mut source, 0, LEN, 0)?;

@@ -92,8 +92,7 @@ impl Claim {
         let fds: Vec<BorrowedFd<'_>> = events.iter().map(AsFd::as_fd).collect();
         backend.irq_enable(kind, &fds)?;
         *claim = Some(kind);
-        let enabled =
-            Arc::new(Enabled { backend: Arc::clone(backend), kind, claim: self.clone() });
+        let enabled = Arc::new(Enabled { backend: Arc::clone(backend), kind, claim: self.clone() });
         let vector = |(index, event)| Vector { event, index, enabled: Arc::clone(&enabled) };
         Ok((0..count).zip(events).map(vector).collect())
     }

@@ -2,7 +2,9 @@
 //!
 //! The crate is built in layers, each using only those above it in this list:
 //!
-//! - [`pci`]: addresses, sysfs, configuration space and its capabilities;
+//! - [`pci`]: addresses, configuration space and its capabilities, what sysfs says of one
+//!   function; [`Remedy`]: what mends an error;
+//! - `host` (feature `host`): what is on the bus, and which driver has what;
 //! - [`backend`]: how a device is reached: VFIO, a vfio-user socket, or a model;
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
@@ -11,16 +13,27 @@
 //! - [`device`]: an opened PCI device, which ties the former together;
 //! - [`session`]: several devices that share an address space;
 //! - [`devices`]: drivers for particular devices.
+//!
+//! # Features
+//!
+//! All are on by default: `iommufd` opens devices through iommufd too, `vfio-user` devices
+//! that another process serves on a socket, `host` finds and binds devices, `serde` serialises
+//! what reports are made of.
 
 pub mod backend;
+mod deadline;
 pub mod device;
 pub mod devices;
 pub mod dma;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod irq;
-mod deadline;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
+mod remedy;
 pub mod session;
 #[cfg(test)]
 mod testing;
+
+pub use remedy::Remedy;

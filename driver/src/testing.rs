@@ -86,6 +86,8 @@ pub(crate) trait Registers: Send + std::fmt::Debug + 'static {
     fn write(&mut self, offset: u64, width: usize, value: u64);
     /// The vectors' eventfds were replaced.
     fn connect(&mut self, _: Vec<OwnedFd>) {}
+    /// The function was reset.
+    fn reset(&mut self) {}
     /// Bus mastering was switched.
     fn bus_master(&mut self, _: bool) {}
 }
@@ -220,6 +222,7 @@ impl<R: Registers> Backend for Attached<R> {
         Ok(())
     }
     fn reset(&self) -> Result<()> {
+        self.registers().reset();
         Ok(())
     }
     fn iommu(&self) -> &Arc<dyn Iommu> {

@@ -347,9 +347,10 @@ impl<F: PciFunction> Iommu for EmbeddedIommu<F> {
             return Err(BackendError::Os {
                 action: action(),
                 source: std::io::Error::from_raw_os_error(libc::ENOSPC),
-                remedy: Some(format!(
-                    "all {limit} mappings are in use: unmap some, or map longer pieces"
-                )),
+                remedy: Some(
+                    format!("all {limit} mappings are in use: unmap some, or map longer pieces")
+                        .into(),
+                ),
             });
         }
         // SAFETY: the caller keeps the memory valid and unshared until `unmap`, or until the

@@ -20,6 +20,7 @@ use nix::libc;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 use vfio_dma::backend::Backend;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 use vfio_dma::dma::{Direction, Placement, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
@@ -152,7 +153,7 @@ impl Rig {
         let model = Embedded::new(IoatConfig::default())?;
         let device = Device::open(model as Arc<dyn Backend>)?;
         let config = Config { wait: WaitMode::Poll, ring_size: 4096, ..Config::default() };
-        let ioat = Ioat::open(device, config)?;
+        let ioat = Ioat::probe(device, config)?;
         let channel = ioat.channel(0)?;
         let tokens = VecDeque::with_capacity(depth);
         Ok(Rig { engine: engine_thread()?, channel, ioat, tokens, depth })

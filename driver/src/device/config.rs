@@ -1,8 +1,7 @@
 //! The configuration space of an opened device, for reading and for writing.
 
-use super::Function;
-use crate::backend::{Backend, BackendError};
-use crate::pci::ConfigAccess;
+use super::{DeviceError, Function};
+use crate::pci::{AccessError, ConfigAccess, ConfigWrite};
 
 /// Reads of an opened device's configuration space.
 #[derive(Debug, Clone, Copy)]
@@ -18,29 +17,30 @@ pub struct Config<'a>(pub(super) &'a Function);
 pub struct ConfigMut<'a>(pub(super) &'a Function);
 
 impl ConfigAccess for Config<'_> {
-    fn size(&self) -> Result<u64, BackendError> {
+    fn size(&self) -> Result<u64, AccessError> {
         self.0.backend().size()
     }
 
-    fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), BackendError> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), AccessError> {
         self.0.backend().read(offset, data)
-    }
-
-    fn write(&self, _: u16, _: &[u8]) -> Result<(), BackendError> {
-        unreachable!()
     }
 }
 
 impl ConfigAccess for ConfigMut<'_> {
-    fn size(&self) -> Result<u64, BackendError> {
+    fn size(&self) -> Result<u64, AccessError> {
         Config(self.0).size()
     }
 
-    fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), BackendError> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> Result<(), AccessError> {
         Config(self.0).read(offset, data)
     }
+}
 
-    fn write(&self, offset: u16, data: &[u8]) -> Result<(), BackendError> {
-        self.0.write_config(offset, data).map_err(|e| BackendError::Gone { location: String::new(), reason: e.to_string() })
+impl ConfigWrite for ConfigMut<'_> {
+    fn write(&self, offset: u16, data: &[u8]) -> Result<(), AccessError> {
+        self.0.write_config(offset, data).map_err(|error| match error {
+            DeviceError::Backend(error) => error.into(),
+            error => error.into(),
+        })
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, backend_error};
 use crate::dma::DmaError;
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
 use crate::pci::PciError;
+use crate::remedy::Remedy;
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +18,7 @@ pub enum DeviceError {
     Backend(#[from] BackendError),
     /// Configuration space could not be read, or did not take a write.
     #[error(transparent)]
-    Config(#[from] PciError),
+    Config(PciError),
     /// A BAR could not be opened.
     #[error(transparent)]
     Mmio(#[from] MmioError),
@@ -66,6 +67,27 @@ pub enum DeviceError {
         /// What the write would do.
         reason: DecodeOff,
     },
+}
+
+impl From<PciError> for DeviceError {
+    fn from(error: PciError) -> DeviceError {
+        backend_error(error).map_or_else(DeviceError::Config, DeviceError::Backend)
+    }
+}
+
+impl DeviceError {
+    /// What the reader can do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&Remedy> {
+        match self {
+            DeviceError::Backend(error)
+            | DeviceError::Mmio(MmioError::Backend(error))
+            | DeviceError::Irq(IrqError::Backend(error))
+            | DeviceError::Dma(DmaError::Backend(error)) => error.remedy(),
+            DeviceError::Config(error) => error.remedy(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a function answers no memory accesses.

@@ -56,7 +56,10 @@ fn nothing_stops_a_function_from_answering_while_a_bar_is_mapped() {
     device.config_mut().write_u16(pmcsr, 3).unwrap();
     let error = device.bar(0).unwrap_err();
     assert!(
-        matches!(error, DeviceError::NotDecoding { reason: DecodeOff::PowerState { state: 3 }, .. }),
+        matches!(
+            error,
+            DeviceError::NotDecoding { reason: DecodeOff::PowerState { state: 3 }, .. }
+        ),
         "{error}"
     );
     device.config_mut().write_u16(pmcsr, 0).unwrap();
@@ -252,6 +255,9 @@ fn an_early_return_leaves_no_dma_running_into_freed_memory() {
         Ok(())
     };
     let failed = transfer(&mut device);
-    assert!(matches!(failed, Err(DeviceError::Backend(_) | DeviceError::Mmio(MmioError::Backend(_)))));
+    assert!(matches!(
+        failed,
+        Err(DeviceError::Backend(_) | DeviceError::Mmio(MmioError::Backend(_)))
+    ));
     assert_eq!((scripted.config()[4] & 4, scripted.host.mappings()), (0, 0));
 }

@@ -30,8 +30,8 @@ use std::time::Duration;
 
 use super::Identity;
 use super::edu::EduError;
-#[cfg(any())]
 use super::ioat::{IoatError, TransferError};
+use crate::device::DeviceError;
 use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 use crate::pci::PciError;
 
@@ -50,20 +50,24 @@ pub enum CopyError {
     /// edu refused or failed.
     #[error(transparent)]
     Edu(#[from] EduError),
-    #[cfg(any())]
     /// I/OAT refused.
     #[error(transparent)]
     Ioat(#[from] IoatError),
-    #[cfg(any())]
     /// A transfer of I/OAT began and did not end well.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Configuration space did not answer.
+    /// The device did not answer.
     #[error(transparent)]
-    Config(#[from] PciError),
+    Device(#[from] DeviceError),
     /// An engine of another crate failed.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<PciError> for CopyError {
+    fn from(error: PciError) -> CopyError {
+        DeviceError::from(error).into()
+    }
 }
 
 /// A copy that failed, and its tables when the device is known not to use them.

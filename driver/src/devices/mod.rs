@@ -2,7 +2,6 @@
 
 mod copy_engine;
 pub mod edu;
-#[cfg(any())]
 pub mod ioat;
 pub mod pci_testdev;
 mod registry;

@@ -6,9 +6,7 @@
 
 use std::fmt;
 
-#[cfg(any())]
-use super::ioat;
-use super::{CopyEngine, CopyError, edu, pci_testdev};
+use super::{CopyEngine, CopyError, edu, ioat, pci_testdev};
 use crate::device::Device;
 use crate::pci::{ClassCode, PciError};
 
@@ -132,7 +130,7 @@ pub trait PciDriver: Sized {
     /// How the device is to be driven.
     type Config: Default;
     /// Why an operation on the device fails.
-    type Error: std::error::Error + Send + Sync + 'static;
+    type Error: fmt::Display + Send + 'static;
 
     /// Takes a device over.
     ///
@@ -184,7 +182,6 @@ pub static DRIVERS: &[Driver] = &[
         let edu = edu::Edu::probe(device, edu::Config::default());
         Ok(Box::new(edu.map_err(|failed| failed.map(CopyError::from))?))
     }),
-    #[cfg(any())]
     Driver::of::<ioat::Ioat>().copies(ioat::open_copy_engine),
     Driver::of::<pci_testdev::PciTestdev>(),
 ];
@@ -238,9 +235,8 @@ mod tests {
 
     #[test]
     fn devices_are_recognised_by_both_ids() {
-        let driver = |vendor, device| {
-            recognise(&identity(vendor, device, 0)).map(|known| known.driver.name)
-        };
+        let driver =
+            |vendor, device| recognise(&identity(vendor, device, 0)).map(|known| known.driver.name);
         assert_eq!(driver(0x1234, 0x11e8), Some("edu"));
         assert_eq!(driver(0x1b36, 0x0005), Some("pci-testdev"));
         assert_eq!(driver(0x8086, 0x2021), Some("ioat"));

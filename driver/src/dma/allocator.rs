@@ -69,11 +69,7 @@ impl Allocator {
     /// # Errors
     ///
     /// As [`Allocator::allocate`].
-    pub fn coherent<T: Shared>(
-        &self,
-        len: usize,
-        alignment: u64,
-    ) -> Result<Coherent<T>, DmaError> {
+    pub fn coherent<T: Shared>(&self, len: usize, alignment: u64) -> Result<Coherent<T>, DmaError> {
         let bytes = len.checked_mul(Coherent::<T>::STRIDE);
         let bytes = bytes.ok_or(DmaError::TooLong { len: usize::MAX })?;
         let request = Request::new(bytes, Direction::Bidirectional)
@@ -134,8 +130,6 @@ impl Allocator {
     ///   locked (`mlock`) afterwards.
     pub unsafe fn adopt(&self, base: NonNull<u8>, request: &Request) -> Result<Buffer, DmaError> {
         // SAFETY: the caller's promise is the same.
-        unsafe {
-            placement::place_in_range(&self.owner, &self.space, &self.limits, base, request)
-        }
+        unsafe { placement::place_in_range(&self.owner, &self.space, &self.limits, base, request) }
     }
 }

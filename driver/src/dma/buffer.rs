@@ -334,9 +334,6 @@ pub(super) fn clip(runs: &[Segment], skip: usize, len: usize) -> Vec<Segment> {
 pub(super) fn physical_runs(frames: &[u64]) -> Vec<Segment> {
     let page = frames::frame_bytes();
     let runs = frames::runs(frames).into_iter();
-    runs.map(|run| Segment {
-        iova: Iova(frames[run.start] * page as u64),
-        len: run.len() * page,
-    })
+    runs.map(|run| Segment { iova: Iova(frames[run.start] * page as u64), len: run.len() * page })
         .collect()
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use crate::backend::DmaAccess;
 
 /// Which way data flows through a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Direction {
     /// From memory to the device: the device only reads.
     ToDevice,

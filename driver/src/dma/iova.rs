@@ -5,8 +5,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 /// An address as a device puts it on the bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
 pub struct Iova(pub u64);
 
 impl Iova {
@@ -30,7 +31,8 @@ impl fmt::LowerHex for Iova {
 }
 
 /// A run of addresses that is contiguous for a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Segment {
     /// First device address.
     pub iova: Iova,

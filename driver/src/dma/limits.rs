@@ -84,7 +84,9 @@ pub enum LimitExceeded {
         alignment: u64,
     },
     /// A segment has a length that the device cannot count.
-    #[error("a segment has {len} bytes at IOVA {iova}, the device needs multiples of {granularity}")]
+    #[error(
+        "a segment has {len} bytes at IOVA {iova}, the device needs multiples of {granularity}"
+    )]
     Granularity {
         /// Where it starts.
         iova: Iova,

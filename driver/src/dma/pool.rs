@@ -12,7 +12,8 @@ use super::{
 use crate::backend::Backend;
 
 /// How full a pool is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolUsage {
     /// Bytes that were reserved.
     pub capacity: u64,

@@ -8,7 +8,8 @@ use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Tran
 use crate::deadline::Deadline;
 
 /// What is mapped in an address space, and how often that changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Usage {
     /// Mappings that exist now.
     pub mappings: u64,

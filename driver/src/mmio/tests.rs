@@ -137,7 +137,10 @@ fn a_backend_that_promises_more_than_it_maps_is_refused() {
     for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE] {
         let backend: Arc<dyn Backend> =
             Arc::new(Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() }));
-        assert!(matches!(Bar::open(&backend, Region::Bar(0), &Arc::default()), Err(MmioError::OutOfBounds { .. })));
+        assert!(matches!(
+            Bar::open(&backend, Region::Bar(0), &Arc::default()),
+            Err(MmioError::OutOfBounds { .. })
+        ));
     }
     let (sparse, _) = sparse();
     let backend: Arc<dyn Backend> = Arc::new(sparse);

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use super::ClassCode;
-use super::error::{PciError, Result};
-use crate::backend::{Backend, BackendError, Region};
+use super::error::{AccessError, PciError, Result};
 
 /// Offsets of the predefined header, in bytes from the start of configuration space.
 pub mod reg {
@@ -97,87 +96,108 @@ bitflags! {
     }
 }
 
-/// Anything that holds configuration space: bytes at an offset, little endian.
+/// Anything that configuration space can be read from: bytes at an offset, little endian.
 pub trait ConfigAccess {
     /// Size in bytes: 256, or 4096 for PCI Express.
     ///
     /// # Errors
     ///
-    /// Fails when the backend cannot tell.
-    fn size(&self) -> std::result::Result<u64, BackendError>;
+    /// Fails when the holder cannot tell.
+    fn size(&self) -> std::result::Result<u64, AccessError>;
 
     /// Reads `data.len()` bytes at `offset`.
     ///
     /// # Errors
     ///
     /// Fails when the range is not inside configuration space or the access fails.
-    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError>;
+    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError>;
+}
 
+/// Configuration space that can be written too.
+pub trait ConfigWrite: ConfigAccess {
     /// Writes `data` at `offset`.
     ///
     /// # Errors
     ///
     /// Fails when the range is not inside configuration space or the access fails.
-    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError>;
+    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), AccessError>;
 }
 
-impl ConfigAccess for dyn Backend + '_ {
-    fn size(&self) -> std::result::Result<u64, BackendError> {
-        Ok(self.region_info(Region::Config)?.size)
-    }
-
-    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError> {
-        self.region_read(Region::Config, u64::from(offset), data)
-    }
-
-    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
-        self.region_write(Region::Config, u64::from(offset), data)
-    }
+/// An access that does not lie inside a copy of configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "configuration space: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes"
+)]
+pub struct OutOfBounds {
+    /// Byte offset of the access.
+    pub offset: u16,
+    /// Length of the access in bytes.
+    pub len: usize,
+    /// Size of the copy in bytes.
+    pub size: u64,
 }
 
 impl<A: ConfigAccess + ?Sized> ConfigAccess for &A {
-    fn size(&self) -> std::result::Result<u64, BackendError> {
+    fn size(&self) -> std::result::Result<u64, AccessError> {
         (**self).size()
     }
 
-    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError> {
         (**self).read(offset, data)
     }
+}
 
-    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
+impl<A: ConfigWrite + ?Sized> ConfigWrite for &A {
+    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), AccessError> {
         (**self).write(offset, data)
     }
 }
 
 impl<A: ConfigAccess + ?Sized> ConfigAccess for Arc<A> {
-    fn size(&self) -> std::result::Result<u64, BackendError> {
+    fn size(&self) -> std::result::Result<u64, AccessError> {
         (**self).size()
     }
 
-    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError> {
         (**self).read(offset, data)
     }
+}
 
-    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
+impl<A: ConfigWrite + ?Sized> ConfigWrite for Arc<A> {
+    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), AccessError> {
         (**self).write(offset, data)
+    }
+}
+
+/// A copy of configuration space, or of its beginning, in memory, to look at.
+impl ConfigAccess for [u8] {
+    fn size(&self) -> std::result::Result<u64, AccessError> {
+        Ok(self.len() as u64)
+    }
+
+    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError> {
+        data.copy_from_slice(range_of(self, offset, data.len())?);
+        Ok(())
     }
 }
 
 /// A copy of configuration space, or of its beginning, in memory; every byte is writable.
 impl ConfigAccess for [Cell<u8>] {
-    fn size(&self) -> std::result::Result<u64, BackendError> {
+    fn size(&self) -> std::result::Result<u64, AccessError> {
         Ok(self.len() as u64)
     }
 
-    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError> {
+    fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError> {
         let range = range_of(self, offset, data.len())?;
         for (to, from) in data.iter_mut().zip(range) {
             *to = from.get();
         }
         Ok(())
     }
+}
 
-    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
+impl ConfigWrite for [Cell<u8>] {
+    fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), AccessError> {
         for (from, to) in data.iter().zip(range_of(self, offset, data.len())?) {
             to.set(*from);
         }
@@ -185,15 +205,10 @@ impl ConfigAccess for [Cell<u8>] {
     }
 }
 
-fn range_of(
-    space: &[Cell<u8>],
-    offset: u16,
-    len: usize,
-) -> std::result::Result<&[Cell<u8>], BackendError> {
+fn range_of<T>(space: &[T], offset: u16, len: usize) -> std::result::Result<&[T], OutOfBounds> {
     let start = usize::from(offset);
-    start.checked_add(len).and_then(|end| space.get(start..end)).ok_or(BackendError::OutOfBounds {
-        region: Region::Config,
-        offset: u64::from(offset),
+    start.checked_add(len).and_then(|end| space.get(start..end)).ok_or(OutOfBounds {
+        offset,
         len,
         size: space.len() as u64,
     })
@@ -217,7 +232,7 @@ impl<A: ConfigAccess> ConfigSpace<A> {
     ///
     /// # Errors
     ///
-    /// Fails when the backend cannot tell.
+    /// Fails when the holder cannot tell.
     pub fn size(&self) -> Result<u16> {
         let size = self.access.size()?;
         Ok(u16::try_from(size).map_or(EXPRESS_SIZE, |size| size.min(EXPRESS_SIZE)))
@@ -254,33 +269,6 @@ impl<A: ConfigAccess> ConfigSpace<A> {
         let mut data = [0; 4];
         self.access.read(offset, &mut data)?;
         Ok(u32::from_le_bytes(data))
-    }
-
-    /// Writes 8 bits.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the access fails.
-    pub fn write_u8(&self, offset: u16, value: u8) -> Result<()> {
-        Ok(self.access.write(offset, &[value])?)
-    }
-
-    /// Writes 16 bits.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the access fails.
-    pub fn write_u16(&self, offset: u16, value: u16) -> Result<()> {
-        Ok(self.access.write(offset, &value.to_le_bytes())?)
-    }
-
-    /// Writes 32 bits.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the access fails.
-    pub fn write_u32(&self, offset: u16, value: u32) -> Result<()> {
-        Ok(self.access.write(offset, &value.to_le_bytes())?)
     }
 
     /// Fails when the device does not answer.
@@ -368,6 +356,44 @@ impl<A: ConfigAccess> ConfigSpace<A> {
         Ok(self.command()?.contains(Command::BUS_MASTER))
     }
 
+    /// Whether the device is kept from asserting INTx.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the access fails.
+    pub fn interrupt_disabled(&self) -> Result<bool> {
+        Ok(self.command()?.contains(Command::INTERRUPT_DISABLE))
+    }
+}
+
+impl<A: ConfigWrite> ConfigSpace<A> {
+    /// Writes 8 bits.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the access fails.
+    pub fn write_u8(&self, offset: u16, value: u8) -> Result<()> {
+        Ok(self.access.write(offset, &[value])?)
+    }
+
+    /// Writes 16 bits.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the access fails.
+    pub fn write_u16(&self, offset: u16, value: u16) -> Result<()> {
+        Ok(self.access.write(offset, &value.to_le_bytes())?)
+    }
+
+    /// Writes 32 bits.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the access fails.
+    pub fn write_u32(&self, offset: u16, value: u32) -> Result<()> {
+        Ok(self.access.write(offset, &value.to_le_bytes())?)
+    }
+
     /// Allows or forbids DMA and MSIs.
     ///
     /// # Errors
@@ -376,15 +402,6 @@ impl<A: ConfigAccess> ConfigSpace<A> {
     /// back differently.
     pub fn set_bus_master(&self, on: bool) -> Result<()> {
         self.set_command(Command::BUS_MASTER, on)
-    }
-
-    /// Whether the device is kept from asserting INTx.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the access fails.
-    pub fn interrupt_disabled(&self) -> Result<bool> {
-        Ok(self.command()?.contains(Command::INTERRUPT_DISABLE))
     }
 
     /// Keeps the device from asserting INTx, or lets it.
@@ -425,15 +442,17 @@ mod tests {
     }
 
     impl ConfigAccess for Masked<'_> {
-        fn size(&self) -> std::result::Result<u64, BackendError> {
+        fn size(&self) -> std::result::Result<u64, AccessError> {
             self.bytes.size()
         }
 
-        fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), BackendError> {
+        fn read(&self, offset: u16, data: &mut [u8]) -> std::result::Result<(), AccessError> {
             self.bytes.read(offset, data)
         }
+    }
 
-        fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), BackendError> {
+    impl ConfigWrite for Masked<'_> {
+        fn write(&self, offset: u16, data: &[u8]) -> std::result::Result<(), AccessError> {
             assert_eq!((offset, data.len()), (reg::COMMAND, 2), "only the command register");
             let value = u16::from_le_bytes([data[0], data[1]]) & self.command_mask;
             self.bytes.write(offset, &value.to_le_bytes())
@@ -507,10 +526,8 @@ mod tests {
         let config = ConfigSpace::new(Cell::from_mut(&mut bytes[..]).as_slice_of_cells());
         config.read_u32(60).unwrap();
         for offset in [61, 64, u16::MAX] {
-            assert!(matches!(
-                config.read_u32(offset),
-                Err(PciError::Backend(BackendError::OutOfBounds { len: 4, size: 64, .. }))
-            ));
+            let error = config.read_u32(offset).unwrap_err();
+            assert_eq!(error.access(), Some(&OutOfBounds { offset, len: 4, size: 64 }));
             assert!(config.write_u32(offset, 0).is_err());
         }
     }

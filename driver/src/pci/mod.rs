@@ -1,4 +1,4 @@
-//! PCI addresses, configuration space, capabilities, and sysfs.
+//! PCI addresses, configuration space and its capabilities, and what sysfs says of a function.
 
 pub mod address;
 pub mod capability;
@@ -10,6 +10,5 @@ pub mod sysfs;
 pub use address::{Address, AddressError};
 pub use capability::Capabilities;
 pub use class::ClassCode;
-pub use config::{ConfigAccess, ConfigSpace};
-pub use error::{Aftermath, Holder, HostDriver, PciError, Result};
-pub use sysfs::Sysfs;
+pub use config::{ConfigAccess, ConfigSpace, ConfigWrite};
+pub use error::{AccessError, PciError, Result};

@@ -106,6 +106,13 @@ impl Producer {
         self.tail
     }
 
+    /// The slot of the newest that is done.
+    #[inline]
+    #[must_use]
+    pub fn last_done_slot(&self) -> u32 {
+        if self.head == 0 { self.size - 1 } else { self.head - 1 }
+    }
+
     /// The slot of a position.
     #[must_use]
     pub fn slot(&self, position: u64) -> u32 {
@@ -196,8 +203,11 @@ impl Producer {
             // From the oldest in flight to one past the reported: 0, or the size, when that
             // is the one before.
             let behind = self.wrap(slot as u32, 1);
-            let newly =
-                if behind < self.head { behind + self.size - self.head } else { behind - self.head };
+            let newly = if behind < self.head {
+                behind + self.size - self.head
+            } else {
+                behind - self.head
+            };
             if u64::from(newly) <= self.published - self.done {
                 return Ok(self.done + u64::from(newly));
             }
@@ -259,6 +269,7 @@ mod tests {
                 let end = done + u64::from(ring.in_flight()) * (round % 3) / 2;
                 let end = end.min(published);
                 assert_eq!(ring.complete_to(end), Ok(done..end));
+                assert_eq!(ring.last_done_slot(), ring.slot(end + u64::from(size) - 1));
                 assert!(ring.complete_to(published + 1).is_err());
                 assert!(end == 0 || ring.complete_to(end - 1).is_err());
                 assert_eq!(ring.free() + (ring.filled() - ring.done()) as u32, size - 1);

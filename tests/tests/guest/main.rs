@@ -100,6 +100,7 @@ fn main() -> ExitCode {
         testdev::the_command_line_reports_them,
         sharing::two_devices_share_a_container,
         sharing::each_device_frees_its_own,
+        sharing::a_device_is_opened_once_in_a_process,
         memory::ten_thousand_cycles_leave_nothing_behind,
         memory::directions_are_enforced,
         binding::bind_and_unbind_restore_the_driver,

@@ -1,7 +1,7 @@
 //! Mappings and the memory behind them.
 
 use vfio_dma::devices::edu::{Completion, Edu};
-use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::dma::{Direction, Pattern, Request};
 
 use crate::support::edu;
 
@@ -20,7 +20,8 @@ pub(crate) fn ten_thousand_cycles_leave_nothing_behind() {
     let space = edu.device().space().clone();
     let sizes = [1, 4096, 100_000, 1 << 21];
     let cycle = |i: usize| {
-        let mut buffer = edu.allocate(sizes[i % sizes.len()], Direction::Bidirectional).unwrap();
+        let mut buffer =
+            edu.allocate(&Request::new(sizes[i % sizes.len()], Direction::Bidirectional)).unwrap();
         buffer.write(0, &[1]).unwrap();
     };
     (0..100).for_each(cycle);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vfio_dma::backend::{Backend, Iommu, IommuInfo, MapRequest, Translation};
 use vfio_dma::device::DeviceError;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{
     AddressSpace, Buffer, Cause, Constraints, Direction, DmaError, Memory, PageSize, Pattern,
@@ -184,7 +185,7 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
     assert_eq!(getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().0, LIMIT);
     let device = vfio_dma::session::Session::new().open(address(0)).unwrap();
     let config = Config { completion: Completion::Polled, ..Config::default() };
-    let mut edu = Edu::open(device, config).unwrap();
+    let mut edu = Edu::probe(device, config).unwrap();
     let block = Reservation { len: 96 << 10, page_size: PageSize::Base };
     let reach = Constraints { address_mask: MASK, alignment: 1 };
     let _pool = edu.device().reserve(&[block], reach).unwrap();

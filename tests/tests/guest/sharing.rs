@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use vfio_dma::Remedy;
+use vfio_dma::backend::BackendError;
+use vfio_dma::device::DeviceError;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
 use vfio_dma::dma::Direction;
 use vfio_dma::session::Session;
@@ -15,7 +19,7 @@ fn two() -> (Edu, Edu) {
     let mut session = Session::new();
     let open = |session: &mut Session, index| {
         let device = session.open(address(index)).unwrap();
-        Edu::open(device, Config::default()).unwrap()
+        Edu::probe(device, Config::default()).unwrap()
     };
     let first = open(&mut session, 0);
     (first, open(&mut session, 1))
@@ -32,8 +36,10 @@ pub(crate) fn two_devices_share_a_container() {
 pub(crate) fn each_device_frees_its_own() {
     let (first, mut second) = two();
     let space = Arc::clone(second.device().space());
-    let of_first = [1, 5000, 9000].map(|len| first.allocate(len, Direction::ToDevice).unwrap());
-    let of_second = [1, 70_000].map(|len| second.allocate(len, Direction::FromDevice).unwrap());
+    let of_first =
+        [1, 5000, 9000].map(|len| first.allocate(&Request::new(len, Direction::ToDevice)).unwrap());
+    let of_second =
+        [1, 70_000].map(|len| second.allocate(&Request::new(len, Direction::FromDevice)).unwrap());
     assert_eq!(space.usage().mappings, 5);
     drop(of_first);
     drop(first);
@@ -44,4 +50,22 @@ pub(crate) fn each_device_frees_its_own() {
     drop(target);
     assert_eq!(space.usage().mappings, 0);
     copy_and_verify(&mut second, 500, 4);
+}
+
+pub(crate) fn a_device_is_opened_once_in_a_process() {
+    bind(address(0));
+    let mut session = Session::new();
+    let device = session.open(address(0)).unwrap();
+    device.set_bus_master(true).unwrap();
+    let mut other = Session::new();
+    for session in [&mut session, &mut other] {
+        let error = session.open(address(0)).unwrap_err();
+        let DeviceError::Backend(error) = error else { panic!("{error:?}") };
+        assert!(matches!(&error, BackendError::AlreadyOpen { .. }), "{error:?}");
+        assert_eq!(error.remedy(), Some(&Remedy::UseOpenDevice));
+    }
+    // The refusal took nothing from the first one.
+    assert!(device.config().bus_master().unwrap());
+    drop(device);
+    other.open(address(0)).unwrap();
 }

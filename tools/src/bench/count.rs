@@ -50,7 +50,7 @@ fn fill(
     let channels = u8::try_from(channels).unwrap_or(MAX_CHANNELS).min(MAX_CHANNELS);
     let meter = Arc::new(LinkMeter::new(*link));
     let config = IoatConfig { channels, meter: Some(Arc::clone(&meter)), ..IoatConfig::default() };
-    let engine = open(Device::open(Embedded::new(config)?)?)?;
+    let engine = open(Device::open(Embedded::new(config)?.attach()?)?)?;
     // A doorbell is a transfer's at any rate: what takes longer is not waited for.
     let mut model = IoatSubject::new(&engine, &specs, seed, Duration::from_secs(5))?;
     let mut order: Vec<usize> = (0..specs.len()).collect();

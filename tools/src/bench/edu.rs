@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use vfio_dma::backend::Translation;
 use vfio_dma::devices::edu::Edu;
-use vfio_dma::dma::{
-    Buffer, Constraints, Direction, PageSize, Pattern, Placement, Request, Strategy,
-};
+use vfio_dma::dma::{Buffer, Direction, PageSize, Pattern, Placement, Request, Strategy};
 
 use super::arena::Arena;
 use super::plan::Spec;
@@ -42,7 +40,7 @@ impl EduSubject {
     pub(super) fn new(edu: Edu, specs: &[Spec], seed: u64) -> Result<EduSubject, Failure> {
         let len = specs.iter().map(Spec::extent).max().unwrap_or(1);
         let len = usize::try_from(len)?;
-        let arena = Arena::new(edu.device(), Constraints::default(), len, seed)?;
+        let arena = Arena::new(edu.device().allocator(), len, seed)?;
         Ok(EduSubject { edu, cells: BTreeMap::new(), arena, seed })
     }
 }
@@ -65,7 +63,7 @@ impl Subject for EduSubject {
                     request.longest_run = Some(bytes as usize);
                 }
             }
-            self.edu.place(request)
+            self.edu.allocate(&request)
         };
         let mut source = place(Direction::ToDevice)?;
         let target = place(Direction::FromDevice)?;

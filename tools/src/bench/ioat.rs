@@ -1,13 +1,12 @@
 //! Runs variants on I/OAT: several transfers in flight, a doorbell for each batch, polled.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
-use vfio_dma::dma::Constraints;
 
 use super::arena::{Arena, Pair};
 use super::plan::Spec;
@@ -109,9 +108,9 @@ pub(super) struct IoatSubject {
 /// # Errors
 ///
 /// Fails when the driver does.
-pub(super) fn open(device: Arc<Device>) -> Result<Ioat, Failure> {
+pub(super) fn open(device: Device) -> Result<Ioat, Failure> {
     let config = Config { wait: WaitMode::Poll, ring_size: RING, ..Config::default() };
-    Ok(Ioat::open(device, config)?)
+    Ok(Ioat::probe(device, config)?)
 }
 
 impl IoatSubject {
@@ -132,7 +131,7 @@ impl IoatSubject {
             *extent = spec.extent().max(*extent);
         }
         let len = usize::try_from(extents.values().copied().max().unwrap_or(1))?;
-        let arena = Arena::new(ioat.device(), Constraints::default(), len, seed)?;
+        let arena = Arena::new(ioat.allocator(), len, seed)?;
         let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
         let channels = (0..u8::try_from(count)?).map(|n| ioat.channel(n)).collect::<Result<_, _>>();
         let (channels, cells) = (channels?, BTreeMap::new());

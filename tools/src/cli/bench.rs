@@ -127,7 +127,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     outputs.add(args.plot.as_deref(), report::plot)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let model = || Ok(Embedded::new(IoatConfig { channels: CHANNELS, ..IoatConfig::default() })?);
+    let model = || {
+        let config = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };
+        Ok(Embedded::new(config)?.attach()?)
+    };
     let options = Options {
         wishes: Wishes {
             profile: args.profile,
@@ -143,7 +146,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         link: args.link,
     };
     args.reach.drive(device, model, |driver, device| {
-        let results = bench::run(&options, driver, &device, &interrupted)?;
+        let results = bench::run(&options, driver, device, &interrupted)?;
         // Before the device's driver is restored, which may fail.
         let mut failures = outputs.write(&results);
         failures.extend(output::print(&table(&results)).err());

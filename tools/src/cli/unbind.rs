@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use vfio_dma::pci::sysfs::{Choice, Unbound};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::{Choice, Sysfs, Unbound};
+use vfio_dma::pci::Address;
 
 use super::{Failure, output};
 

@@ -25,6 +25,7 @@ use super::message::{
 };
 use super::receive::receive;
 use crate::backend::{BackendError, Result};
+use crate::remedy::Remedy;
 
 /// The most descriptors that the kernel passes in one message (`SCM_MAX_FD` in `net/scm.h`).
 pub(super) const MAX_FDS: usize = 253;
@@ -221,12 +222,17 @@ impl Connection {
 
 fn connect_error(location: String, errno: Errno) -> BackendError {
     let (problem, remedy) = match errno {
-        Errno::ENOENT => ("there is no such socket", "start a server there"),
-        Errno::ECONNREFUSED => {
-            ("no server listens on this socket", "start a server there; the last one has ended")
+        Errno::ENOENT => {
+            ("there is no such socket", start_server(&location, "start a server there"))
         }
-        Errno::EAGAIN => ("the server does not accept clients", "end those that it serves"),
-        Errno::EACCES => ("this user may not use the socket", "give the user write access to it"),
+        Errno::ECONNREFUSED => (
+            "no server listens on this socket",
+            start_server(&location, "start a server there; the last one has ended"),
+        ),
+        Errno::EAGAIN => ("the server does not accept clients", "end those that it serves".into()),
+        Errno::EACCES => {
+            ("this user may not use the socket", "give the user write access to it".into())
+        }
         errno => {
             return BackendError::Os {
                 action: format!("{location}: connecting"),
@@ -235,10 +241,11 @@ fn connect_error(location: String, errno: Errno) -> BackendError {
             };
         }
     };
-    BackendError::Precondition {
-        problem: format!("{location}: {problem}"),
-        remedy: format!("{remedy}, such as vfio-dma model --socket {location}"),
-    }
+    BackendError::Precondition { problem: format!("{location}: {problem}"), remedy }
+}
+
+fn start_server(location: &str, first: &'static str) -> Remedy {
+    Remedy::StartServer { socket: location.into(), first }
 }
 
 /// When a call is over at the latest, and how long that was from its start.

@@ -45,8 +45,9 @@ use transfer::Job;
 pub use transfer::{Failed, Started, Transfer};
 
 /// How the driver learns that the device is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Completion {
     /// By a message-signalled interrupt.
     Msi,

@@ -147,8 +147,7 @@ impl Registers for Stuck {
 #[test]
 fn an_interrupt_that_never_ends_does_not_outlast_the_deadline() {
     for (completion, level) in [(Completion::Msi, false), (Completion::Intx, true)] {
-        let scripted =
-            Scripted::new((0x1234, 0x11e8), |_| Stuck { level, ..Stuck::default() });
+        let scripted = Scripted::new((0x1234, 0x11e8), |_| Stuck { level, ..Stuck::default() });
         let timeout = Duration::from_millis(50);
         let config = Config { completion, timeout, ..Config::default() };
         let mut edu = Edu::probe(Device::open(scripted.attach()).unwrap(), config).unwrap();

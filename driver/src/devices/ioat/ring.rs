@@ -15,6 +15,8 @@
 //! A device could still lie by writing a mark that is in flight, as it could by not copying
 //! what it says it copied: that is not to be told.
 
+use std::collections::VecDeque;
+
 use super::descriptor::{
     COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
 };
@@ -50,11 +52,15 @@ pub(super) struct Ring {
     status: Coherent<u64>,
     /// One past the last marker, or where the chain began.
     marked: u64,
+    /// Positions of the markers that are not done, and how many there ever were.
+    markers: VecDeque<u64>,
+    all_markers: u64,
     /// Data descriptors between two markers of a long transfer.
     quarter: u32,
     /// The first word of the last data descriptor, and where it is.
     last: (u64, u32),
-    /// The completion word that was acted upon last.
+    /// The address of the newest descriptor that is done: while the completion word names it,
+    /// there is nothing new, for the next marker has another slot.
     seen: u64,
     /// The word that was found to be stale last.
     stale: u64,
@@ -80,6 +86,9 @@ impl Ring {
             ring: SubmissionRing::new(descriptors)?,
             status,
             marked: 0,
+            // At most every other descriptor is one.
+            markers: VecDeque::with_capacity(size as usize / 2 + 1),
+            all_markers: 0,
             quarter: (size / 4).max(2) - 1,
             last: (0, 0),
             seen: 0,
@@ -148,10 +157,8 @@ impl Ring {
     ) -> u32 {
         let (mut first, mut slot) = self.last;
         let before = self.producer().tail();
-        let filled = self.ring.fill_from(
-            most,
-            descriptors.into_iter().inspect(|words| first = words[0]),
-        );
+        let filled =
+            self.ring.fill_from(most, descriptors.into_iter().inspect(|words| first = words[0]));
         if filled > 0 {
             slot = before + filled - 1;
             if slot >= self.producer().size() {
@@ -177,6 +184,8 @@ impl Ring {
         // One is kept free for it.
         if self.ring.push(&[head, source, target, next.0, position]).is_ok() {
             self.marked = position;
+            self.markers.push_back(position - 1);
+            self.all_markers += 1;
         }
     }
 
@@ -198,15 +207,14 @@ impl Ring {
     #[inline]
     pub(super) fn look(&mut self) -> Result<Look, QueueError> {
         let word = self.status.load_acquire(WORD, 0);
-        if word == self.seen {
-            return Ok(Look::Same);
-        }
         if State::of(word) == State::Halted {
             return Ok(Look::Halted);
         }
-        if let LastDone::Address(address) = last_done(word) {
-            self.ring.slot_at(address)?;
+        let LastDone::Address(address) = last_done(word) else { return Ok(Look::Same) };
+        if address == self.seen {
+            return Ok(Look::Same);
         }
+        self.ring.slot_at(address)?;
         match self.take_mark()? {
             0 => {
                 if word != self.stale {
@@ -214,10 +222,7 @@ impl Ring {
                 }
                 Ok(Look::Same)
             }
-            newly => {
-                self.seen = word;
-                Ok(Look::Done(newly))
-            }
+            newly => Ok(Look::Done(newly)),
         }
     }
 
@@ -231,6 +236,7 @@ impl Ring {
             return Ok(0);
         }
         let done = self.ring.producer_mut().complete_to(mark)?;
+        self.note_done();
         Ok(done.end - done.start)
     }
 
@@ -240,7 +246,28 @@ impl Ring {
         let slot = self.ring.slot_at(address)?;
         let producer = self.ring.producer_mut();
         let done = producer.complete_to(producer.behind_slot(slot)?)?;
+        self.note_done();
         Ok(done.end - done.start)
+    }
+
+    #[inline]
+    fn note_done(&mut self) {
+        self.seen = self.ring.entries().iova(self.producer().last_done_slot() as usize).0;
+        let done = self.producer().done();
+        while self.markers.front().is_some_and(|&marker| marker < done) {
+            self.markers.pop_front();
+        }
+    }
+
+    /// Whether a descriptor that is not done is a marker.
+    pub(super) fn is_marker(&self, position: u64) -> bool {
+        self.markers.contains(&position)
+    }
+
+    /// How many data descriptors were filled before a position that is not done.
+    pub(super) fn data_before(&self, position: u64) -> u64 {
+        let behind = self.markers.iter().filter(|&&marker| marker >= position).count();
+        position - (self.all_markers - behind as u64)
     }
 
     /// Whether a status names the last descriptor that was published.
@@ -255,10 +282,11 @@ impl Ring {
     pub(super) fn restart(&mut self, at: u64) -> Result<(Iova, Iova), QueueError> {
         self.ring.producer_mut().restart(at)?;
         self.marked = self.marked.max(at);
+        self.note_done();
         self.link();
         self.status.write(WORD, &0);
         self.status.write(MARK, &at);
-        (self.seen, self.stale) = (0, 0);
+        self.stale = 0;
         Ok((self.ring.address(at), self.status.iova(WORD)))
     }
 
@@ -319,10 +347,9 @@ mod tests {
                 words.push(host.load(completion.0).unwrap());
                 words.sort_unstable();
                 words.dedup();
-                let last = *words.last().unwrap();
-                let seen = ring.seen;
-                if round % 2 == 0 && last != seen {
-                    host.store(completion.0, last).unwrap();
+                if round % 2 == 0 {
+                    let other = words.iter().find(|&&word| word & !7 != ring.seen).unwrap();
+                    host.store(completion.0, *other).unwrap();
                 }
                 assert_eq!(ring.look(), Ok(Look::Done(published)), "{filled} of size {size}");
                 assert_eq!(ring.producer().in_flight(), 0);

@@ -69,8 +69,9 @@ pub enum TestdevError {
 }
 
 /// How a BAR is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Access {
     /// By load and store.
     Mapped,
@@ -88,7 +89,8 @@ impl fmt::Display for Access {
 }
 
 /// What came of one test.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TestResult {
     /// The BAR's number.
     pub bar: u8,
@@ -120,7 +122,8 @@ impl TestResult {
 }
 
 /// What came of the optional BAR2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Membar {
     /// Size in bytes.
     pub size: u64,

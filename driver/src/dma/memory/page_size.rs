@@ -4,19 +4,20 @@ use std::fmt;
 use std::sync::OnceLock;
 
 /// The size of a page of memory, as the kernel hands it out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum PageSize {
     /// The base page: 4 KiB, or what the kernel was built for.
-    #[serde(rename = "4K")]
+    #[cfg_attr(feature = "serde", serde(rename = "4K"))]
     Base,
     /// Base pages that the kernel is asked to make huge (`MADV_HUGEPAGE`), 2 MiB aligned.
-    #[serde(rename = "transparent-2M")]
+    #[cfg_attr(feature = "serde", serde(rename = "transparent-2M"))]
     Transparent,
     /// A page of the 2 MiB pool (`/sys/kernel/mm/hugepages/hugepages-2048kB`).
-    #[serde(rename = "2M")]
+    #[cfg_attr(feature = "serde", serde(rename = "2M"))]
     Huge2M,
     /// A page of the 1 GiB pool (`/sys/kernel/mm/hugepages/hugepages-1048576kB`).
-    #[serde(rename = "1G")]
+    #[cfg_attr(feature = "serde", serde(rename = "1G"))]
     Huge1G,
 }
 

@@ -70,7 +70,8 @@ fn physical(context: &Context<'_>, frames: Frames<'_>) -> Attempted {
         longest = runs.first().map_or(0, |run| (run.len() * frame_bytes()) as u64).max(longest);
         for run in runs {
             let missing = blocks.missing();
-            if missing == 0 || run.len() * frame_bytes() < context.request.least_block.min(missing) {
+            if missing == 0 || run.len() * frame_bytes() < context.request.least_block.min(missing)
+            {
                 break;
             }
             let pages = run.start..run.start + run.len().min(missing / frame_bytes());

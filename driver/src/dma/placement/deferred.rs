@@ -64,7 +64,9 @@ impl Buffer {
                     Ok(space.take_run(len, align, least, limits.address_mask)?)
                 })
                 .map_err(|error| context.failed_by(&error, 1)),
-            Translation::Physical => Err(context.skipped(Cause::Translation(Translation::Physical))),
+            Translation::Physical => {
+                Err(context.skipped(Cause::Translation(Translation::Physical)))
+            }
         };
         match remapped {
             Ok(()) => {
@@ -79,8 +81,7 @@ impl Buffer {
         let order = Strategy::order(Placement::Contiguous, space.translation());
         if self.is_lent() {
             let reason = Reason { asked: request.len as u64, cause: Cause::Lent };
-            let skipped =
-                |strategy| Failed { reason: reason.clone(), tries: 0 }.attempt(strategy);
+            let skipped = |strategy| Failed { reason: reason.clone(), tries: 0 }.attempt(strategy);
             report.attempts.extend(order.into_iter().map(skipped));
             return Err(DmaError::NoPlacement(report));
         }

@@ -10,7 +10,9 @@ pub(super) fn contiguous(context: &Context<'_>, page_size: PageSize) -> Attempte
     if page_size != PageSize::Base && len < page_size.bytes() {
         return Err(context.skipped(Cause::SmallerThanPage(page_size)));
     }
-    map(context, page_size).map(|buffer| Placed::new(buffer, 1)).map_err(|error| context.failed_by(&error, 1))
+    map(context, page_size)
+        .map(|buffer| Placed::new(buffer, 1))
+        .map_err(|error| context.failed_by(&error, 1))
 }
 
 fn map(context: &Context<'_>, page_size: PageSize) -> Result<Buffer, DmaError> {

@@ -22,8 +22,8 @@ use crate::dma::mapping::Mapping;
 use crate::dma::{Memory, Segment};
 
 pub(super) use in_place::{place_in_file, place_in_range};
-pub(super) use pool::reserve;
 pub use pool::Reservation;
+pub(super) use pool::reserve;
 
 /// Where and for what a buffer is placed.
 #[derive(Debug, Clone, Copy)]

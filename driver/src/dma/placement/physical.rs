@@ -34,7 +34,11 @@ pub(super) fn locked(len: usize, page_size: PageSize, tries: u32) -> Result<Memo
     Ok(memory)
 }
 
-pub(super) fn contiguous(context: &Context<'_>, page_size: PageSize, frames: Frames<'_>) -> Attempted {
+pub(super) fn contiguous(
+    context: &Context<'_>,
+    page_size: PageSize,
+    frames: Frames<'_>,
+) -> Attempted {
     context.require(Translation::Physical)?;
     let request = context.request;
     if page_size != PageSize::Base && request.len < page_size.bytes() {
@@ -73,8 +77,8 @@ pub(super) fn contiguous(context: &Context<'_>, page_size: PageSize, frames: Fra
                 .filter(|run| run.len() * frame_bytes() >= len)
                 .min_by_key(|run| found[run.start])
         {
-            let (memory, runs) =
-                moved(&memory, run.start..run.start + len / frame_bytes(), frames).map_err(failed)?;
+            let (memory, runs) = moved(&memory, run.start..run.start + len / frame_bytes(), frames)
+                .map_err(failed)?;
             match under_mask(context, &runs, 0) {
                 Ok(()) if runs.len() == 1 => {
                     return Ok(Placed::new(context.physical(memory, 0, &runs), tries));

@@ -12,7 +12,9 @@ pub(super) fn place(context: &Context<'_>, frames: Frames<'_>) -> Attempted {
         Translation::Iommu => through_iommu(context).map(|buffer| (buffer, 1)),
         Translation::Physical => physical(context, frames),
     };
-    placed.map(|(buffer, tries)| Placed::new(buffer, tries)).map_err(|error| context.failed_by(&error, 1))
+    placed
+        .map(|(buffer, tries)| Placed::new(buffer, tries))
+        .map_err(|error| context.failed_by(&error, 1))
 }
 
 fn through_iommu(context: &Context<'_>) -> Result<Buffer, DmaError> {
@@ -80,7 +82,11 @@ fn physical(context: &Context<'_>, frames: Frames<'_>) -> Result<(Buffer, u32), 
 }
 
 /// Whether the device reaches the physical runs of memory, and the first byte is aligned.
-pub(super) fn under_mask(context: &Context<'_>, runs: &[Segment], skip: usize) -> Result<(), DmaError> {
+pub(super) fn under_mask(
+    context: &Context<'_>,
+    runs: &[Segment],
+    skip: usize,
+) -> Result<(), DmaError> {
     let segments = clip(runs, skip, context.request.len);
     let (alignment, mask) = (context.alignment(), context.limits.address_mask);
     for Segment { iova, len } in &segments {

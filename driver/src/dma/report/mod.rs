@@ -11,8 +11,9 @@ pub use reason::{Cause, Reason};
 pub use strategy::{Placement, Strategy};
 
 /// What came of a strategy.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Outcome {
     /// The buffer is placed.
     Placed {
@@ -21,7 +22,7 @@ pub enum Outcome {
         /// Map calls that it took.
         map_calls: u64,
         /// The strategy that placed it in the end, after [`Strategy::Deferred`] has waited.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
         through: Option<Strategy>,
     },
     /// It was tried and failed, for this reason.
@@ -31,7 +32,8 @@ pub enum Outcome {
 }
 
 /// One strategy and what came of it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Attempt {
     /// What was tried.
     pub strategy: Strategy,
@@ -42,7 +44,8 @@ pub struct Attempt {
 }
 
 /// How a buffer came to be placed, or why it could not be.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Report {
     /// Bytes asked for.
     pub len: usize,

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::ser::{Serialize, SerializeStruct, Serializer};
-
 use crate::backend::Translation;
 use crate::dma::limits::LimitExceeded;
 use crate::dma::memory::{FrameError, PageSize};
@@ -254,8 +252,10 @@ impl fmt::Display for Reason {
     }
 }
 
-impl Serialize for Reason {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+#[cfg(feature = "serde")]
+impl serde::Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
         let mut reason = serializer.serialize_struct("Reason", 5)?;
         reason.serialize_field("reason", self.name())?;
         reason.serialize_field("asked", &self.asked)?;

@@ -6,8 +6,9 @@ use crate::backend::Translation;
 use crate::dma::PageSize;
 
 /// Which strategies a caller wishes for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Placement {
     /// All of them in order: contiguous where that can be had, scatter/gather otherwise.
     #[default]
@@ -20,8 +21,9 @@ pub enum Placement {
 }
 
 /// A way to place a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Strategy {
     /// A piece of a [`Pool`](crate::dma::Pool) that the request names.
     Pool,

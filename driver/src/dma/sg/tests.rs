@@ -152,7 +152,10 @@ fn lists_of_whole_pages_allow_no_gap_inside() {
     let (ends, begins) = (&[(0x1000, 0x200), (0x8000, 1)], &[(0x1000, 0x1000), (0x8200, 1)]);
     for gap in [ends, begins] {
         let refused = list(gap).cut(&pages);
-        assert!(matches!(refused, Err(SgError::Exceeded(LimitExceeded::Gap { .. }))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(SgError::Exceeded(LimitExceeded::Gap { .. }))),
+            "{refused:?}"
+        );
     }
     // Where either side of a copy is cut, both are.
     let target = list(&[(0x10_0000, 0x1200), (0x20_0000, 0x1123)]);

@@ -23,6 +23,7 @@ pub mod id {
 
 /// A capability's contents at the time of the walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     /// Power management.
     PowerManagement(PowerManagement),
@@ -125,6 +126,7 @@ impl PciExpress {
 
 /// Device or port type of a PCI Express function (PCIe Base, section 7.5.3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpressKind {
     /// Endpoint: 0.
     Endpoint,

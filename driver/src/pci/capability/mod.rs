@@ -50,6 +50,7 @@ pub struct ExtendedCapability {
 
 /// A malformed place in a capability list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Defect {
     /// The pointer stored at `at` leads outside of where capabilities may be.
     BadPointer {

@@ -253,14 +253,14 @@ fn a_server_may_reply_to_what_wants_no_reply_and_ask_for_what_it_does_not_get() 
             let flags = if errno == 0 { 1 } else { 0x21 };
             Some(Act::Raw(message(came.id, 10, flags, errno, &came.payload[..16])))
         }
-        // DMA_READ with a reply wanted and without, before the answer.
+        // DMA_READ with a reply wanted and without, before the reply.
         9 if came.payload[8] == 0 => {
             let dma_read = longs(&[0x1000, 4]);
             let data = [&came.payload[..16], &[7; 4]].concat();
             let asked = message(came.id, 11, 0, 0, &dma_read);
             let posted = message(9, 11, 0x10, 0, &dma_read);
-            let answer = message(came.id, 9, 1, 0, &data);
-            Some(Act::Raw([asked, posted, answer].concat()))
+            let reply = message(came.id, 9, 1, 0, &data);
+            Some(Act::Raw([asked, posted, reply].concat()))
         }
         // The reply to DMA_READ.
         11 => Some(Act::Silence),

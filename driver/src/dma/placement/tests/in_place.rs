@@ -31,8 +31,7 @@ fn a_file_is_reached_where_it_is() {
     let file = memfd(&bytes);
     let (offset, len) = (5000, 70_001);
     let request = Request::new(len, BOTH);
-    let mut buffer =
-        lab.allocator().adopt_file(&file, offset as u64, &request).unwrap();
+    let mut buffer = lab.allocator().adopt_file(&file, offset as u64, &request).unwrap();
     assert_eq!(winner(buffer.report()), Some(Strategy::InPlace));
     assert!(buffer.segments().len() > 8, "runs of two pages: {}", buffer.report());
     assert_eq!(buffer.segments()[0].iova.0 % 4096, 5000 % 4096);
@@ -131,8 +130,7 @@ fn what_needs_a_file_refuses_memory_without_one() {
     let memory = Memory::allocate(4096, PageSize::Base, false).unwrap();
     let base: NonNull<u8> = memory.base();
     // SAFETY: `memory` outlives the buffer and nothing refers into it.
-    let refused =
-        unsafe { lab.allocator().adopt(base, &Request::new(4096, BOTH)) };
+    let refused = unsafe { lab.allocator().adopt(base, &Request::new(4096, BOTH)) };
     let Err(DmaError::NoPlacement(report)) = refused else { panic!("it has no file") };
     assert!(report.to_string().contains("memfd"), "{report}");
     assert!(lab.is_empty());

@@ -98,8 +98,9 @@ fn promotion_copies_when_it_cannot_remap() {
     let other = Lab::wide();
     let blocks = [Reservation { len: 0x8000, page_size: PageSize::Base }];
     let pool = other.allocator().reserve(&blocks).unwrap();
-    let mut scattered =
-        other.place(&Request::new(len, BOTH).placement(Placement::ScatterGather).pool(&pool)).unwrap();
+    let mut scattered = other
+        .place(&Request::new(len, BOTH).placement(Placement::ScatterGather).pool(&pool))
+        .unwrap();
     Pattern::new(4).fill(&mut scattered, 0, len, 0).unwrap();
     other.table.refuse_after(0, libc::ENOSPC);
     scattered.promote().unwrap();

@@ -1,8 +1,8 @@
 //! The device's mask, mappings, the limit on locked memory, and refusals half-way.
 
 use super::*;
-use crate::dma::LimitExceeded;
 use crate::dma::Iova;
+use crate::dma::LimitExceeded;
 
 #[test]
 fn a_mask_is_kept_to_and_is_a_reason() {

@@ -232,6 +232,7 @@ fn what_makes_no_sense_is_refused() {
     assert!(lab.is_empty());
 }
 
+#[cfg(feature = "serde")]
 #[test]
 fn reports_are_stable_json() {
     let lab = Lab::fragmented(&[20, 20]);

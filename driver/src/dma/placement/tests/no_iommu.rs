@@ -57,8 +57,12 @@ fn scripted(request: &Request, script: &[&[u64]]) -> (Attempted, Vec<usize>) {
 #[test]
 fn failed_blocks_are_held_while_trying_again() {
     let request = Request::new(3 * frame_bytes() - 1, BOTH);
-    let one =
-        |frame: u64| [Segment { iova: crate::dma::Iova(frame * frame_bytes() as u64), len: 3 * frame_bytes() - 1 }];
+    let one = |frame: u64| {
+        [Segment {
+            iova: crate::dma::Iova(frame * frame_bytes() as u64),
+            len: 3 * frame_bytes() - 1,
+        }]
+    };
     let (attempted, bases) = scripted(&request, &[&[9, 8, 7], &[20, 21, 22]]);
     let placed = attempted.unwrap();
     assert_eq!((placed.tries, segments(&placed.buffer)), (2, one(20).to_vec()));
@@ -84,7 +88,8 @@ fn tries_are_bounded_and_reported() {
     let (attempted, bases) = scripted(&request, &[&[5, 7], &[9, 8], &[1, 2]]);
     let failed = attempted.unwrap_err();
     assert_eq!((failed.tries, bases.len()), (2, 2));
-    let expected = Cause::NotContiguous { needed: 8192, longest: 4096, held: 4 * frame_bytes() as u64 };
+    let expected =
+        Cause::NotContiguous { needed: 8192, longest: 4096, held: 4 * frame_bytes() as u64 };
     assert_eq!(failed.reason.cause, expected);
     let request = Request { tries: 0, ..request };
     assert_eq!(scripted(&request, &[&[5, 7], &[1, 2]]).1.len(), 1, "at least once");
@@ -92,7 +97,8 @@ fn tries_are_bounded_and_reported() {
 
 #[test]
 fn memory_above_the_mask_is_held_too_and_is_the_reason() {
-    let request = Request { tries: 3, ..Request::new(2 * frame_bytes(), BOTH) }.address_mask(0xffff);
+    let request =
+        Request { tries: 3, ..Request::new(2 * frame_bytes(), BOTH) }.address_mask(0xffff);
     let script: [&[u64]; 4] = [&[0xf, 0x10], &[3, 5], &[0x30, 0x31, 0x20, 0x21], &[0x20, 0x21]];
     let (attempted, _) = scripted(&request, &script);
     let failed = attempted.unwrap_err();
@@ -168,7 +174,8 @@ fn transparent_huge_pages_are_physically_contiguous() {
 #[test]
 fn blocks_are_the_longest_runs_put_next_to_each_other() {
     let lab = Lab::physical();
-    let request = Request { least_block: 2 * frame_bytes(), ..Request::new(9 * frame_bytes(), BOTH) };
+    let request =
+        Request { least_block: 2 * frame_bytes(), ..Request::new(9 * frame_bytes(), BOTH) };
     let context = lab.context(&request);
     // First round: runs of 2, 4, 1 and 2. The second has a run for the rest, and then the
     // whole is looked at again.
@@ -190,7 +197,8 @@ fn blocks_are_the_longest_runs_put_next_to_each_other() {
         Ok(placed) => {
             assert_eq!(placed.tries, 2);
             assert_eq!(lens, [9, 3, 9]);
-            let lens: Vec<usize> = placed.buffer.segments().iter().map(|s| s.len / frame_bytes()).collect();
+            let lens: Vec<usize> =
+                placed.buffer.segments().iter().map(|s| s.len / frame_bytes()).collect();
             assert_eq!(lens, [4, 2, 2, 1]);
             return;
         }
@@ -264,7 +272,8 @@ fn scatter_gather_looks_for_neighbours_in_the_other_direction() {
     let context = lab.context(&request);
     let placed = |script: [&[u64]; 2]| {
         let mut script = script.into_iter();
-        let attempted = scatter::place(&context, &mut |_: &Memory| Ok(script.next().unwrap().to_vec()));
+        let attempted =
+            scatter::place(&context, &mut |_: &Memory| Ok(script.next().unwrap().to_vec()));
         let placed = attempted.unwrap();
         (placed.tries, placed.buffer.segments().len())
     };
@@ -281,8 +290,7 @@ fn files_and_ranges_are_reached_physically() {
     let lab = Lab::physical();
     let memory = Memory::allocate(20 * frame_bytes(), PageSize::Base, true).unwrap();
     let request = Request::new(20 * frame_bytes(), BOTH);
-    let mut buffer =
-        lab.allocator().adopt_file(memory.file().unwrap(), 0, &request).unwrap();
+    let mut buffer = lab.allocator().adopt_file(memory.file().unwrap(), 0, &request).unwrap();
     verify(&mut buffer);
     let mut bytes = vec![0; 20 * frame_bytes()];
     memory.as_volatile_slice().copy_to(&mut bytes[..]);

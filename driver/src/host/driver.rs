@@ -3,16 +3,16 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{Sysfs, VFIO_PCI, link_name, read_text};
+use super::{HostError, Result, Sysfs};
 use crate::pci::Address;
-use crate::pci::error::{PciError, Result};
+use crate::pci::sysfs::{VFIO_PCI, read_text};
 
 impl Sysfs {
     /// Binds a certain driver, of those that match the function.
     pub(super) fn attach(&self, address: Address, driver: &str) -> Result<()> {
         let bind = self.driver_dir(driver).join("bind");
         match self.write(&bind, &address.to_string()) {
-            Err(PciError::Write { source, .. }) => {
+            Err(HostError::Write { source, .. }) => {
                 // Its module may have been unloaded: a probe has the kernel look for another.
                 log::debug!("{}: {source}", bind.display());
                 self.probe(address)
@@ -23,7 +23,7 @@ impl Sysfs {
 
     /// Takes the driver away that the function has now, if any.
     pub(super) fn detach(&self, address: Address) -> Result<()> {
-        match self.driver(address)? {
+        match self.tree.driver(address)? {
             None => Ok(()),
             Some(driver) => {
                 self.write(&self.driver_dir(&driver).join("unbind"), &address.to_string())
@@ -33,20 +33,16 @@ impl Sysfs {
 
     /// Has the kernel look for a driver. The write succeeds also when none accepts.
     pub(super) fn probe(&self, address: Address) -> Result<()> {
-        self.write(&self.root.join("bus/pci/drivers_probe"), &address.to_string())
+        self.write(&self.tree.root().join("bus/pci/drivers_probe"), &address.to_string())
     }
 
     pub(super) fn expect_driver(&self, address: Address, wanted: Option<&str>) -> Result<()> {
-        let found = self.driver(address)?;
+        let found = self.tree.driver(address)?;
         if found.as_deref() == wanted {
             return Ok(());
         }
         let wanted = wanted.unwrap_or("no driver").to_owned();
-        Err(PciError::WrongDriver { address, wanted, found })
-    }
-
-    pub(super) fn driver(&self, address: Address) -> Result<Option<String>> {
-        link_name(&self.device_dir(address)?.join("driver"))
+        Err(HostError::WrongDriver { address, wanted, found })
     }
 
     pub(super) fn driver_override(&self, address: Address) -> Result<Option<String>> {
@@ -60,7 +56,7 @@ impl Sysfs {
     }
 
     fn override_path(&self, address: Address) -> Result<PathBuf> {
-        Ok(self.device_dir(address)?.join("driver_override"))
+        Ok(self.tree.device_dir(address)?.join("driver_override"))
     }
 
     /// Fails early, with the file's name, for a user who may not write it.
@@ -68,7 +64,7 @@ impl Sysfs {
         let path = self.override_path(address)?;
         match fs::OpenOptions::new().write(true).open(&path) {
             Ok(_) => Ok(()),
-            Err(source) => Err(PciError::Write { path, value: VFIO_PCI.into(), source }),
+            Err(source) => Err(HostError::write(path, VFIO_PCI, source)),
         }
     }
 }

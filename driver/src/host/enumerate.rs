@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use serde::Serialize;
-
-use super::{IommuGroup, Sysfs, link_name, names, read_text};
-use crate::pci::error::{PciError, Result};
+use super::{HostError, Result, Sysfs};
+use crate::pci::sysfs::{IommuGroup, SysfsError, link_name, names, read_text};
 use crate::pci::{Address, ClassCode};
 
 /// What sysfs says of a PCI function.
@@ -38,7 +36,8 @@ pub struct PciDeviceInfo {
 }
 
 /// A base address register that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Bar {
     /// Its number, 0 to 5.
     pub index: u8,
@@ -53,8 +52,9 @@ pub struct Bar {
 }
 
 /// What a base address register decodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum BarKind {
     /// I/O ports.
     Io,
@@ -81,7 +81,7 @@ impl Sysfs {
     pub fn enumerate(&self) -> Result<Vec<PciDeviceInfo>> {
         let mut groups = BTreeMap::new();
         let mut devices = Vec::new();
-        for name in names(&self.root.join("bus/pci/devices"))? {
+        for name in names(&self.tree.root().join("bus/pci/devices"))? {
             match self.read_device(name.parse()?, &mut groups) {
                 Ok(device) => devices.push(device),
                 Err(error) if gone(&error) => log::debug!("{name} left: {error}"),
@@ -106,13 +106,13 @@ impl Sysfs {
         address: Address,
         groups: &mut BTreeMap<u32, IommuGroup>,
     ) -> Result<PciDeviceInfo> {
-        let dir = self.device_dir(address)?;
-        let group = match self.group_number(&dir)? {
+        let dir = self.tree.device_dir(address)?;
+        let group = match self.tree.group_number(&dir)? {
             None => None,
             Some(number) => Some(match groups.get(&number) {
                 Some(group) => group.clone(),
                 None => {
-                    let group = self.group(number)?;
+                    let group = self.tree.group_of_number(number)?;
                     groups.insert(number, group.clone());
                     group
                 }
@@ -136,10 +136,10 @@ impl Sysfs {
 }
 
 /// Whether an error says that the function is no longer there.
-fn gone(error: &PciError) -> bool {
+fn gone(error: &HostError) -> bool {
     match error {
-        PciError::NoDevice { .. } => true,
-        PciError::Read { source, .. } => {
+        HostError::Sysfs(SysfsError::NoDevice { .. }) => true,
+        HostError::Sysfs(SysfsError::Read { source, .. }) => {
             source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV)
         }
         _ => false,
@@ -153,10 +153,8 @@ fn id(path: &Path) -> Result<u16> {
 /// An attribute that holds a hexadecimal number with the prefix `0x`.
 fn hex<T: TryFrom<u64>>(path: &Path, expected: &'static str) -> Result<T> {
     let text = read_text(path)?;
-    parse_hex(&text).and_then(|value| T::try_from(value).ok()).ok_or_else(|| PciError::Malformed {
-        path: path.to_owned(),
-        text: text.clone(),
-        expected,
+    parse_hex(&text).and_then(|value| T::try_from(value).ok()).ok_or_else(|| {
+        SysfsError::Malformed { path: path.to_owned(), text: text.clone(), expected }.into()
     })
 }
 
@@ -169,7 +167,7 @@ fn bars(path: &Path) -> Result<Vec<Bar>> {
     let text = read_text(path)?;
     let mut bars = Vec::new();
     for (index, line) in (0..6).zip(text.lines()) {
-        bars.extend(bar(index, line).ok_or_else(|| PciError::Malformed {
+        bars.extend(bar(index, line).ok_or_else(|| SysfsError::Malformed {
             path: path.to_owned(),
             text: line.to_owned(),
             expected: "a first address, a last address and flags",
@@ -267,7 +265,7 @@ mod tests {
             let good = fs::read_to_string(&path).unwrap();
             fs::write(&path, text).unwrap();
             let error = fake.sysfs().device(address).unwrap_err();
-            assert!(matches!(error, PciError::Malformed { .. }), "{error}");
+            assert!(matches!(error, HostError::Sysfs(SysfsError::Malformed { .. })), "{error}");
             assert!(error.to_string().contains(&path.display().to_string()), "{error}");
             fs::write(&path, good).unwrap();
         }
@@ -278,10 +276,8 @@ mod tests {
     fn an_unknown_address_is_an_error_that_says_where_to_look() {
         let fake = Fake::new();
         let error = fake.sysfs().device("0000:00:1f.7".parse().unwrap()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no PCI device 0000:00:1f.7; `vfio-dma list` shows what is there"
-        );
+        assert!(matches!(error, HostError::Sysfs(SysfsError::NoDevice { .. })), "{error}");
+        assert_eq!(error.remedy(), Some(&crate::remedy::Remedy::ListFunctions));
     }
 
     /// On a machine with PCI, sysfs and the configuration space must agree.

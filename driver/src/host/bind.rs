@@ -1,8 +1,9 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Former, IommuGroup, PciDeviceInfo, Sysfs, VFIO_PCI};
+use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
 use crate::pci::Address;
-use crate::pci::error::{Aftermath, PciError, Result};
+use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
+use crate::remedy::Remedy;
 
 /// How [`Sysfs::bind`] left a function; [`Sysfs::restore`] takes it back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,17 +57,17 @@ impl Sysfs {
     /// # Errors
     ///
     /// Without an IOMMU, vfio-pci refuses the function unless VFIO's no-IOMMU mode is on; the
-    /// cause is [`PciError::NoGroup`] then.
+    /// cause is [`SysfsError::NoGroup`] then.
     ///
     /// When a step fails half-way, everything is put back as it was, and
-    /// [`PciError::Bind`] tells the reason and whether that worked.
+    /// [`HostError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
         let device = self.device(address)?;
         if device.driver.as_deref() == Some(VFIO_PCI) {
             return Ok(Binding { address, former: None, group: device.group });
         }
         if device.class.is_pci_bridge() {
-            return Err(PciError::NotAnEndpoint { address, class: device.class });
+            return Err(HostError::NotAnEndpoint { address, class: device.class });
         }
         self.check_permission(address)?;
         self.ensure_vfio_pci()?;
@@ -89,12 +90,12 @@ impl Sysfs {
             Err(cause) => {
                 let aftermath = self.roll_back(address, &former, &cause);
                 let cause = match cause {
-                    PciError::WrongDriver { .. } if device.group.is_none() => {
-                        PciError::NoGroup { address }
+                    HostError::WrongDriver { .. } if device.group.is_none() => {
+                        SysfsError::NoGroup { address }.into()
                     }
                     cause => cause,
                 };
-                Err(PciError::Bind { address, cause: Box::new(cause), aftermath })
+                Err(HostError::Bind { address, cause: Box::new(cause), aftermath })
             }
         }
     }
@@ -140,7 +141,13 @@ impl Sysfs {
         let address = device.address;
         let holders = self.holders(device);
         if !holders.is_empty() {
-            return Err(PciError::InUse { address, holders });
+            let own = holders.iter().filter(|holder| holder.is_this_process()).count();
+            let remedy = match (own, holders.len() - own) {
+                (0, _) => Remedy::EndHolders { node: None },
+                (_, 0) => Remedy::UseOpenDevice,
+                _ => "drop the device that this process has open, and end the others".into(),
+            };
+            return Err(HostError::InUse { address, holders, remedy });
         }
         let driver = match former {
             Some(former) => {
@@ -151,7 +158,7 @@ impl Sysfs {
                 self.set_override(address, None)?;
                 self.detach(address)?;
                 self.probe(address)?;
-                self.driver(address)?
+                self.tree.driver(address)?
             }
         };
         self.forget(address);
@@ -168,10 +175,10 @@ impl Sysfs {
         self.expect_driver(address, Some(VFIO_PCI))
     }
 
-    fn roll_back(&self, address: Address, former: &Former, cause: &PciError) -> Aftermath {
-        if matches!(cause, PciError::Stuck { .. }) {
+    fn roll_back(&self, address: Address, former: &Former, cause: &HostError) -> Aftermath {
+        if matches!(cause, HostError::Stuck { .. }) {
             // Another write would wait for the same lock of the kernel.
-            return Aftermath::Pending(address);
+            return Aftermath::Pending { remedy: Remedy::Unbind { address } };
         }
         match self.put_back(address, former) {
             Ok(()) => {
@@ -184,7 +191,7 @@ impl Sysfs {
 
     /// Gives the function the driver and the override that it had, whatever it has now.
     fn put_back(&self, address: Address, former: &Former) -> Result<()> {
-        if self.driver(address)? != former.driver {
+        if self.tree.driver(address)? != former.driver {
             // While the driver is attached, an override may name no other one.
             let during = former.driver_override.as_ref().and(former.driver.as_deref());
             self.set_override(address, during)?;
@@ -224,7 +231,7 @@ mod tests {
         let binding = sysfs.bind(address).unwrap();
         assert_eq!(binding.former.as_ref().unwrap().driver.as_deref(), Some("edu"));
         assert_eq!(binding.group.unwrap().number, 3);
-        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("vfio-pci"));
+        assert_eq!(sysfs.tree().driver(address).unwrap().as_deref(), Some("vfio-pci"));
         assert_eq!(
             fake.writes(),
             ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0", "drivers_probe=0000:00:05.0"]
@@ -329,7 +336,7 @@ mod tests {
                 "edu/bind=0000:00:05.0",
             ]
         );
-        assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("edu"));
+        assert_eq!(sysfs.tree().driver(address).unwrap().as_deref(), Some("edu"));
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
         assert_eq!(sysfs.recall(address), None);
     }
@@ -341,7 +348,7 @@ mod tests {
         let error = fake.sysfs().bind(address).unwrap_err();
         assert!(matches!(
             &error,
-            PciError::Bind { aftermath: Aftermath::Restored(Some(driver)), .. } if driver == "edu"
+            HostError::Bind { aftermath: Aftermath::Restored(Some(driver)), .. } if driver == "edu"
         ));
         assert_eq!(
             fake.writes(),
@@ -370,7 +377,7 @@ mod tests {
         assert!(text.contains("0000:00:05.0/driver_override"), "{text}");
         assert!(text.contains("run as root"), "{text}");
         assert!(fake.sysfs().recall(address).is_none());
-        assert_eq!(fake.sysfs().driver(address).unwrap().as_deref(), Some("edu"));
+        assert_eq!(fake.sysfs().tree().driver(address).unwrap().as_deref(), Some("edu"));
     }
 
     #[test]
@@ -379,8 +386,8 @@ mod tests {
         fake.stall("edu/unbind");
         let sysfs = Sysfs { timeout: Duration::from_millis(200), ..fake.sysfs() };
         let error = sysfs.bind(address).unwrap_err();
-        assert!(matches!(error, PciError::Bind { aftermath: Aftermath::Pending(_), .. }));
-        assert!(error.to_string().contains("vfio-dma unbind 0000:00:05.0"), "{error}");
+        assert!(matches!(error, HostError::Bind { aftermath: Aftermath::Pending { .. }, .. }));
+        assert_eq!(error.remedy(), Some(&Remedy::Unbind { address }));
         assert_eq!(fake.writes(), ["driver_override=vfio-pci", "edu/unbind=0000:00:05.0"]);
         // Later, the record brings everything back.
         fake.resume();
@@ -399,9 +406,30 @@ mod tests {
         std::os::unix::fs::symlink("/dev/vfio/3", process.join("fd/5")).unwrap();
         let error = sysfs.unbind(address).unwrap_err();
         assert!(error.to_string().contains("process 4711"), "{error}");
+        assert_eq!(error.remedy(), Some(&Remedy::EndHolders { node: None }));
         assert_eq!(fake.writes(), [""; 0]);
         fs::remove_dir_all(process).unwrap();
         sysfs.unbind(address).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_has_the_function_open_itself_is_not_told_to_end() {
+        let (fake, address) = edu(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        let hold = |pid: u32| {
+            let process = fake.path("proc").join(pid.to_string());
+            fs::create_dir_all(process.join("fd")).unwrap();
+            std::os::unix::fs::symlink("/dev/vfio/3", process.join("fd/5")).unwrap();
+        };
+        hold(std::process::id());
+        let error = sysfs.unbind(address).unwrap_err();
+        assert_eq!(error.remedy(), Some(&Remedy::UseOpenDevice));
+        let text = error.to_string();
+        assert!(text.contains("this process") && !text.contains("end it"), "{text}");
+        hold(std::process::id() + 1);
+        let text = sysfs.unbind(address).unwrap_err().to_string();
+        assert!(text.contains("drop the device") && text.contains("end the others"), "{text}");
     }
 
     #[test]
@@ -423,7 +451,7 @@ mod tests {
         let class = fake.path("bus/pci/devices").join(BDF).join("class");
         fs::write(class, "0x060400\n").unwrap();
         let error = fake.sysfs().bind(address).unwrap_err();
-        assert!(matches!(error, PciError::NotAnEndpoint { .. }), "{error}");
+        assert!(matches!(error, HostError::NotAnEndpoint { .. }), "{error}");
         assert_eq!(fake.writes(), [""; 0]);
     }
 }

@@ -4,18 +4,23 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
 use super::Sysfs;
 use crate::pci::Address;
 
 /// What a function had before it was bound to vfio-pci.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Former {
     /// Its driver, if any.
     pub driver: Option<String>,
     /// Its `driver_override`, if any.
     pub driver_override: Option<String>,
+}
+
+/// A [`Former`] as its file holds it, in JSON.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Record {
+    driver: Option<String>,
+    driver_override: Option<String>,
 }
 
 impl Former {
@@ -35,7 +40,13 @@ impl Sysfs {
         let path = self.record(address);
         // Written beside and renamed, so that a reader never sees half of it.
         let draft = path.with_extension("new");
-        fs::write(&draft, serde_json::to_string(former)?)?;
+        fs::write(
+            &draft,
+            serde_json::to_string(&Record {
+                driver: former.driver.clone(),
+                driver_override: former.driver_override.clone(),
+            })?,
+        )?;
         fs::rename(&draft, &path)
     }
 
@@ -72,7 +83,8 @@ impl Sysfs {
 }
 
 fn load(path: &Path) -> io::Result<Former> {
-    Ok(serde_json::from_str(&fs::read_to_string(path)?)?)
+    let Record { driver, driver_override } = serde_json::from_str(&fs::read_to_string(path)?)?;
+    Ok(Former { driver, driver_override })
 }
 
 #[cfg(test)]

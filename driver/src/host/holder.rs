@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{PciDeviceInfo, Sysfs, names};
-use crate::pci::Address;
-use crate::pci::error::Holder;
+use super::{Holder, PciDeviceInfo, Sysfs};
+use crate::pci::sysfs::names;
 
 impl Sysfs {
     /// The processes that have the function's VFIO nodes open, as far as this process may see.
@@ -31,15 +30,8 @@ impl Sysfs {
 
     /// The device nodes through which the function can be opened.
     fn nodes(&self, device: &PciDeviceInfo) -> Vec<PathBuf> {
-        let cdevs = self.vfio_nodes(device.address);
+        let cdevs = self.tree.vfio_nodes(device.address);
         device.group.iter().map(|group| group.node()).chain(cdevs).collect()
-    }
-
-    /// The function's own character devices: one, in a kernel that has them (Linux 6.6).
-    pub(crate) fn vfio_nodes(&self, address: Address) -> Vec<PathBuf> {
-        let dir = self.root.join("bus/pci/devices").join(address.to_string());
-        let names = names(&dir.join("vfio-dev")).unwrap_or_default();
-        names.iter().map(|name| Path::new("/dev/vfio/devices").join(name)).collect()
     }
 }
 

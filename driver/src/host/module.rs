@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Sysfs, VFIO_PCI};
-use crate::pci::error::{PciError, Result};
+use super::{HostError, Result, Sysfs};
+use crate::pci::sysfs::VFIO_PCI;
+use crate::remedy::Remedy;
 
 impl Sysfs {
     /// Loads vfio-pci unless it is there, as a module or built in.
@@ -24,13 +25,11 @@ impl Sysfs {
             Err(reason) => reason,
         };
         let remedy = if nix::unistd::geteuid().is_root() {
-            "install the package with the modules of the running kernel (`uname -r` names it; \
-             Debian: linux-image, Ubuntu: linux-modules, Fedora: kernel-modules), or build the \
-             kernel with CONFIG_VFIO_PCI=m"
+            Remedy::InstallModules { option: "CONFIG_VFIO_PCI" }
         } else {
-            "run as root (sudo)"
+            Remedy::RunAsRoot
         };
-        Err(PciError::Module { module: VFIO_PCI, reason, remedy: remedy.into() })
+        Err(HostError::Module { module: VFIO_PCI, reason, remedy })
     }
 
     /// Runs the first modprobe that exists; the error says why the module is not loaded.
@@ -54,11 +53,11 @@ fn run(program: &Path, module: &str, timeout: Duration) -> io::Result<Option<Str
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now().checked_add(timeout);
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
-            None if Instant::now() > deadline => {
+            None if deadline.is_some_and(|end| Instant::now() > end) => {
                 child.kill()?;
                 child.wait()?;
                 let name = program.display();
@@ -113,7 +112,7 @@ mod tests {
         ] {
             let sysfs = Sysfs { modprobe: vec![tool], timeout, ..fake.sysfs() };
             let error = sysfs.ensure_vfio_pci().unwrap_err();
-            assert!(matches!(error, PciError::Module { module: "vfio-pci", .. }));
+            assert!(matches!(error, HostError::Module { module: "vfio-pci", .. }));
             let text = error.to_string();
             assert!(text.contains(expected), "{text}");
             assert!(text.contains("CONFIG_VFIO_PCI") || text.contains("as root"), "{text}");
