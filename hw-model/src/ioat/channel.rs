@@ -50,7 +50,7 @@ pub(super) struct Resend {
 
 /// What the fault plan counts.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct FaultCounts {
     pub(super) descriptors: u64,
     pub(super) resets: u64,
     pub(super) suspends: u64,
@@ -84,7 +84,7 @@ pub(super) struct State {
     pub(super) word: u64,
     /// The bits of CHANERR_INT that this channel set.
     pub(super) mirrored: u64,
-    pub(super) seen: Seen,
+    pub(super) fault_counts: FaultCounts,
     pub(super) busy: bool,
     /// The engine executes descriptors, and publishes the state.
     pub(super) running: bool,
@@ -113,7 +113,7 @@ impl State {
             resend: None,
             word: 0,
             mirrored: 0,
-            seen: Seen::default(),
+            fault_counts: FaultCounts::default(),
             busy: false,
             running: false,
             sleeping: false,
@@ -201,7 +201,7 @@ impl State {
     pub(super) fn power_cycle(&mut self) {
         *self = State {
             epoch: self.epoch + 1,
-            seen: self.seen,
+            fault_counts: self.fault_counts,
             busy: self.busy,
             running: self.running,
             sleeping: self.sleeping,
@@ -274,13 +274,13 @@ impl Count {
     }
 }
 
-/// Apart from others' cache lines (two, for processors fetch them in pairs): writing it does
+/// CachePadded from others' cache lines (two, for processors fetch them in pairs): writing it does
 /// not slow down who reads what would lie beside it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub(super) struct Apart<T>(T);
+pub(super) struct CachePadded<T>(T);
 
-impl<T> std::ops::Deref for Apart<T> {
+impl<T> std::ops::Deref for CachePadded<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -303,7 +303,7 @@ pub(super) struct Channel {
     /// The transfer in hand is to stop between two pieces.
     abort: AtomicBool,
     /// Descriptors that were executed to their end.
-    pub(super) descriptors: Apart<Count>,
+    pub(super) descriptors: CachePadded<Count>,
     /// Completion words that were written.
     pub(super) completions: Count,
 }
@@ -320,7 +320,7 @@ impl Channel {
             quiet: Condvar::new(),
             signal: AtomicU32::new(0),
             abort: AtomicBool::new(false),
-            descriptors: Apart::default(),
+            descriptors: CachePadded::default(),
             completions: Count::default(),
         }
     }

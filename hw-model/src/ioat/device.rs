@@ -100,7 +100,7 @@ impl Device {
     pub(super) fn inject(&self, plan: FaultPlan) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         for channel in &self.channels {
-            channel.lock().seen = Default::default();
+            channel.lock().fault_counts = Default::default();
         }
         self.faulty.store(!plan.is_empty(), Ordering::Release);
         *faults = plan;
@@ -231,15 +231,15 @@ impl Device {
     }
 
     fn command_hangs(&self, channel: &Channel, command: u64) -> bool {
-        let seen = {
+        let counts = {
             let mut state = channel.lock();
-            state.seen.resets += u64::from(command == CHANCMD_RESET);
-            state.seen.suspends += u64::from(command == CHANCMD_SUSPEND);
-            state.seen
+            state.fault_counts.resets += u64::from(command == CHANCMD_RESET);
+            state.fault_counts.suspends += u64::from(command == CHANCMD_SUSPEND);
+            state.fault_counts
         };
         match command {
-            CHANCMD_RESET => self.plan(|plan| plan.reset_hangs(channel.index, seen.resets)),
-            CHANCMD_SUSPEND => self.plan(|plan| plan.suspend_hangs(channel.index, seen.suspends)),
+            CHANCMD_RESET => self.plan(|plan| plan.reset_hangs(channel.index, counts.resets)),
+            CHANCMD_SUSPEND => self.plan(|plan| plan.suspend_hangs(channel.index, counts.suspends)),
             _ => false,
         }
     }

@@ -86,8 +86,8 @@ impl<'a> Engine<'a> {
         state.running = true;
         let faulty = device.faulty();
         // Counted while there is a plan: putting one in force begins anew.
-        state.seen.descriptors += u64::from(faulty);
-        let number = state.seen.descriptors;
+        state.fault_counts.descriptors += u64::from(faulty);
+        let number = state.fault_counts.descriptors;
         let single = faulty || state.timer().is_some();
         let epoch = state.epoch;
         let signal = channel.signal();

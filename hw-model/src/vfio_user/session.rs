@@ -1,4 +1,4 @@
-//! What a client may ask for, and what it is answered.
+//! What a client may ask for, and what the reply is.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -53,17 +53,17 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
             Err(closed) => return closed,
         };
         reply.clear();
-        let outcome = answer(function, &mut greeted, &header, payload, descriptors, &mut reply);
+        let outcome = carry_out(function, &mut greeted, &header, payload, descriptors, &mut reply);
         // What the request did not take is closed before the reply says that it is done.
         let closed = descriptors.close();
         let outcome = match outcome {
             Ok(()) => Ok(&reply[..]),
             Err(Refusal::Errno(errno)) => {
-                log::debug!("command {}: answered with {errno}", header.command);
+                log::debug!("command {}: error reply {errno}", header.command);
                 Err(errno)
             }
             Err(Refusal::Malformed(problem)) => {
-                // The client may be waiting; what the answer meets does not matter any more.
+                // The client may be waiting; what becomes of the reply does not matter any more.
                 if header.flags & Flags::NO_REPLY.bits() == 0 {
                     let _ = channel.reply(&header, Err(Errno::EINVAL));
                 }
@@ -84,7 +84,7 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
 }
 
 /// Carries out one request and puts its reply's payload into `reply`.
-fn answer(
+fn carry_out(
     function: &dyn PciFunction,
     greeted: &mut bool,
     header: &Header,
@@ -198,7 +198,7 @@ fn version(payload: &[u8], reply: &mut Vec<u8>) -> Result<(), Refusal> {
         Err(error) => return malformed(format!("version data: {error}")),
     };
     log::debug!("the client proposes {theirs:?}");
-    // The answer is a subset of what was proposed. It leaves `max_dma_maps` out: QEMU takes
+    // The reply is a subset of what was proposed. It leaves `max_dma_maps` out: QEMU takes
     // it as at most 65,535, and this server has room for more.
     let theirs = theirs.capabilities;
     let ours = Capabilities {

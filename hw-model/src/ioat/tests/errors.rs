@@ -234,12 +234,12 @@ fn a_late_access_in_the_middle_of_a_run_is_recorded() {
         for iova in [SOURCE, TARGET, WORD & !0xfff, RING] {
             let request = MapRequest {
                 iova,
-                host: NonNull::new(rig.arena.at(iova, 4096)).unwrap(),
+                host: NonNull::new(rig.memory.at(iova, 4096)).unwrap(),
                 len: page,
                 access: DmaAccess::ReadWrite,
                 file: None,
             };
-            // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+            // SAFETY: the memory outlives the mapping, as in `Rig::new`.
             unsafe { iommu.map(&request) }.unwrap();
         }
         for n in 0..64 {
