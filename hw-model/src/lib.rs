@@ -9,3 +9,4 @@ pub mod memory;
 pub mod pci;
 pub mod regs;
 pub mod vfio_user;
+mod worker;

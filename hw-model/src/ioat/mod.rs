@@ -21,6 +21,7 @@
 
 mod channel;
 mod config;
+mod control;
 mod descriptor;
 mod device;
 mod engine;

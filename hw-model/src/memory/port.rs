@@ -9,6 +9,7 @@ use super::bulk::Bulk;
 use super::error::{Direction, DmaFault, FaultReason};
 use super::table::{LookupCache, Table, Walk};
 use super::{DmaMap, PIECE};
+use crate::worker::{CachePadded, Count};
 
 /// What an access is for: those of one kind tend to follow each other in memory, so each
 /// kind begins to search where its last one was.
@@ -40,28 +41,23 @@ pub(crate) struct Port<'m> {
     bulk: Bulk,
 }
 
-/// The bytes that one port has moved, in both directions.
-///
-/// Only its port's thread adds to it, without a locked instruction: that would wait for all
-/// stores before it.
+/// The bytes that one port has moved, in both directions; only its port's thread adds to it.
 #[derive(Debug, Default)]
-#[repr(align(128))]
-pub(super) struct PortCounters([AtomicU64; 2]);
+pub(super) struct PortCounters(CachePadded<[Count; 2]>);
 
 impl PortCounters {
     #[inline]
     fn add(&self, direction: Direction, bytes: u64) {
-        let count = &self.0[direction as usize];
-        count.store(count.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+        self.0[direction as usize].add(bytes);
     }
 
     pub(super) fn get(&self, direction: Direction) -> u64 {
-        self.0[direction as usize].load(Ordering::Relaxed)
+        self.0[direction as usize].get()
     }
 }
 
 impl<'m> Port<'m> {
-    /// With a counters when the port is to last; its map must know that.
+    /// With counters of its own when the port is to last; its map must know that.
     pub(super) fn new(map: &'m DmaMap, counters: Option<Arc<PortCounters>>) -> Self {
         Port { map, table: None, caches: Default::default(), counters, bulk: map.bulk }
     }
