@@ -68,6 +68,15 @@ impl Device {
         }
     }
 
+    /// Software wrote configuration space: an error whose bit it took out of CHANERR_INT does
+    /// not count against its channel any more, also when another channel sets the bit again.
+    pub(super) fn mirror_written(&self) {
+        let mirror = self.pci.get(self.ids.chanerr_int);
+        for channel in &self.channels {
+            channel.lock().mirrored &= mirror;
+        }
+    }
+
     fn command_hangs(&self, channel: &Channel, command: u64) -> bool {
         let counts = {
             let mut state = channel.lock();

@@ -194,6 +194,7 @@ impl PciFunction for Ioat {
                 if device.pci.write(offset, data).function_level_reset {
                     device.reset();
                 } else {
+                    device.mirror_written();
                     device.interrupts.mask_all_msix(device.pci.msix_masked());
                     device.update_line();
                 }
