@@ -1,5 +1,6 @@
 //! Models of PCI DMA devices, served over vfio-user or embedded in a process.
 
+mod bus_master;
 pub mod embedded;
 mod event;
 pub mod function;

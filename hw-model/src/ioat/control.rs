@@ -10,7 +10,7 @@ use super::registers::{
     CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
     CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelReg,
 };
-use crate::memory::Port;
+use crate::bus_master::BusMaster;
 use crate::regs::Write;
 use crate::worker::Locked;
 
@@ -71,9 +71,10 @@ impl Device {
     /// Software wrote configuration space: an error whose bit it took out of CHANERR_INT does
     /// not count against its channel any more, also when another channel sets the bit again.
     pub(super) fn mirror_written(&self) {
-        let mirror = self.pci.get(self.ids.chanerr_int);
         for channel in &self.channels {
-            channel.lock().mirrored &= mirror;
+            // With the lock held: a halt that comes in between sets both.
+            let mut state = channel.lock();
+            state.mirrored &= self.pci.get(self.ids.chanerr_int);
         }
     }
 
@@ -206,7 +207,7 @@ impl Device {
         address: u64,
         word: u64,
     ) -> Result<(), ChannelError> {
-        self.write_word(channel, &mut self.memory.port(), address, word)?;
+        self.write_word(channel, &mut self.bus_master(), address, word)?;
         state.word = word;
         Ok(())
     }
@@ -215,17 +216,13 @@ impl Device {
     pub(super) fn write_word(
         &self,
         channel: &Channel,
-        port: &mut Port<'_>,
+        port: &mut BusMaster<'_>,
         address: u64,
         word: u64,
     ) -> Result<(), ChannelError> {
         self.check_completion(address)?;
-        port.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
+        port.complete(address, word).map_err(|fault| super::execute::data_error(&fault))?;
         channel.completions.add_one();
-        if let Some(meter) = &self.config.meter {
-            meter.translate(address, 8);
-            meter.completion_write(8);
-        }
         Ok(())
     }
 
@@ -240,15 +237,11 @@ impl Device {
     ) -> Result<(), ChannelError> {
         self.check_completion(address)?;
         let bytes = &word.to_le_bytes()[4 * half..][..4];
-        self.memory
-            .write(address + 4 * half as u64, bytes)
+        self.bus_master()
+            .complete_part(address + 4 * half as u64, bytes)
             .map_err(|fault| super::execute::data_error(&fault))?;
         if half == 1 {
             channel.completions.add_one();
-        }
-        if let Some(meter) = &self.config.meter {
-            meter.translate(address, 8);
-            meter.completion_write(4);
         }
         state.word = word;
         Ok(())

@@ -14,6 +14,7 @@ use super::registers::{
     CHANCTRL_INTERRUPT_DISABLED, ChannelIds, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT,
     INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
+use crate::bus_master::BusMaster;
 use crate::memory::DmaMap;
 use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
@@ -79,6 +80,11 @@ impl Device {
             bar,
             channels,
         })
+    }
+
+    /// A way to the memory for one access.
+    pub(super) fn bus_master(&self) -> BusMaster<'_> {
+        BusMaster::new(&self.memory, self.config.meter.as_deref())
     }
 
     pub(super) fn life(&self) -> Life {

@@ -19,7 +19,7 @@ use super::execute::{Fetcher, Stop, execute};
 use super::fault::{DescriptorFaults, Fault};
 use super::record::count;
 use super::registers::ChannelError;
-use crate::memory::Port;
+use crate::bus_master::BusMaster;
 use crate::worker::Spin;
 
 /// Runs a channel until it is told to stop.
@@ -28,7 +28,7 @@ pub(super) fn run(device: &Device, channel: &Channel) {
         device,
         channel,
         fetcher: Fetcher::default(),
-        port: device.memory.lasting_port(),
+        port: BusMaster::lasting(&device.memory, device.config.meter.as_deref()),
         spin: Spin::default(),
     };
     let mut state = channel.lock();
@@ -53,7 +53,7 @@ struct Engine<'a> {
     fetcher: Fetcher,
     /// Released whenever the channel's lock is taken: who holds that lock may wait for the
     /// map's.
-    port: Port<'a>,
+    port: BusMaster<'a>,
     spin: Spin,
 }
 
