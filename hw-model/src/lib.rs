@@ -3,6 +3,7 @@
 mod bus_master;
 pub mod embedded;
 mod event;
+pub mod fault;
 pub mod function;
 pub mod ioat;
 pub mod link;
