@@ -33,7 +33,7 @@ use vfio_dma::backend::{
     Result, Translation,
 };
 
-use crate::function::PciFunction;
+use crate::function::{Event, PciFunction};
 use crate::ioat::{Ioat, IoatConfig, IoatError};
 use crate::memory::MemoryError;
 use crate::pci::command;
@@ -225,7 +225,12 @@ impl<F: PciFunction + 'static> Backend for Attached<F> {
                 source,
                 remedy: Some("raise the limit of open files (ulimit -n)".into()),
             })?;
-            Ok(Some(Arc::new(event)))
+            let event = Event::new(event).map_err(|source| BackendError::Os {
+                action: format!("preparing to signal an eventfd for {kind}"),
+                source,
+                remedy: Some("raise /proc/sys/fs/aio-max-nr".into()),
+            })?;
+            Ok(Some(event))
         });
         let events = duplicates.collect::<Result<Vec<_>>>()?;
         self.model.function.irq_disconnect(kind);

@@ -23,6 +23,7 @@
 mod connection;
 mod iommu;
 mod message;
+mod receive;
 mod region;
 #[cfg(test)]
 mod tests;

@@ -49,21 +49,21 @@ const HALTED: u64 = 3;
 const ARMED: u64 = 4;
 
 /// Memory that is mapped for the device, reached by volatile accesses only.
-struct Arena(NonNull<u8>);
+struct TestMemory(NonNull<u8>);
 
-// SAFETY: the memory belongs to the arena until it is dropped, and is only reached by volatile
+// SAFETY: the memory belongs to the memory until it is dropped, and is only reached by volatile
 // or atomic accesses.
-unsafe impl Send for Arena {}
+unsafe impl Send for TestMemory {}
 // SAFETY: as above.
-unsafe impl Sync for Arena {}
+unsafe impl Sync for TestMemory {}
 
-impl Arena {
-    fn new() -> Arena {
+impl TestMemory {
+    fn new() -> TestMemory {
         let size = NonZeroUsize::new(SIZE).unwrap();
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new private mapping at an address of the kernel's choice.
         let memory = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) };
-        Arena(memory.unwrap().cast())
+        TestMemory(memory.unwrap().cast())
     }
 
     fn at(&self, iova: u64, len: usize) -> *mut u8 {
@@ -74,9 +74,9 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for TestMemory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the arena's, and the device no longer has it: the rig drops
+        // SAFETY: the mapping is the memory's, and the device no longer has it: the rig drops
         // the model first.
         unsafe { munmap(self.0.cast(), SIZE) }.unwrap();
     }
@@ -86,7 +86,7 @@ impl Drop for Arena {
 struct Rig {
     device: Attached,
     model: Arc<Embedded>,
-    arena: Arena,
+    memory: TestMemory,
 }
 
 impl Rig {
@@ -95,15 +95,15 @@ impl Rig {
         let _ = env_logger::builder().is_test(true).try_init();
         let channels = config.channels;
         let model = Embedded::new(config).unwrap();
-        let rig = Rig { device: model.attach().unwrap(), model, arena: Arena::new() };
+        let rig = Rig { device: model.attach().unwrap(), model, memory: TestMemory::new() };
         let request = MapRequest {
             iova: BASE,
-            host: rig.arena.0,
+            host: rig.memory.0,
             len: SIZE,
             access: DmaAccess::ReadWrite,
             file: None,
         };
-        // SAFETY: the arena outlives the model's use of it: fields are dropped in order, and
+        // SAFETY: the memory outlives the model's use of it: fields are dropped in order, and
         // the model's last references are the rig's.
         unsafe { rig.model.iommu().map(&request) }.unwrap();
         rig.bus_master(true);
@@ -169,7 +169,7 @@ impl Rig {
 
     fn put(&self, iova: u64, bytes: &[u8]) {
         for (n, &byte) in bytes.iter().enumerate() {
-            let at = self.arena.at(iova + n as u64, 1);
+            let at = self.memory.at(iova + n as u64, 1);
             // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
             unsafe { at.write_volatile(byte) };
         }
@@ -177,7 +177,7 @@ impl Rig {
 
     fn get(&self, iova: u64, len: usize) -> Vec<u8> {
         let byte = |n| {
-            let at = self.arena.at(iova + n as u64, 1);
+            let at = self.memory.at(iova + n as u64, 1);
             // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
             unsafe { at.read_volatile() }
         };
@@ -187,7 +187,7 @@ impl Rig {
     fn word(&self, iova: u64) -> &AtomicU64 {
         assert!(iova.is_multiple_of(8));
         // SAFETY: aligned, inside of the mapping, and the device stores such words at once.
-        unsafe { AtomicU64::from_ptr(self.arena.at(iova, 8).cast()) }
+        unsafe { AtomicU64::from_ptr(self.memory.at(iova, 8).cast()) }
     }
 
     /// The completion word of channel 0.
