@@ -34,6 +34,13 @@ pub struct Wakers {
 }
 
 impl Wakers {
+    /// Whether there is none.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.wake.is_empty() && self.discard.is_empty()
+    }
+
     /// Wakes those that are to be woken, and drops the others.
     pub fn run(self) {
         self.wake.into_iter().for_each(Waker::wake);

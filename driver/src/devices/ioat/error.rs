@@ -288,6 +288,7 @@ impl Finished {
     /// # Errors
     ///
     /// The error of the transfer.
+    #[inline]
     pub fn into_result(self) -> Result<Tables, TransferError> {
         self.result?;
         // Only a lost channel keeps tables, and its transfers have failed.

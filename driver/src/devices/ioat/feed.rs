@@ -1,8 +1,8 @@
 //! The pieces of a transfer as descriptors: the loop in which submission spends its time.
 //!
 //! Almost every piece of a long transfer is a whole segment of one of its lists at least.
-//! Runs of those are filled by loops that keep what they need in registers; what begins,
-//! ends or interrupts a run is filled by [`Walk::next`], which knows every case.
+//! Runs of those are filled by loops that keep what they need in registers; what interrupts a
+//! run is filled by [`Walk::next`], which knows every case.
 
 use super::descriptor::{NEXT, words};
 use super::ring::Ring;
@@ -33,24 +33,43 @@ pub(super) fn fill_ring(
         // A length is at most 2^31, by the limits.
         words(piece.len as u32, control, source, piece.target.0)
     };
+    let both_scattered = source.len() > 1 && target.len() > 1;
     while left > 0 {
-        let room = ring.room();
+        let mut room = ring.room();
         if room == 0 {
             break;
         }
+        if both_scattered && walk.is_between() {
+            let before = left;
+            let next = |piece| descriptor(piece, &mut left);
+            let passed = ring.fill(room, walk.whole(source, target, limits).map(next));
+            walk.pass(passed.into(), before - left);
+            if left == 0 {
+                break;
+            }
+            room -= passed;
+            if room == 0 {
+                continue;
+            }
+        }
         let Some(piece) = walk.next(source, target, limits) else { break };
-        ring.fill(1, [descriptor(piece, &mut left)]);
+        ring.fill_one(descriptor(piece, &mut left));
+        if left == 0 {
+            break;
+        }
+        if walk.is_between() {
+            continue;
+        }
         let (room, before) = (room - 1, left);
         let next = |piece| descriptor(piece, &mut left);
-        let passed = if walk.is_between() {
-            ring.fill(room, walk.whole(source, target, limits).map(next))
-        } else if walk.is_in_target() {
+        let passed = if walk.is_in_target() {
             ring.fill(room, walk.gathered(source, limits).map(next))
         } else {
             ring.fill(room, walk.scattered(target, limits).map(next))
         };
-        walk.pass(passed.into(), before - left);
-        if passed == 0 && room > 0 {
+        if passed > 0 {
+            walk.pass(passed.into(), before - left);
+        } else if room > 0 {
             // No run begins here.
             let rest = std::iter::from_fn(|| {
                 Some(descriptor(walk.next(source, target, limits)?, &mut left))

@@ -15,8 +15,6 @@
 //! A device could still lie by writing a mark that is in flight, as it could by not copying
 //! what it says it copied: that is not to be told.
 
-use std::collections::VecDeque;
-
 use super::descriptor::{
     COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
 };
@@ -50,15 +48,17 @@ pub(super) struct Ring {
     ring: SubmissionRing<Descriptor>,
     /// The completion word and the mark, in one cache line of their own.
     status: Coherent<u64>,
+    /// The device addresses of the first descriptor, and of the mark.
+    first: u64,
+    mark: u64,
     /// One past the last marker, or where the chain began.
     marked: u64,
-    /// Positions of the markers that are not done, and how many there ever were.
-    markers: VecDeque<u64>,
+    /// For each slot, one past the position of the last marker that it held; and how many
+    /// markers there ever were.
+    markers: Box<[u64]>,
     all_markers: u64,
     /// Data descriptors between two markers of a long transfer.
     quarter: u32,
-    /// The first word of the last data descriptor, and where it is.
-    last: (u64, u32),
     /// The address of the newest descriptor that is done: while the completion word names it,
     /// there is nothing new, for the next marker has another slot.
     seen: u64,
@@ -83,14 +83,14 @@ impl Ring {
         let status = allocator.coherent::<u64>(2, 64)?;
         let notify = if interrupts { COMPLETION | INTERRUPT } else { COMPLETION };
         let mut ring = Ring {
+            first: descriptors.iova(0).0,
+            mark: status.iova(MARK).0,
             ring: SubmissionRing::new(descriptors)?,
             status,
             marked: 0,
-            // At most every other descriptor is one.
-            markers: VecDeque::with_capacity(size as usize / 2 + 1),
+            markers: vec![0; size as usize].into(),
             all_markers: 0,
             quarter: (size / 4).max(2) - 1,
-            last: (0, 0),
             seen: 0,
             stale: 0,
             stale_words: 0,
@@ -140,12 +140,12 @@ impl Ring {
     /// Data descriptors that can be filled in a row before a marker is due, or none is free.
     #[inline]
     pub(super) fn room(&mut self) -> u32 {
-        let unmarked = (self.producer().filled() - self.marked) as u32;
-        if unmarked >= self.quarter && self.free() > 0 {
+        let (unmarked, free) = ((self.producer().filled() - self.marked) as u32, self.free());
+        if unmarked >= self.quarter && free > 0 {
             self.mark();
             return self.free().min(self.quarter);
         }
-        self.free().min(self.quarter.saturating_sub(unmarked))
+        free.min(self.quarter.saturating_sub(unmarked))
     }
 
     /// Fills up to `most` data descriptors, see [`SubmissionRing::fill_from`].
@@ -155,36 +155,38 @@ impl Ring {
         most: u32,
         descriptors: impl IntoIterator<Item = [u64; NEXT]>,
     ) -> u32 {
-        let (mut first, mut slot) = self.last;
-        let before = self.producer().tail();
-        let filled =
-            self.ring.fill_from(most, descriptors.into_iter().inspect(|words| first = words[0]));
-        if filled > 0 {
-            slot = before + filled - 1;
-            if slot >= self.producer().size() {
-                slot -= self.producer().size();
-            }
-        }
-        self.last = (first, slot);
-        filled
+        self.ring.fill_from(most, descriptors)
+    }
+
+    /// Fills one data descriptor; there must be [room](Self::room) for it.
+    #[inline]
+    pub(super) fn fill_one(&mut self, words: [u64; NEXT]) {
+        let pushed = self.ring.push(&words);
+        debug_assert!(pushed.is_ok(), "there is room");
+    }
+
+    /// How many data descriptors were ever filled.
+    #[inline]
+    pub(super) fn data_filled(&self) -> u64 {
+        self.producer().filled() - self.all_markers
     }
 
     /// Adds a marker behind what was filled.
     fn mark(&mut self) {
-        let (first, slot) = self.last;
-        for before in self.ring.entries_mut().elements(slot as usize, 1) {
-            before.write_words(&[fenced(first)]);
-        }
-        let position = self.producer().filled() + 1;
-        let own = self.ring.entries().iova(self.producer().tail() as usize);
-        let source = own.0 + 8 * SOFTWARE as u64;
+        let (tail, size) = (self.producer().tail(), self.producer().size());
+        let behind = self.producer().filled() + 1;
+        let entries = self.ring.entries_mut();
+        let before = if tail == 0 { size - 1 } else { tail - 1 } as usize;
+        let first = entries.load_acquire(before, 0);
+        entries.store_release(before, 0, fenced(first));
+        let slot = |slot: u32| self.first + u64::from(slot) * Coherent::<Descriptor>::STRIDE as u64;
+        let next = slot(if tail + 1 == size { 0 } else { tail + 1 });
         let [head, source, target] =
-            words(8, OP_COPY | self.notify, source, self.status.iova(MARK).0);
-        let next = self.ring.address(position);
+            words(8, OP_COPY | self.notify, slot(tail) + 8 * SOFTWARE as u64, self.mark);
         // One is kept free for it.
-        if self.ring.push(&[head, source, target, next.0, position]).is_ok() {
-            self.marked = position;
-            self.markers.push_back(position - 1);
+        if self.ring.push(&[head, source, target, next, behind]).is_ok() {
+            self.marked = behind;
+            self.markers[tail as usize] = behind;
             self.all_markers += 1;
         }
     }
@@ -252,21 +254,18 @@ impl Ring {
 
     #[inline]
     fn note_done(&mut self) {
-        self.seen = self.ring.entries().iova(self.producer().last_done_slot() as usize).0;
-        let done = self.producer().done();
-        while self.markers.front().is_some_and(|&marker| marker < done) {
-            self.markers.pop_front();
-        }
+        let slot = self.producer().last_done_slot();
+        self.seen = self.first + u64::from(slot) * Coherent::<Descriptor>::STRIDE as u64;
     }
 
     /// Whether a descriptor that is not done is a marker.
     pub(super) fn is_marker(&self, position: u64) -> bool {
-        self.markers.contains(&position)
+        self.markers[self.producer().slot(position) as usize] == position + 1
     }
 
     /// How many data descriptors were filled before a position that is not done.
     pub(super) fn data_before(&self, position: u64) -> u64 {
-        let behind = self.markers.iter().filter(|&&marker| marker >= position).count();
+        let behind = (position..self.producer().filled()).filter(|&at| self.is_marker(at)).count();
         position - (self.all_markers - behind as u64)
     }
 

@@ -8,7 +8,7 @@ use super::feed::{fill_ring, rotated};
 use super::ring::Look;
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
 use crate::dma::{Direction, DmaLimits, Piece, Pieces, SgTable, Walk};
-use crate::queue::Slot;
+use crate::queue::{Slot, Wakers};
 
 /// Names a transfer of a channel.
 ///
@@ -71,6 +71,16 @@ impl Job {
         }
     }
 
+    /// Ends it; whether nobody asks for the result.
+    #[inline]
+    fn end_with(&mut self, result: Result<(), Box<TransferError>>, wakers: &mut Wakers) -> bool {
+        self.result = Some(result);
+        if let Some(waker) = self.waker.take() {
+            wakers.wake.push(waker);
+        }
+        self.detached
+    }
+
     /// What the descriptor asks for that was the data descriptor with this number of all that
     /// the ring has had: (its number in the transfer, its piece, bytes before it).
     pub(super) fn piece_at(&self, data: u64, limits: &DmaLimits) -> Option<(u64, Piece, u64)> {
@@ -97,6 +107,7 @@ impl Channel {
     ///
     /// Gives the tables back when the lists do not fit each other, overlap, are mapped
     /// elsewhere or for another direction, the ring has no room, or the channel was lost.
+    #[inline]
     pub fn copy(
         &mut self,
         source: SgTable,
@@ -127,11 +138,15 @@ impl Channel {
         pattern: Option<u64>,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        let room = self.check(&tables).and_then(|needed| self.make_room(needed, when_full));
-        if let Err(error) = room {
-            return Err(Refused { error, tables });
+        let room = match self.check(&tables) {
+            Ok(needed) => self.make_room(needed, when_full),
+            Err(error) => Err(error),
+        };
+        match room {
+            Ok(()) => {}
+            Err(error) => return Err(Refused { error, tables }),
         }
-        let first = self.ring.data_before(self.ring.producer().filled());
+        let first = self.ring.data_filled();
         let job = Job::new(tables, pattern, first);
         let left = job.len;
         let slot = self.jobs.insert(job);
@@ -287,29 +302,28 @@ impl Channel {
     pub(super) fn retire(&mut self) -> usize {
         let (mut ended, done) = (0, self.ring.producer().done());
         while let Some(&slot) = self.order.front() {
-            match self.jobs.get(slot).and_then(|job| job.end) {
-                Some(end) if end <= done => {
-                    self.order.pop_front();
-                    self.end(slot, Ok(()));
-                    ended += 1;
-                }
-                _ => break,
+            let Some(job) = self.jobs.get_mut(slot) else { break };
+            if job.end.is_none_or(|end| end > done) {
+                break;
+            }
+            self.order.pop_front();
+            ended += 1;
+            if job.end_with(Ok(()), &mut self.wakers) {
+                self.jobs.complete(slot);
             }
         }
+        self.stats.transfers += ended as u64;
         ended
     }
 
     /// Ends a transfer that is not in the order any more.
-    #[inline]
     pub(super) fn end(&mut self, slot: Slot, result: Result<(), TransferError>) {
         self.stats.transfers += 1;
         if self.feeding.as_ref().is_some_and(|remaining| remaining.slot == slot) {
             self.feeding = None;
         }
         let Some(job) = self.jobs.get_mut(slot) else { return };
-        job.result = Some(result.map_err(Box::new));
-        self.wakers.wake.extend(job.waker.take());
-        if job.detached {
+        if job.end_with(result.map_err(Box::new), &mut self.wakers) {
             self.jobs.complete(slot);
         }
     }
@@ -317,7 +331,7 @@ impl Channel {
     /// Wakes who waits, unless an owner does that later.
     #[inline]
     pub(super) fn run_wakers(&mut self) {
-        if !self.is_shared && !(self.wakers.wake.is_empty() && self.wakers.discard.is_empty()) {
+        if !self.is_shared && !self.wakers.is_empty() {
             std::mem::take(&mut self.wakers).run();
         }
     }
@@ -340,14 +354,19 @@ impl Channel {
     /// # Errors
     ///
     /// [`IoatError::NoSuchTransfer`] when its result was taken.
+    #[inline]
     pub fn take(&mut self, token: Token) -> Result<Option<Finished>, IoatError> {
-        if !self.is_finished(token)? {
-            return Ok(None);
+        match self.jobs.get(token.0) {
+            Some(job) if job.result.is_some() => {}
+            Some(job) if !job.detached => return Ok(None),
+            _ => return Err(IoatError::NoSuchTransfer),
         }
         let job = self.jobs.complete(token.0).ok_or(IoatError::NoSuchTransfer)?;
         let Job { result, tables, waker, .. } = job;
-        self.wakers.discard.extend(waker);
-        self.run_wakers();
+        if let Some(waker) = waker {
+            self.wakers.discard.push(waker);
+            self.run_wakers();
+        }
         Ok(result.map(|result| Finished { result: result.map_err(|error| *error), tables }))
     }
 

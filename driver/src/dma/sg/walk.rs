@@ -34,13 +34,10 @@ impl Cursor {
         true
     }
 
-    /// The segments that no byte was passed of, without the last; none in the middle of one.
+    /// The segments that no byte was passed of; none in the middle of one.
     #[inline]
     fn ahead<'a>(&self, list: &'a [Segment]) -> &'a [Segment] {
-        match list {
-            [others @ .., _] if self.left == 0 => others.get(self.next..).unwrap_or_default(),
-            _ => &[],
-        }
+        if self.left == 0 { list.get(self.next..).unwrap_or_default() } else { &[] }
     }
 
     #[inline]
@@ -80,7 +77,7 @@ impl Walk {
     }
 
     /// The pieces that [`Walk::next`] would give from here on, as long as each is a whole
-    /// segment of both lists and not the last of either: they need no arithmetic. Who takes
+    /// segment of both lists: they need no arithmetic. Who takes
     /// some says so with [`Walk::pass`].
     #[inline]
     pub(crate) fn whole<'a>(
@@ -146,8 +143,8 @@ impl Walk {
     }
 }
 
-/// Segments that follow each other inside of the segment that a cursor is in, and end before
-/// it does: where each starts, where it is on the other side, and its length.
+/// Segments that follow each other inside of the segment that a cursor is in: where each
+/// starts, where it is on the other side, and its length.
 #[inline]
 fn inside(
     list: &[Segment],
@@ -156,7 +153,7 @@ fn inside(
 ) -> impl Iterator<Item = (Iova, Iova, u64)> {
     list.iter().map_while(move |segment| {
         let len = segment.len as u64;
-        if len > max_len || len >= left {
+        if len > max_len || len > left {
             return None;
         }
         let begin = Iova(at);
@@ -216,6 +213,7 @@ impl<'a> Pieces<'a> {
     ///
     /// A piece ends where a segment of either list does, at a multiple of the boundary on
     /// either side, or because it is as long as can be.
+    #[inline]
     #[must_use]
     pub fn at_most(&self) -> u64 {
         let (sources, targets) = (self.source.segments().len(), self.target.segments().len());
