@@ -16,8 +16,8 @@ use vfio_dma::backend::Translation;
 use vfio_dma::dma::{Allocator, Buffer, Direction, Pattern, Placement, Request, SgTable};
 use vm_memory::VolatileSlice;
 
+use super::error::BenchError;
 use super::segments::{pieces, scattered};
-use crate::cli::Failure;
 
 /// Bytes compared at a time.
 const CHUNK: usize = 64 << 10;
@@ -34,11 +34,11 @@ struct Side {
 }
 
 impl Side {
-    fn new(len: usize) -> Result<Side, Failure> {
-        let failed = |error| format!("{len} bytes of memory to copy cannot be had: {error}");
+    fn new(len: usize) -> Result<Side, BenchError> {
+        let failed = |source| BenchError::NoMemory { len, source };
         let file = File::from(memfd_create("bench", MFdFlags::MFD_CLOEXEC).map_err(failed)?);
         file.set_len(len as u64)?;
-        let whole = NonZeroUsize::new(len).ok_or("a benchmark of no bytes")?;
+        let whole = NonZeroUsize::new(len).ok_or(BenchError::State("a benchmark of no bytes"))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // Filled in at once, so that no copy meets a page that is not there.
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
@@ -63,7 +63,7 @@ impl Side {
     }
 
     /// Maps it for the device.
-    fn map(&self, allocator: &Allocator, request: &Request) -> Result<Arc<Buffer>, Failure> {
+    fn map(&self, allocator: &Allocator, request: &Request) -> Result<Arc<Buffer>, BenchError> {
         let buffer = if allocator.space().needs_fd() {
             allocator.adopt_file(&self.file, 0, request)
         } else {
@@ -106,7 +106,7 @@ impl Arena {
     /// # Errors
     ///
     /// Fails when there is no memory.
-    pub(super) fn new(allocator: &Allocator, len: usize, seed: u64) -> Result<Arena, Failure> {
+    pub(super) fn new(allocator: &Allocator, len: usize, seed: u64) -> Result<Arena, BenchError> {
         let len = len.next_multiple_of(allocator.space().granule().max(4096) as usize);
         let (source, target) = (Side::new(len)?, Side::new(len)?);
         // Repeated, for making bytes is slow; at no distance of whole segments, so that one
@@ -139,7 +139,7 @@ impl Arena {
     /// # Errors
     ///
     /// Fails when the placement cannot be had: its text has the reason.
-    pub(super) fn map(&mut self, segment: Option<u64>, len: usize) -> Result<(), Failure> {
+    pub(super) fn map(&mut self, segment: Option<u64>, len: usize) -> Result<(), BenchError> {
         let key = self.layout_of(segment);
         let has = |layout: &Layout| layout.source.len() >= len;
         if self.layouts.get(&key).is_some_and(has) {
@@ -175,16 +175,17 @@ impl Arena {
         segment: Option<u64>,
         offset: usize,
         transfer: usize,
-    ) -> Result<(Pair, u64), Failure> {
+    ) -> Result<(Pair, u64), BenchError> {
         let key = self.layout_of(segment);
-        let layout = self.layouts.get(&key).ok_or("a layout that is not mapped")?;
+        let layout =
+            self.layouts.get(&key).ok_or(BenchError::State("a layout that is not mapped"))?;
         let runs = |buffer: &Buffer| buffer.segments_of(offset, transfer).map(Iterator::count);
         let runs = runs(&layout.source)? + runs(&layout.target)?;
         let calls = (runs as f64 * layout.calls_per_segment).ceil() as u64;
         let gather = |buffer: &Arc<Buffer>, ranges: &[(usize, usize)]| {
             SgTable::gather(ranges.iter().map(|&(at, len)| (Arc::clone(buffer), at, len)))
         };
-        let both = |ranges: &[(usize, usize)]| -> Result<Pair, Failure> {
+        let both = |ranges: &[(usize, usize)]| -> Result<Pair, BenchError> {
             Ok((gather(&layout.source, ranges)?, gather(&layout.target, ranges)?))
         };
         let size = match segment {
@@ -204,7 +205,7 @@ impl Arena {
                 return Ok(((source, target), calls));
             }
         }
-        Err(format!("in {ORDERS} orders some of {count} segments are neighbours").into())
+        Err(BenchError::Neighbours { orders: ORDERS, segments: count })
     }
 
     /// Copies with the processor.

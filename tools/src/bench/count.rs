@@ -9,13 +9,13 @@ use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::{IoatConfig, MAX_CHANNELS};
 use vfio_dma_model::link::{LinkConfig, LinkMeter};
 
+use super::error::BenchError;
 use super::ioat::{IoatSubject, open};
 use super::link::share;
 use super::measure::Measured;
 use super::plan::Spec;
 use super::results::Cell;
 use super::subject::{Extent, Subject as _, histogram};
-use crate::cli::Failure;
 
 /// Adds a link's share to each cell, the cheap ones first, until the time is over. Why a
 /// share is missing becomes a note.
@@ -43,7 +43,7 @@ fn fill(
     link: &LinkConfig,
     seed: u64,
     budget: Duration,
-) -> Result<usize, Failure> {
+) -> Result<usize, BenchError> {
     let begin = Instant::now();
     let specs: Vec<Spec> = cells.iter().map(spec).collect();
     let Some(channels) = specs.iter().map(|spec| spec.channels).max() else { return Ok(0) };

@@ -11,6 +11,7 @@ pub mod compare;
 mod count;
 pub mod csv;
 mod edu;
+mod error;
 #[cfg(test)]
 mod fixture;
 mod ioat;
@@ -38,13 +39,13 @@ use vfio_dma::devices::{Driver, Identity, PciDriver};
 use vfio_dma::dma::Allocator;
 use vfio_dma_model::link::LinkConfig;
 
-use crate::cli::Failure;
 use allocation::Allocations;
 use measure::{Conduct, Measured, measure};
 use plan::{Wishes, plan, plan_edu};
 use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
+pub use error::BenchError;
 pub use outputs::{Kind, Output, Outputs};
 pub use table::table;
 
@@ -84,7 +85,7 @@ pub fn run(
     driver: &Driver,
     device: Device,
     interrupted: &AtomicBool,
-) -> Result<Results, Failure> {
+) -> Result<Results, BenchError> {
     let taken = jiff::Timestamp::now();
     let begin = Instant::now();
     let location = device.location().to_string();
@@ -106,7 +107,7 @@ pub fn run(
     let (device_info, measured) = match driver.name {
         Ioat::NAME => session.ioat(device, info)?,
         Edu::NAME => session.edu(device, info)?,
-        other => return Err(format!("there is no benchmark for {other}").into()),
+        other => return Err(BenchError::NoBenchmark { driver: other.into() }),
     };
     let machine = setup::machine();
     let mut measured = measured;
@@ -168,7 +169,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn ioat(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+    fn ioat(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), BenchError> {
         let Options { seed, timeout, link, .. } = *self.options;
         let engine = ioat::open(device)?;
         let (major, minor) = engine.version();
@@ -205,7 +206,7 @@ impl Session<'_> {
         Ok((info, Measured { notes, ..measured }))
     }
 
-    fn edu(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+    fn edu(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), BenchError> {
         let Options { seed, timeout, .. } = *self.options;
         let config = Config { completion: Completion::Msi, timeout, ..Config::default() };
         let edu = Edu::probe(device, config)?;

@@ -87,6 +87,7 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
 mod tests {
     use super::super::Failure;
     use super::*;
+    use crate::bench::BenchError;
 
     fn refusal(remedy: Remedy) -> BackendError {
         BackendError::Precondition { problem: "it is refused".into(), remedy }
@@ -138,6 +139,7 @@ mod tests {
             explained(HostError::from(absent())),
             explained(BackendError::from(absent())),
             explained(DeviceError::from(BackendError::from(absent()))),
+            explained(BenchError::from(DeviceError::from(BackendError::from(absent())))),
         ] {
             assert!(text.starts_with("no PCI device 0000:00:1f.7\n"), "{text}");
             assert!(text.ends_with("\n  command: vfio-dma list"), "{text}");
