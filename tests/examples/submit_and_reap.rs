@@ -92,7 +92,7 @@ fn pairs(ioat: &Ioat, (transfers, sources, targets): &Shape) -> Result<Vec<Pair>
 
 fn run(shape: &Shape, batches: usize) -> Result<(), Error> {
     let model = Embedded::new(IoatConfig::default())?;
-    let device = Device::open(model.attach().unwrap())?;
+    let device = Device::open(model.attach()?)?;
     let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
     let mut channel = ioat.channel(0)?;
     let mut pairs = pairs(&ioat, shape)?;

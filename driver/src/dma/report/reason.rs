@@ -187,7 +187,7 @@ impl fmt::Display for Reason {
         let asked = self.asked;
         match &self.cause {
             Cause::SmallerThanPage(_) => write!(f, "{asked} bytes do not fill one page"),
-            Cause::NoPool => f.write_str("nothing was reserved at open"),
+            Cause::NoPool => f.write_str("the request names no pool"),
             Cause::PoolSpent { capacity, free, longest } => write!(
                 f,
                 "{asked} bytes asked for, the longest free piece has {longest}: {free} of \

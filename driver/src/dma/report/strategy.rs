@@ -67,7 +67,7 @@ impl Strategy {
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Strategy::Pool => f.write_str("pool reserved at open"),
+            Strategy::Pool => f.write_str("reserved pool"),
             Strategy::IommuContiguous(pages) => write!(f, "IOMMU-contiguous in {pages}"),
             Strategy::PhysicalContiguous(PageSize::Base) => {
                 f.write_str("physically contiguous by hold and retry")
