@@ -1,5 +1,6 @@
 //! The memory that backs a buffer.
 
+mod addresses;
 pub(super) mod frames;
 pub(super) mod lock;
 mod map;
@@ -13,9 +14,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
-use nix::sys::mman::{MmapAdvise, madvise, mlock, munmap};
+use nix::sys::mman::{MmapAdvise, madvise, mlock};
 use vm_memory::VolatileSlice;
 
+use addresses::Addresses;
 pub use frames::FrameError;
 pub use page_size::PageSize;
 
@@ -71,8 +73,8 @@ pub struct Memory {
     page_size: PageSize,
     /// Cover the memory in order.
     parts: Vec<Part>,
-    /// Unmapped when dropped; memory that a caller has lent is not.
-    owned: bool,
+    /// Unmapped when dropped. None for memory that a caller has lent.
+    own: Option<Addresses>,
 }
 
 // SAFETY: the mapping belongs to the value alone, or its owner vouched for it, and is only
@@ -112,10 +114,9 @@ impl Memory {
             true => Some(map::memfd(len, page_size).map_err(|(a, e)| error(a, e))?),
             false => None,
         };
-        let base = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
-        // From here on `memory` unmaps on every way out.
+        let own = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
         let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
-        let memory = Memory { base, len, page_size, parts, owned: true };
+        let memory = Memory { base: own.base(), len, page_size, parts, own: Some(own) };
         memory.keep_from_children()?;
         if page_size == PageSize::Transparent {
             memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
@@ -145,11 +146,12 @@ impl Memory {
                     at += run.get();
                 }
                 Err(error) if page_size == PageSize::Base => return Err(error),
-                // The pages went elsewhere since they were counted: smaller ones follow.
+                // The pages went elsewhere since they were counted: smaller ones follow. If
+                // the addresses were lost with them, base pages fail and end this.
                 Err(_) => {}
             }
         }
-        memory.keep_from_children()?;
+        memory.complete()?;
         Ok(memory)
     }
 
@@ -160,9 +162,9 @@ impl Memory {
         let len = size.get();
         let fits = |page: &PageSize| page.bytes() <= len;
         let align = PageSize::DESCENDING.into_iter().find(fits).unwrap_or(page_size).bytes();
-        let base = map::reserve(size, align)
-            .map_err(|errno| MemoryError::new(len, page_size, "mmap", errno))?;
-        Ok(Memory { base, len, page_size, parts: Vec::new(), owned: true })
+        let own = Addresses::reserve(size, align)
+            .map_err(|errno| MemoryError::new(len, page_size, "reserving addresses", errno))?;
+        Ok(Memory { base: own.base(), len, page_size, parts: Vec::new(), own: Some(own) })
     }
 
     /// Puts pages at `at`, which has none yet.
@@ -178,11 +180,9 @@ impl Memory {
             true => Some(map::memfd(len.get(), page_size).map_err(|(a, e)| error(a, e))?),
             false => None,
         };
-        debug_assert!(at + len.get() <= self.len);
-        // SAFETY: `at` is inside the reservation, which is this value's own.
-        let start = unsafe { self.base.byte_add(at) };
-        // SAFETY: the range is inside the reservation and has no pages that anyone uses.
-        unsafe { map::map_over(start, len, page_size, file.as_ref()) }
+        let own = self.own.as_mut().ok_or(error("mmap", Errno::EPERM))?;
+        // SAFETY: the range has no pages that anyone uses.
+        let start = unsafe { own.put(at, len, page_size, file.as_ref()) }
             .map_err(|errno| error("mmap", errno))?;
         if page_size == PageSize::Transparent {
             // SAFETY: the range was mapped above. Without transparent huge pages in the
@@ -201,7 +201,7 @@ impl Memory {
     /// and no Rust reference may point into it meanwhile.
     pub(super) unsafe fn lend(base: NonNull<u8>, len: NonZeroUsize) -> Memory {
         let parts = vec![Part { len: len.get(), file: None }];
-        Memory { base, len: len.get(), page_size: PageSize::Base, parts, owned: false }
+        Memory { base, len: len.get(), page_size: PageSize::Base, parts, own: None }
     }
 
     /// Maps `len` bytes of a file from `offset` on, shared, in whole pages of the file.
@@ -237,16 +237,23 @@ impl Memory {
         let size = whole.and_then(NonZeroUsize::new).ok_or(error("mmap", Errno::EOVERFLOW))?;
         let own = file.as_fd().try_clone_to_owned();
         let own = own.map_err(|e| error("dup", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-        let base = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
+        let mapped = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
         let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
         let page_size = match page {
             0x4000_0000.. => PageSize::Huge1G,
             0x20_0000.. => PageSize::Huge2M,
             _ => PageSize::Base,
         };
-        let memory = Memory { base, len: size.get(), page_size, parts, owned: true };
+        let (base, len) = (mapped.base(), size.get());
+        let memory = Memory { base, len, page_size, parts, own: Some(mapped) };
         memory.keep_from_children()?;
         Ok((memory, (offset - first) as usize))
+    }
+
+    /// To be called once there are pages everywhere.
+    fn complete(&mut self) -> Result<(), MemoryError> {
+        self.own.iter_mut().for_each(Addresses::complete);
+        self.keep_from_children()
     }
 
     /// A child that shares the pages would make the next write here move them.
@@ -277,14 +284,14 @@ impl Memory {
     ) -> Result<(), MemoryError> {
         let len = pages.len() * frames::frame_bytes();
         let offset = pages.start * frames::frame_bytes();
-        debug_assert!(at + len <= self.len && offset + len <= from.len);
+        let error = |errno| MemoryError::new(len, PageSize::Base, "mremap", errno);
+        debug_assert!(offset + len <= from.len);
+        let size = NonZeroUsize::new(len).ok_or(error(Errno::EINVAL))?;
+        let own = self.own.as_mut().ok_or(error(Errno::EPERM))?;
         // SAFETY: inside of `from`.
         let source = unsafe { from.base.byte_add(offset) };
-        // SAFETY: inside of this memory.
-        let target = unsafe { self.base.byte_add(at) };
         // SAFETY: two values' own mappings are disjoint, and nothing refers into either.
-        unsafe { map::move_pages(source, target, len) }
-            .map_err(|errno| MemoryError::new(len, PageSize::Base, "mremap", errno))
+        unsafe { own.take(at, source, size) }.map_err(error)
     }
 
     /// Where the memory starts in this process.
@@ -313,7 +320,7 @@ impl Memory {
 
     /// Whether it belongs to a caller, who unmaps it.
     pub(super) fn is_lent(&self) -> bool {
-        !self.owned
+        self.own.is_none()
     }
 
     /// The file behind it, where there is one that backs all of it.
@@ -355,18 +362,6 @@ impl Memory {
         // SAFETY: the mapping is `len` bytes long and lives as long as `self`, which the
         // returned lifetime is tied to; nothing makes a reference into it.
         unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
-        // SAFETY: the mapping is this value's own, and nothing can reach it any more.
-        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
-            log::error!("unmapping {} bytes at {:?}: {errno}", self.len, self.base);
-        }
     }
 }
 

@@ -47,7 +47,8 @@ impl Blocks {
         let free = usize::try_from(page_size.free().unwrap_or(0)).unwrap_or(usize::MAX);
         let pages = (self.missing() / page_size.bytes()).min(free);
         let Some(len) = NonZeroUsize::new(pages * page_size.bytes()) else { return };
-        // Pages that went elsewhere since they were counted are made up for by small ones.
+        // Pages that went elsewhere since they were counted are made up for by small ones; if
+        // the addresses were lost with them, the next step says so.
         if let Ok(part) = self.memory.fill(self.filled, len, page_size, false) {
             self.push(part);
         }
@@ -71,9 +72,9 @@ impl Blocks {
     }
 
     /// The memory, once nothing is missing.
-    pub(in crate::dma) fn finish(self) -> Result<Memory, MemoryError> {
+    pub(in crate::dma) fn finish(mut self) -> Result<Memory, MemoryError> {
         debug_assert_eq!(self.missing(), 0);
-        self.memory.keep_from_children()?;
+        self.memory.complete()?;
         Ok(self.memory)
     }
 }
