@@ -17,7 +17,16 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::PageSize;
-use super::map::{READ_WRITE, huge_flags};
+
+pub(super) const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+
+pub(super) fn huge_flags(page_size: PageSize) -> MapFlags {
+    match page_size {
+        PageSize::Base | PageSize::Transparent => MapFlags::empty(),
+        PageSize::Huge2M => MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB,
+        PageSize::Huge1G => MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_1GB,
+    }
+}
 
 /// A range of addresses of this process, unmapped when dropped.
 #[derive(Debug)]

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use nix::sys::mman::{MapFlags, mmap, mmap_anonymous};
 
 use super::PageSize;
-use super::addresses::Addresses;
+use super::addresses::{Addresses, READ_WRITE, huge_flags};
 
 pub(super) fn memfd(len: usize, page_size: PageSize) -> Result<OwnedFd, (&'static str, Errno)> {
     let kind = match page_size {
@@ -46,16 +46,6 @@ pub(super) fn map(
     }?;
     // SAFETY: mapped just now.
     Ok(unsafe { Addresses::of_mapping(base.cast(), len) })
-}
-
-pub(super) const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
-
-pub(super) fn huge_flags(page_size: PageSize) -> MapFlags {
-    match page_size {
-        PageSize::Base | PageSize::Transparent => MapFlags::empty(),
-        PageSize::Huge2M => MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_2MB,
-        PageSize::Huge1G => MapFlags::MAP_HUGETLB | MapFlags::MAP_HUGE_1GB,
-    }
 }
 
 /// Maps `len` bytes of a file from `offset` on, both multiples of its page size.

@@ -87,8 +87,7 @@ mod tests {
     fn pages_keep_their_contents_when_they_move() {
         let from = Memory::allocate(4 * 4096, PageSize::Base, false).unwrap();
         for page in 0..4 {
-            let slice = from.as_volatile_slice().subslice(page * 4096, 1).unwrap();
-            slice.copy_from(&[page as u8 + 1]);
+            from.write(page * 4096, &[page as u8 + 1]).unwrap();
         }
         let mut blocks = Blocks::reserve(3 * 4096).unwrap();
         blocks.take(&from, 2..4).unwrap();
@@ -97,7 +96,7 @@ mod tests {
         let memory = blocks.finish().unwrap();
         let first = |memory: &Memory, page: usize| {
             let mut byte = [0u8];
-            memory.as_volatile_slice().subslice(page * 4096, 1).unwrap().copy_to(&mut byte);
+            memory.read(page * 4096, &mut byte).unwrap();
             byte[0]
         };
         assert_eq!([0, 1, 2].map(|page| first(&memory, page)), [3, 4, 1]);
