@@ -255,11 +255,10 @@ impl Memory {
         };
         let first = offset - offset % page;
         let whole = usize::try_from(end.next_multiple_of(page) - first).ok();
-        let size = whole.and_then(NonZeroUsize::new).ok_or_else(|| error("mmap", Errno::EOVERFLOW))?;
+        let size =
+            whole.and_then(NonZeroUsize::new).ok_or_else(|| error("mmap", Errno::EOVERFLOW))?;
         let own = file.as_fd().try_clone_to_owned();
-        let own = own.map_err(|e| {
-            MemoryError::new(len, PageSize::Base, "dup", e)
-        })?;
+        let own = own.map_err(|e| MemoryError::new(len, PageSize::Base, "dup", e))?;
         let mapped = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
         let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
         let page_size = match page {
