@@ -241,6 +241,7 @@ unsafe fn unmap(at: NonNull<c_void>, len: usize) {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::slice;
 
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -309,7 +310,7 @@ mod tests {
         let refused = unsafe { addresses.put(4096, size(4096), PageSize::Base, Some(&read_only)) };
         assert_eq!(refused.unwrap_err(), Errno::EACCES);
         // Without the mark it could be anybody's.
-        assert_eq!(addresses.lost, [4096..8192]);
+        assert_eq!(addresses.lost, slice::from_ref(&(4096..8192)));
         // SAFETY: as above.
         let again = unsafe { addresses.put(0, size(8192), PageSize::Base, None) };
         assert_eq!(again.unwrap_err(), Errno::EFAULT);
@@ -349,7 +350,7 @@ mod tests {
         assert_eq!(moved.unwrap_err(), Errno::ENOMEM);
         match take_place(&addresses, LEN, LEN) {
             Ok(mut other) => {
-                assert_eq!(addresses.lost, [LEN..2 * LEN]);
+                assert_eq!(addresses.lost, slice::from_ref(&(LEN..2 * LEN)));
                 // SAFETY: as above.
                 let theirs = unsafe { other.put(0, size(LEN), PageSize::Base, None) }.unwrap();
                 // SAFETY: as above.
