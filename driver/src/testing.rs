@@ -173,7 +173,7 @@ impl<R: Registers> Backend for Attached<R> {
             _ => 0,
         };
         let is_mapped = region == Region::Bar(0) && self.maps_bar.load(Ordering::Relaxed);
-        let mappable = if is_mapped { vec![0..4096] } else { Vec::new() };
+        let mappable = is_mapped.then_some(0..4096).into_iter().collect();
         Ok(RegionInfo { size, readable: true, writable: true, mappable })
     }
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {

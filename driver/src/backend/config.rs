@@ -51,6 +51,7 @@ mod tests {
         let config = ConfigSpace::new(&backend as &dyn Backend);
         assert_eq!((config.vendor_id().unwrap(), config.size().unwrap()), (0x1234, 4096));
         config.set_bus_master(true).unwrap();
-        assert_eq!(backend.config()[4], 4);
+        // Memory decoding was on before, and stays on.
+        assert_eq!(backend.config()[4], 6);
     }
 }
