@@ -7,20 +7,20 @@
 //!
 //! # Placement
 //!
-//! [`place`] tries strategies in order; each succeeds or says why not ([`Reason`]), and the
-//! buffer keeps what came of them ([`Report`]):
+//! [`Allocator::allocate`] tries strategies in order; each succeeds or says why not
+//! ([`Reason`]), and the buffer keeps what came of them ([`Report`]):
 //!
 //! | strategy | what it does |
 //! |---|---|
-//! | [`Strategy::Pool`] | takes from what [`Pool::reserve`] put aside at open |
+//! | [`Strategy::Pool`] | takes from what [`Allocator::reserve`] put aside at open |
 //! | [`Strategy::IommuContiguous`] | one IOVA range over pages of one size |
 //! | [`Strategy::PhysicalContiguous`] | no IOMMU: pages that lie next to each other |
 //! | [`Strategy::SmallerBlocks`] | as few and as large blocks as can be had |
 //! | [`Strategy::Deferred`] | waits for memory to be freed, see also [`Buffer::promote`] |
 //! | [`Strategy::ScatterGather`] | pages as they come, neighbours merged |
 //!
-//! Memory that the caller has already is mapped where it is: [`place_in_file`],
-//! [`place_in_range`].
+//! Memory that the caller has already is mapped where it is: [`Allocator::adopt_file`],
+//! [`Allocator::adopt`].
 //!
 //! # Without an IOMMU
 //!
