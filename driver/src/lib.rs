@@ -14,6 +14,10 @@
 //! - [`session`]: several devices that share an address space;
 //! - [`devices`]: drivers for particular devices.
 //!
+//! What nearly every program names is at the root too: a [`Session`] opens a [`Device`] at an
+//! [`Address`] with a [`PciDriver`], a [`Request`] becomes a [`Buffer`], and an [`SgTable`]
+//! is what a transfer takes. The modules hold the rest.
+//!
 //! # Features
 //!
 //! All are on by default: `iommufd` opens devices through iommufd too, `vfio-user` devices
@@ -35,4 +39,8 @@ pub mod session;
 #[cfg(test)]
 mod testing;
 
-pub use pci::Remedy;
+pub use device::Device;
+pub use devices::PciDriver;
+pub use dma::{Buffer, Direction, DmaError, DmaLimits, Placement, Request, SgTable};
+pub use pci::{Address, Remedy};
+pub use session::Session;

@@ -14,6 +14,7 @@ use crate::backend::Backend;
 /// How full a pool is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct PoolUsage {
     /// Bytes that were reserved.
     pub capacity: u64,

@@ -10,6 +10,7 @@ use crate::deadline::Deadline;
 /// What is mapped in an address space, and how often that changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Usage {
     /// Mappings that exist now.
     pub mappings: u64,

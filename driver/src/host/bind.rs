@@ -37,6 +37,7 @@ pub struct Unbound {
 
 /// What decided on the driver of a function that is not bound to vfio-pci any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Choice {
     /// What was recorded when the function was bound.
     Record,

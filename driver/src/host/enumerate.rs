@@ -10,6 +10,7 @@ use crate::pci::{Address, ClassCode};
 
 /// What sysfs says of a PCI function.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PciDeviceInfo {
     /// Where it is.
     pub address: Address,
@@ -38,6 +39,7 @@ pub struct PciDeviceInfo {
 /// A base address register that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Bar {
     /// Its number, 0 to 5.
     pub index: u8,

@@ -164,6 +164,7 @@ impl fmt::Display for Aftermath {
 
 /// A process that has a device open.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Holder {
     /// Its process id.
     pub pid: u32,

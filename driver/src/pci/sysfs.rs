@@ -129,6 +129,7 @@ impl IommuGroup {
 
 /// Whether VFIO hands out a device's group.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Viability {
     /// The device in question.
     pub address: Address,

@@ -18,6 +18,7 @@ const SPIN: Duration = Duration::from_millis(1);
 
 /// How a wait learns that the device is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WaitMode {
     /// By looking at memory: quickest, and takes a processor.
     Poll,

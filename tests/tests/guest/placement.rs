@@ -299,7 +299,7 @@ pub(crate) fn a_file_is_moved_in_place() {
     let pattern = Pattern::new(11);
     let mut bytes = vec![0; 9000];
     pattern.bytes(0, &mut bytes);
-    memory.as_volatile_slice().subslice(100, 9000).unwrap().copy_from(&bytes);
+    memory.write(100, &bytes).unwrap();
     let placed = |offset, direction| {
         let request = Request::new(9000, direction).placement(Placement::ScatterGather);
         edu.device().allocator().adopt_file(file, offset, &request).unwrap()
@@ -311,7 +311,7 @@ pub(crate) fn a_file_is_moved_in_place() {
     source.release().unwrap();
     target.release().unwrap();
     let mut found = vec![0; 9000];
-    memory.as_volatile_slice().subslice(10_000, 9000).unwrap().copy_to(&mut found[..]);
+    memory.read(10_000, &mut found).unwrap();
     assert!(found == bytes, "the device wrote to the file itself");
 }
 

@@ -39,6 +39,7 @@ fn describe(unbound: &Unbound) -> String {
             format!("{address}: {state}: the kernel's choice, what it had before is not recorded\n")
         }
         Choice::Untouched => format!("{address}: was not bound to vfio-pci; {state}\n"),
+        other => format!("{address}: {state} ({other:?})\n"),
     }
 }
 

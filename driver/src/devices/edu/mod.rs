@@ -48,6 +48,7 @@ pub use transfer::{Failed, Started, Transfer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Completion {
     /// By a message-signalled interrupt.
     Msi,

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 /// The size of a page of memory, as the kernel hands it out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub enum PageSize {
     /// The base page: 4 KiB, or what the kernel was built for.
     #[cfg_attr(feature = "serde", serde(rename = "4K"))]

@@ -7,8 +7,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::physical::{Frames, locked};
-use super::scatter::under_mask;
+use super::physical::{Frames, locked, under_mask};
 use super::{Attempted, Cause, Context, Failed, Placed};
 use crate::backend::Translation;
 use crate::dma::buffer::physical_runs;

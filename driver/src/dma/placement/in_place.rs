@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::scatter::{scattered_runs, under_mask};
+use super::physical::under_mask;
+use super::scatter::scattered_runs;
 use super::{Attempted, Context, Placed, finish, page_of};
 use crate::backend::{Backend, Translation};
 use crate::dma::buffer::{clip, physical_runs};

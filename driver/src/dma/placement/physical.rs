@@ -9,13 +9,12 @@
 
 use std::ops::Range;
 
-use super::scatter::under_mask;
 use super::{Attempted, Cause, Context, Placed};
 use crate::backend::Translation;
 use crate::dma::buffer::{clip, physical_runs};
 use crate::dma::memory::frames::{self, frame_bytes};
 use crate::dma::memory::physical::Blocks;
-use crate::dma::{DmaError, FrameError, Memory, PageSize, Segment};
+use crate::dma::{DmaError, FrameError, LimitExceeded, Memory, PageSize, Segment};
 
 /// Tells the frames of locked memory.
 pub(super) type Frames<'a> = &'a mut dyn FnMut(&Memory) -> Result<Vec<u64>, FrameError>;
@@ -111,4 +110,26 @@ fn moved(
     memory.lock()?;
     let runs = physical_runs(&frames(&memory)?);
     Ok((memory, runs))
+}
+
+/// Whether the device reaches the physical runs of memory, and the first byte is aligned.
+pub(super) fn under_mask(
+    context: &Context<'_>,
+    runs: &[Segment],
+    skip: usize,
+) -> Result<(), DmaError> {
+    let segments = clip(runs, skip, context.request.len);
+    let (alignment, mask) = (context.alignment(), context.limits.address_mask);
+    for Segment { iova, len } in &segments {
+        if iova.0.checked_add(*len as u64 - 1).is_none_or(|last| last > mask) {
+            let (address, len) = (iova.0, *len as u64);
+            return Err(LimitExceeded::AboveMask { address, len, mask }.into());
+        }
+    }
+    let first = segments.first().map_or(0, |segment| segment.iova.0);
+    if first.is_multiple_of(alignment) {
+        Ok(())
+    } else {
+        Err(DmaError::NoAlignedRun { alignment, first })
+    }
 }

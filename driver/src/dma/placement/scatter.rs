@@ -1,11 +1,11 @@
 //! Pages as they come.
 
-use super::physical::{Frames, locked};
+use super::physical::{Frames, locked, under_mask};
 use super::{Attempted, Context, Placed};
 use crate::backend::Translation;
-use crate::dma::buffer::{clip, physical_runs};
+use crate::dma::buffer::physical_runs;
 use crate::dma::memory::frames::frame_bytes;
-use crate::dma::{Buffer, DmaError, LimitExceeded, Memory, PageSize, Placement, Segment};
+use crate::dma::{Buffer, DmaError, Memory, PageSize, Placement, Segment};
 
 pub(super) fn place(context: &Context<'_>, frames: Frames<'_>) -> Attempted {
     let placed = match context.space.translation() {
@@ -79,26 +79,4 @@ fn physical(context: &Context<'_>, frames: Frames<'_>) -> Result<(Buffer, u32), 
         }
     }
     Ok((context.physical(memory, 0, &runs), tries))
-}
-
-/// Whether the device reaches the physical runs of memory, and the first byte is aligned.
-pub(super) fn under_mask(
-    context: &Context<'_>,
-    runs: &[Segment],
-    skip: usize,
-) -> Result<(), DmaError> {
-    let segments = clip(runs, skip, context.request.len);
-    let (alignment, mask) = (context.alignment(), context.limits.address_mask);
-    for Segment { iova, len } in &segments {
-        if iova.0.checked_add(*len as u64 - 1).is_none_or(|last| last > mask) {
-            let (address, len) = (iova.0, *len as u64);
-            return Err(LimitExceeded::AboveMask { address, len, mask }.into());
-        }
-    }
-    let first = segments.first().map_or(0, |segment| segment.iova.0);
-    if first.is_multiple_of(alignment) {
-        Ok(())
-    } else {
-        Err(DmaError::NoAlignedRun { alignment, first })
-    }
 }

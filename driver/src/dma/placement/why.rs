@@ -28,10 +28,9 @@ pub(super) fn reason_of(error: &DmaError, asked: usize) -> Reason {
 }
 
 fn of_memory(error: &MemoryError, asked: u64) -> Cause {
-    use nix::errno::Errno;
     let page = error.page_size;
-    match (error.action, error.source) {
-        ("mlock", Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN) => lock_limit(asked),
+    match (error.action, error.source.raw_os_error()) {
+        ("mlock", Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN)) => lock_limit(asked),
         ("mmap" | "memfd_create" | "ftruncate", _) if page.pool().is_some() => {
             Some(Cause::HugePages { page, free: page.free() })
         }

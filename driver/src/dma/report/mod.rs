@@ -14,6 +14,7 @@ pub use strategy::{Placement, Strategy};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Outcome {
     /// The buffer is placed.
     Placed {
@@ -34,6 +35,7 @@ pub enum Outcome {
 /// One strategy and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Attempt {
     /// What was tried.
     pub strategy: Strategy,
@@ -46,6 +48,7 @@ pub struct Attempt {
 /// How a buffer came to be placed, or why it could not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Report {
     /// Bytes asked for.
     pub len: usize,

@@ -100,6 +100,7 @@ pub enum Cause {
 /// `mappings`; null when there is no figure), `set_by` (null when nothing sets it) and
 /// `text`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reason {
     /// Bytes asked for.
     pub asked: u64,

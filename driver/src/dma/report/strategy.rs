@@ -9,6 +9,7 @@ use crate::dma::PageSize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Placement {
     /// All of them in order: contiguous where that can be had, scatter/gather otherwise.
     #[default]
@@ -24,6 +25,7 @@ pub enum Placement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Strategy {
     /// A piece of a [`Pool`](crate::dma::Pool) that the request names.
     Pool,

@@ -39,6 +39,7 @@ pub enum Body {
 
 /// Power management (PCI Power Management 1.2, section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PowerManagement {
     /// Version: PMC bits 2:0.
     pub version: u8,
@@ -50,6 +51,7 @@ pub struct PowerManagement {
 
 /// MSI (PCI Local Bus 3.0, section 6.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Msi {
     /// Vectors that the device can use, 1 to 32: message control bits 3:1, as log2.
     pub vectors: u8,
@@ -63,6 +65,7 @@ pub struct Msi {
 
 /// MSI-X (PCI Local Bus 3.0, section 6.8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MsiX {
     /// Vectors, 1 to 2048: message control bits 10:0, biased by one.
     pub vectors: u16,
@@ -98,6 +101,7 @@ impl MsiX {
 
 /// The PCI Express capability (PCIe Base, section 7.5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PciExpress {
     /// Version of the capability: bits 3:0 of its capabilities register.
     pub version: u8,

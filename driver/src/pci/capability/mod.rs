@@ -18,6 +18,7 @@ pub use decode::{Body, ExpressKind, Msi, MsiX, PciExpress, PowerManagement, id};
 
 /// What the capability lists of a function hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// The conventional list, in its order.
     pub standard: Vec<Capability>,
@@ -29,6 +30,7 @@ pub struct Capabilities {
 
 /// An entry of the conventional list.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capability {
     /// Offset in configuration space.
     pub offset: u16,
@@ -40,6 +42,7 @@ pub struct Capability {
 
 /// An entry of the extended list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExtendedCapability {
     /// Offset in configuration space.
     pub offset: u16,

@@ -103,9 +103,10 @@ fn progress(len: u64) -> ProgressBar {
 
 pub(super) fn describe(edu: &EduOutcome) -> String {
     let how = match edu.completion {
-        Completion::Msi => "by MSI",
-        Completion::Intx => "by INTx",
-        Completion::Polled => "polled",
+        Completion::Msi => "by MSI".into(),
+        Completion::Intx => "by INTx".into(),
+        Completion::Polled => "polled".into(),
+        other => format!("{other:?}"),
     };
     let segments = [&edu.source, &edu.target].map(|report| report.placed().map_or(0, |p| p.1));
     let placed = match segments {

@@ -78,14 +78,14 @@ fn an_address_range_is_reached_where_it_is() {
     let lab = Lab::wide();
     let memory = Memory::allocate(64 << 10, PageSize::Base, false).unwrap();
     let bytes = pattern(64 << 10);
-    memory.as_volatile_slice().copy_from(&bytes);
+    memory.write(0, &bytes).unwrap();
     let (offset, len) = (777, 33_333);
     // SAFETY: inside of the memory.
     let base = unsafe { memory.base().byte_add(offset) };
     for (placement, segments) in
         [(Placement::Auto, 1), (Placement::Contiguous, 1), (Placement::ScatterGather, 9)]
     {
-        memory.as_volatile_slice().copy_from(&bytes);
+        memory.write(0, &bytes).unwrap();
         let request = Request::new(len, BOTH).placement(placement);
         // SAFETY: `memory` outlives the buffer and nothing refers into it.
         let buffer = unsafe { lab.allocator().adopt(base, &request) };
@@ -101,7 +101,7 @@ fn an_address_range_is_reached_where_it_is() {
         buffer.release().unwrap();
         // Still the caller's, with what the device wrote and nothing around it.
         let mut after = vec![0; 64 << 10];
-        memory.as_volatile_slice().copy_to(&mut after[..]);
+        memory.read(0, &mut after).unwrap();
         assert!(
             after[..offset] == bytes[..offset] && after[offset + len..] == bytes[offset + len..]
         );

@@ -11,7 +11,7 @@ const HOLD: Strategy = Strategy::PhysicalContiguous(PageSize::Base);
 /// Whether this process sees frame numbers; where it does not, that is the reason given.
 fn sees_frames() -> bool {
     let memory = Memory::allocate(frame_bytes(), PageSize::Base, false).unwrap();
-    memory.as_volatile_slice().copy_from(&[1u8]);
+    memory.write(0, &[1u8]).unwrap();
     match memory.frames() {
         Ok(_) => true,
         Err(error) => {
@@ -293,7 +293,7 @@ fn files_and_ranges_are_reached_physically() {
     let mut buffer = lab.allocator().adopt_file(memory.file().unwrap(), 0, &request).unwrap();
     verify(&mut buffer);
     let mut bytes = vec![0; 20 * frame_bytes()];
-    memory.as_volatile_slice().copy_to(&mut bytes[..]);
+    memory.read(0, &mut bytes).unwrap();
     let mut expected = vec![0; 20 * frame_bytes()];
     Pattern::new(5).bytes(0, &mut expected);
     assert!(bytes == expected, "the same pages");
