@@ -10,66 +10,48 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vfio_dma::backend::Backend;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, Token, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, Iova, Placement, Request, SgTable};
-use vfio_dma::ring::{Format, LastDone, Ring};
+use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::queue::SubmissionRing;
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
 const BATCHES: [usize; 3] = [1, 32, 256];
 const RING: u32 = 1024;
 
-/// 64 bytes, of which four words are written, linked; completion by address.
-struct Linked;
-
-impl Format for Linked {
-    type Command = [u64; 3];
-    type Words = [u64; 4];
-    const SIZE: usize = 64;
-    fn encode(&[first, source, target]: &[u64; 3], next: Iova) -> [u64; 4] {
-        [first, source, target, next.0]
-    }
-    fn last_done(word: u64) -> LastDone {
-        if word == 0 { LastDone::None } else { LastDone::Address(word) }
-    }
-}
-
 fn ring(c: &mut Criterion) {
     let model = Embedded::new(IoatConfig::default()).expect("a model");
-    let device = Device::open(model as Arc<dyn Backend>).expect("a device");
-    let request = Request::new(Ring::<Linked>::bytes(RING), Direction::Bidirectional)
-        .placement(Placement::Contiguous);
-    let memory = device.allocate(&request).expect("memory");
-    let mut ring = Ring::<Linked>::new(memory, RING).expect("a ring");
-    let mut group = c.benchmark_group("ring: reserve, fill, publish, reap");
+    let device = Device::open(model.attach().expect("nobody else")).expect("a device");
+    let entries = device.coherent::<[u64; 8]>(RING as usize, 64).expect("memory");
+    let mut ring = SubmissionRing::new(entries).expect("a ring");
+    let mut group = c.benchmark_group("ring: fill, publish, reap");
     for batch in BATCHES {
         group.throughput(Throughput::Elements(batch as u64));
-        let commands = vec![[64, 0x1000, 0x2000]; batch];
+        let commands = vec![[64u64, 0x1000, 0x2000]; batch];
         // What a device would write, handed over instead of stored by another processor.
-        let reap = |ring: &mut Ring<Linked>, last: u64| {
+        let reap = |ring: &mut SubmissionRing<[u64; 8]>| {
             black_box(ring.publish());
-            let word = ring.address(last).0;
-            let done = ring.reap_as(black_box(word)).expect("the last one that was filled");
+            let last = ring.address(ring.producer().published() - 1).0;
+            let slot = ring.slot_at(black_box(last)).expect("an entry");
+            let producer = ring.producer_mut();
+            let end = producer.behind_slot(slot).expect("the last one that was filled");
+            let done = producer.complete_to(end).expect("published");
             assert_eq!(done.end - done.start, batch as u64);
         };
         group.bench_function(BenchmarkId::new("one by one", batch), |b| {
             b.iter(|| {
-                let mut reserved = ring.reserve(batch as u32).expect("an empty ring");
                 for command in black_box(&commands) {
-                    reserved.fill(command).expect("as many as were reserved");
+                    ring.push(command).expect("an empty ring");
                 }
-                let last = reserved.commit().end - 1;
-                reap(&mut ring, last);
+                reap(&mut ring);
             });
         });
         group.bench_function(BenchmarkId::new("from an iterator", batch), |b| {
             b.iter(|| {
-                let mut reserved = ring.reserve(batch as u32).expect("an empty ring");
-                reserved.fill_from(u64::MAX, black_box(&commands).iter().copied());
-                let last = reserved.commit().end - 1;
-                reap(&mut ring, last);
+                ring.fill_from(u32::MAX, black_box(&commands).iter());
+                reap(&mut ring);
             });
         });
     }
@@ -77,16 +59,16 @@ fn ring(c: &mut Criterion) {
 }
 
 fn table(ioat: &Ioat, segments: usize, direction: Direction) -> SgTable {
-    let buffer = Arc::new(ioat.allocate(segments * 128, direction).expect("memory"));
+    let buffer = Arc::new(ioat.allocate(&Request::new(segments * 128, direction)).expect("memory"));
     let ranges = (0..segments).map(|n| (Arc::clone(&buffer), n * 128, 64));
     SgTable::gather(ranges).expect("ranges inside the buffer")
 }
 
 fn channel(c: &mut Criterion) {
     let model = Embedded::new(IoatConfig::default()).expect("a model");
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>).expect("a device");
+    let device = Device::open(model.attach().expect("nobody else")).expect("a device");
     let config = Config { wait: WaitMode::Poll, ring_size: RING, ..Config::default() };
-    let ioat = Ioat::open(device, config).expect("an I/OAT");
+    let ioat = Ioat::probe(device, config).expect("an I/OAT");
     let mut channel = ioat.channel(0).expect("a channel");
     let mut group = c.benchmark_group("ioat: submit and reap");
     for batch in BATCHES {
@@ -101,7 +83,9 @@ fn channel(c: &mut Criterion) {
                 b.iter_custom(|batches| {
                     let mut spent = Duration::ZERO;
                     for _ in 0..batches {
-                        let ended = model.function().record().descriptors + batch as u64;
+                        // A marker behind each quarter of the ring, and behind the last.
+                        let all = batch as u64 + (batch as u64).div_ceil(u64::from(RING / 4 - 1));
+                        let ended = model.function().record().descriptors + all;
                         let begin = Instant::now();
                         for (source, target) in pairs.drain(..) {
                             let token = channel.copy(source, target, WhenFull::Return);

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use vfio_dma::dma::{Iova, Pieces, Segment, SgLimits, SgList};
+use vfio_dma::dma::{DmaLimits, Iova, Pieces, Segment, SgList};
 
 const PAGE: usize = 4096;
 /// 64 MiB of pages.
@@ -44,8 +44,8 @@ fn build(c: &mut Criterion) {
 
 fn walk(c: &mut Criterion) {
     const LEN: usize = PAGES * PAGE;
-    let limits = SgLimits { max_len: 1 << 20, ..SgLimits::default() };
-    let bounded = SgLimits { boundary: Some(1 << 16), ..limits };
+    let limits = DmaLimits { max_segment: 1 << 20, ..DmaLimits::default() };
+    let bounded = DmaLimits { boundary: Some(1 << 16), ..limits };
     let one = || list(segments(SOURCE, LEN, 0, LEN));
     let pages = |base| list(segments(base, PAGE, PAGE, LEN));
     let odd = || list(segments(TARGET, 3 * PAGE / 2, 64, LEN / 3 * 3));

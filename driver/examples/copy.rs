@@ -5,7 +5,7 @@ use std::time::Duration;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::open_copy_engine;
-use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma::session::Session;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,10 +15,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         false => Session::new().open(place.parse()?)?,
     };
     let mut engine = open_copy_engine(device)?;
-    let mut source = engine.place(Request::new(19, Direction::ToDevice))?;
-    let target = engine.place(Request::new(19, Direction::FromDevice))?;
+    let mut source = engine.allocate(&Request::new(19, Direction::ToDevice))?;
+    let target = engine.allocate(&Request::new(19, Direction::FromDevice))?;
     source.write(0, b"the same everywhere")?;
-    let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
     let (_, target) = engine.copy(source, target, Duration::from_secs(5))?;
     let mut text = [0; 19];
     target.buffers()[0].read(0, &mut text)?;

@@ -2,17 +2,18 @@
 //!
 //! The device must be bound to vfio-pci (`vfio-dma bind 0000:00:05.0`).
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
-use vfio_dma::dma::Direction;
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma::session::Session;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).ok_or("usage: edu_copy PCI-ADDRESS")?.parse()?;
-    let mut edu = Edu::open(Session::new().open(address)?, Config::default())?;
+    let mut edu = Edu::probe(Session::new().open(address)?, Config::default())?;
 
     let text = b"through the IOMMU and back";
-    let mut source = edu.allocate(text.len(), Direction::ToDevice)?;
-    let target = edu.allocate(text.len(), Direction::FromDevice)?;
+    let mut source = edu.allocate(&Request::new(text.len(), Direction::ToDevice))?;
+    let target = edu.allocate(&Request::new(text.len(), Direction::FromDevice))?;
     source.write(0, text)?;
 
     // The device owns both buffers until `wait` gives them back.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, SharedChannel};
-use vfio_dma::dma::{Direction, Pattern, SgTable};
+use vfio_dma::dma::{Direction, Pattern, Request};
 use vfio_dma::session::Session;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -16,17 +17,17 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const LEN: usize = 100_000;
 
 async fn copy(ioat: &Ioat, channel: &SharedChannel, seed: u64) -> Result<()> {
-    let mut source = ioat.allocate(LEN, Direction::ToDevice)?;
-    let target = ioat.allocate(LEN, Direction::FromDevice)?;
+    let mut source = ioat.allocate(&Request::new(LEN, Direction::ToDevice))?;
+    let target = ioat.allocate(&Request::new(LEN, Direction::FromDevice))?;
     Pattern::new(seed).fill(&mut source, 0, LEN, 0)?;
-    let finished = channel.copy(SgTable::of(source)?, SgTable::of(target)?)?.await?;
+    let finished = channel.copy(source.into(), target.into())?.await?;
     let target = finished.into_result()?.target.into_buffer().ok_or("no target")?;
     Ok(Pattern::new(seed).check(&target, 0, LEN, 0)??)
 }
 
 fn main() -> Result<()> {
     let address = std::env::args().nth(1).ok_or("usage: ioat_async PCI-ADDRESS")?.parse()?;
-    let ioat = Ioat::open(Session::new().open(address)?, Config::default())?;
+    let ioat = Ioat::probe(Session::new().open(address)?, Config::default())?;
     let channel = SharedChannel::new(ioat.channel(0)?)?;
     block_on(async {
         for seed in 0..16 {

@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
-use vfio_dma::dma::{Direction, Pattern, SgTable};
+use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
 use vfio_dma::session::Session;
 
 const BLOCK: usize = 64 << 10;
@@ -17,14 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).ok_or("usage: ioat_stream PCI-ADDRESS")?.parse()?;
-    let ioat = Ioat::open(Session::new().open(address)?, Config::default())?;
+    let ioat = Ioat::probe(Session::new().open(address)?, Config::default())?;
     let mut channel = ioat.channel(0)?;
     let pattern = Pattern::new(7);
 
     let mut idle = Vec::new();
     for _ in 0..IN_FLIGHT {
-        let source = ioat.allocate(BLOCK, Direction::ToDevice)?;
-        idle.push((source, ioat.allocate(BLOCK, Direction::FromDevice)?));
+        let source = ioat.allocate(&Request::new(BLOCK, Direction::ToDevice))?;
+        idle.push((source, ioat.allocate(&Request::new(BLOCK, Direction::FromDevice))?));
     }
     let mut flying = VecDeque::new();
     let (mut next, mut arrived) = (0, 0);
@@ -33,8 +34,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             && let Some((mut source, target)) = idle.pop()
         {
             pattern.fill(&mut source, 0, BLOCK, next * BLOCK as u64)?;
-            let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
-            flying.push_back(channel.copy(source, target, WhenFull::Wait(PATIENCE))?);
+            flying.push_back(channel.copy(
+                source.into(),
+                target.into(),
+                WhenFull::Wait(PATIENCE),
+            )?);
             channel.issue()?;
             next += 1;
         }

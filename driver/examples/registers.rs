@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("  {capability:x?}");
     }
     for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX] {
-        println!("  {kind}: {} vectors", device.backend().irq_count(kind)?);
+        println!("  {kind}: {} vectors", device.vector_count(kind)?);
     }
     for index in 0..6 {
         // A BAR that the device does not implement is an error.

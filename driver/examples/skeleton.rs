@@ -3,18 +3,20 @@
 //! starts a transfer. It runs as it stands: the card is QEMU's edu, of which nothing is used
 //! but its data sheet (QEMU, docs/specs/edu.rst).
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfio_dma::backend::IrqKind;
 use vfio_dma::device::Device;
-use vfio_dma::dma::{Buffer, Constraints, Direction, Pattern, Request};
-use vfio_dma::irq::Interrupts;
-use vfio_dma::mmio::{Bar, ReadOnly, ReadWrite, Reg, WriteOnly};
-use vfio_dma::pci::Sysfs;
+use vfio_dma::devices::{Match, PciDriver, ProbeFailed};
+use vfio_dma::dma::{Buffer, Direction, DmaLimits, Pattern, Request};
+use vfio_dma::host::Sysfs;
+use vfio_dma::irq::Vector;
+use vfio_dma::mmio::{Bar, ReadOnly, ReadWrite, Reg, WriteOnly, poll_until};
+use vfio_dma::queue::InFlight;
 use vfio_dma::session::Session;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Result<T> = std::result::Result<T, Error>;
 
 /// Vendor and device id.
 const IDS: (u16, u16) = (0x1234, 0x11e8);
@@ -38,61 +40,63 @@ const LEN: usize = 4096;
 /// The highest address that the card can put on the bus.
 const REACH: u64 = (1 << 28) - 1;
 /// The longest that the card may take for anything.
-const PATIENCE: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(5);
 
 struct Card {
-    // Fields are dropped in this order: interrupts are off before the device is let go.
-    interrupts: Interrupts,
+    /// What the card may be working on. Dropped first: it stops the card if there is any.
+    in_flight: InFlight<Buffer>,
+    vector: Vector,
     bar: Bar,
-    device: Arc<Device>,
-    /// What the card may be working on: nobody else touches it, and no panic frees it.
-    busy: Option<Buffer>,
+    device: Device,
+}
+
+impl PciDriver for Card {
+    const NAME: &'static str = "card";
+    const MATCHES: &'static [Match] = &[Match::id(IDS.0, IDS.1, "a card of my own")];
+    type Config = ();
+    type Error = Error;
+
+    fn probe(mut device: Device, (): ()) -> std::result::Result<Card, ProbeFailed<Error>> {
+        match Card::set_up(&mut device) {
+            Ok((bar, vector)) => {
+                Ok(Card { in_flight: InFlight::new(&device), vector, bar, device })
+            }
+            Err(error) => Err(ProbeFailed::new(error, device)),
+        }
+    }
 }
 
 impl Card {
-    fn open(device: Arc<Device>) -> Result<Card> {
+    fn set_up(device: &mut Device) -> Result<(Bar, Vector)> {
         let bar = device.bar(0)?;
         // All ones would mean that the card is gone.
         if bar.get(ID)? & 0xffff != 0x00ed {
             return Err(format!("this is no such card: ID reads {:#010x}", bar.get(ID)?).into());
         }
+        device.set_dma_limits(DmaLimits { address_mask: REACH, ..DmaLimits::default() })?;
         // Whatever a former user left behind. Not every function can be reset alone.
         device.reset().unwrap_or_else(|error| eprintln!("without a reset: {error}"));
-        let deadline = Instant::now() + PATIENCE;
-        while bar.get(COMMAND)? & RUN != 0 {
-            if Instant::now() > deadline {
-                return Err("the card does not become idle".into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let idle = || Ok::<_, Error>((bar.get(COMMAND)? & RUN == 0).then_some(()));
+        poll_until(LIMIT, idle)?.ok_or("the card does not become idle")?;
         bar.set(ACKNOWLEDGE, u32::MAX)?;
-        let interrupts = device.interrupts(IrqKind::Msi, 1)?;
+        let vector = device.vectors(IrqKind::Msi, 1)?.remove(0);
         // From here on the card can reach what is mapped for it, and send its interrupt.
         device.set_bus_master(true)?;
-        Ok(Card { interrupts, bar, device, busy: None })
+        Ok((bar, vector))
     }
 
     /// Contiguous where that can be had; `Request::placement` and `order` ask for other ways.
-    fn buffer(&self, direction: Direction) -> Result<Buffer> {
-        let reach = Constraints { address_mask: REACH, ..Constraints::default() };
-        Ok(self.device.allocate(&Request::new(LEN, direction).constraints(reach))?)
+    fn allocate(&self, direction: Direction) -> Result<Buffer> {
+        Ok(self.device.allocate(&Request::new(LEN, direction))?)
     }
 
-    /// Moves a buffer to the card or back, and returns it when the card is done with it.
+    /// Moves a buffer to the card or back, and returns it when the card is done with it: one
+    /// segment at a time. For a card that takes lists, see `dma::SgList` and `queue`.
     fn transfer(&mut self, buffer: Buffer, way: u64) -> Result<Buffer> {
-        self.busy = Some(buffer);
-        let done = self.run(way);
-        if done.is_err() {
-            self.stop();
-        }
-        let buffer = self.busy.take().ok_or("the card cannot be stopped");
-        done.and(Ok(buffer?))
-    }
-
-    /// One segment at a time: for a card that takes lists, see `dma::SgList` and `ring::Ring`.
-    fn run(&self, way: u64) -> Result<()> {
+        let segments = buffer.segments().to_vec();
+        let slot = self.in_flight.insert(buffer);
         let mut inside = INSIDE;
-        for segment in self.busy.iter().flat_map(Buffer::segments) {
+        for segment in segments {
             let memory = segment.iova.0;
             let ends = if way == TO_MEMORY { (inside, memory) } else { (memory, inside) };
             self.bar.set(SOURCE, ends.0)?;
@@ -100,30 +104,27 @@ impl Card {
             self.bar.set(COUNT, segment.len as u64)?;
             // The write that starts the card comes after every store to the buffer.
             self.bar.set(COMMAND, RUN | INTERRUPT | way)?;
-            let deadline = Instant::now() + PATIENCE;
-            let mut causes = 0;
-            while causes & CAUSE_DONE == 0 {
-                // An interrupt that does not come in time is an error.
-                self.interrupts.wait(0, deadline.saturating_duration_since(Instant::now()))?;
-                causes = self.bar.get(CAUSES)?;
-                self.bar.set(ACKNOWLEDGE, causes)?;
-            }
+            self.wait_for_interrupt()?;
             inside += segment.len as u64;
         }
-        Ok(())
+        Ok(self.in_flight.complete(slot).ok_or("the card completed it twice")?)
     }
 
-    /// Keeps the card from memory, so that the buffer can be freed; if that fails, it is not.
-    fn stop(&mut self) {
-        if self.device.quiesce().is_err() {
-            std::mem::forget(self.busy.take());
+    fn wait_for_interrupt(&self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            // An interrupt that does not come in time is an error, and so is one that comes
+            // for ever without its cause.
+            self.vector.wait(LIMIT.saturating_sub(begin.elapsed()))?;
+            let causes = self.bar.get(CAUSES)?;
+            self.bar.set(ACKNOWLEDGE, causes)?;
+            if causes & CAUSE_DONE != 0 {
+                return Ok(());
+            }
+            if begin.elapsed() > LIMIT {
+                return Err("interrupts without a cause".into());
+            }
         }
-    }
-}
-
-impl Drop for Card {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
@@ -131,11 +132,13 @@ fn main() -> Result<()> {
     let mut cards = Sysfs::new().enumerate()?.into_iter();
     let address = match std::env::args().nth(1) {
         Some(address) => address.parse()?,
-        None => cards.find(|card| (card.vendor, card.device) == IDS).ok_or("no card")?.address,
+        None => cards.find(|card| IDS == (card.vendor, card.device)).ok_or("no card")?.address,
     };
-    let mut card = Card::open(Session::new().open(address)?)?;
-    let mut source = card.buffer(Direction::ToDevice)?;
-    let target = card.buffer(Direction::FromDevice)?;
+    // What fails gives the device back, for another driver.
+    let card = Card::probe(Session::new().open(address)?, ());
+    let mut card = card.map_err(|failed| failed.into_parts().0)?;
+    let mut source = card.allocate(Direction::ToDevice)?;
+    let target = card.allocate(Direction::FromDevice)?;
     Pattern::new(1).fill(&mut source, 0, LEN, 0)?;
     card.transfer(source, 0)?;
     let target = card.transfer(target, TO_MEMORY)?;

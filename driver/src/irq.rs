@@ -1,14 +1,20 @@
 //! Interrupt vectors delivered through eventfds.
+//!
+//! A [`Vector`] belongs to whoever took it; the kind of interrupt is disabled when the last
+//! of its vectors is dropped. A function has vectors of one kind at a time (VFIO refuses a
+//! second one, `VFIO_DEVICE_SET_IRQS` in `include/uapi/linux/vfio.h`).
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::backend::{Backend, BackendError, IrqKind};
+use crate::deadline::Deadline;
 
 /// An interrupt operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,19 +26,22 @@ pub enum IrqError {
         /// Kind of interrupt.
         kind: IrqKind,
         /// The vector waited for.
-        vector: usize,
+        vector: u32,
         /// The time allowed.
         waited: Duration,
     },
-    /// The vector was not enabled.
-    #[error("{kind} vector {vector} is not among the {enabled} enabled")]
-    NoSuchVector {
-        /// Kind of interrupt.
-        kind: IrqKind,
-        /// The vector asked for.
-        vector: usize,
-        /// How many vectors are enabled.
-        enabled: usize,
+    /// The function's vectors are handed out already.
+    #[error(
+        "{location}: {requested} vectors cannot be enabled, the function's {taken} vectors are in \
+         use: drop them first"
+    )]
+    InUse {
+        /// The device.
+        location: String,
+        /// The kind asked for.
+        requested: IrqKind,
+        /// The kind that is handed out.
+        taken: IrqKind,
     },
     /// The kernel refused an eventfd operation.
     #[error("{action}: {source}")]
@@ -40,30 +49,33 @@ pub enum IrqError {
         /// What was being done.
         action: &'static str,
         /// The kernel's reason.
-        source: Errno,
+        source: io::Error,
     },
     /// The backend refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
 
-type Result<T> = std::result::Result<T, IrqError>;
-
-/// The enabled vectors of one kind, disabled again when dropped.
-#[derive(Debug)]
-pub struct Interrupts {
-    backend: Arc<dyn Backend>,
-    kind: IrqKind,
-    events: Vec<EventFd>,
+impl IrqError {
+    pub(crate) fn event(action: &'static str) -> impl FnOnce(Errno) -> IrqError {
+        move |errno| IrqError::Event { action, source: errno.into() }
+    }
 }
 
-impl Interrupts {
-    /// Enables vectors `0..count` of a kind.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the device has fewer vectors, or the kernel refuses.
-    pub fn enable(backend: &Arc<dyn Backend>, kind: IrqKind, count: u32) -> Result<Interrupts> {
+type Result<T> = std::result::Result<T, IrqError>;
+
+/// Whether the vectors of a function are handed out, and of which kind.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Claim(Arc<Mutex<Option<IrqKind>>>);
+
+impl Claim {
+    /// Enables vectors `0..count` of a kind and hands them out.
+    pub(crate) fn enable(
+        &self,
+        backend: &Arc<dyn Backend>,
+        kind: IrqKind,
+        count: u32,
+    ) -> Result<Vec<Vector>> {
         let available = backend.irq_count(kind)?;
         if count == 0 || count > available {
             return Err(BackendError::NoVectors { kind, requested: count, available }.into());
@@ -71,55 +83,108 @@ impl Interrupts {
         let events = (0..count)
             .map(|_| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK))
             .collect::<nix::Result<Vec<_>>>()
-            .map_err(|source| IrqError::Event { action: "creating an eventfd", source })?;
+            .map_err(IrqError::event("creating an eventfd"))?;
+        let mut claim = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = *claim {
+            let location = backend.location();
+            return Err(IrqError::InUse { location, requested: kind, taken });
+        }
         let fds: Vec<BorrowedFd<'_>> = events.iter().map(AsFd::as_fd).collect();
         backend.irq_enable(kind, &fds)?;
-        Ok(Interrupts { backend: Arc::clone(backend), kind, events })
+        *claim = Some(kind);
+        let enabled = Arc::new(Enabled { backend: Arc::clone(backend), kind, claim: self.clone() });
+        let vector = |(index, event)| Vector { event, index, enabled: Arc::clone(&enabled) };
+        Ok((0..count).zip(events).map(vector).collect())
     }
+}
 
-    /// The kind that is enabled.
+/// A kind of interrupt that is enabled, until the last of its vectors is dropped.
+#[derive(Debug)]
+struct Enabled {
+    backend: Arc<dyn Backend>,
+    kind: IrqKind,
+    claim: Claim,
+}
+
+impl Drop for Enabled {
+    fn drop(&mut self) {
+        // Held meanwhile, so that the next user does not find its own vectors disabled.
+        let mut claim = self.claim.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.backend.irq_disable(self.kind) {
+            log::error!("{}: {error}", self.backend.location());
+        }
+        *claim = None;
+    }
+}
+
+/// One enabled interrupt vector.
+///
+/// Its eventfd ([`AsFd`]) can be watched by a caller's own event loop.
+#[derive(Debug)]
+pub struct Vector {
+    event: EventFd,
+    index: u32,
+    enabled: Arc<Enabled>,
+}
+
+impl AsFd for Vector {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl Vector {
+    /// The kind of interrupt.
     #[must_use]
     pub fn kind(&self) -> IrqKind {
-        self.kind
+        self.enabled.kind
     }
 
-    /// The eventfd of a vector, for a caller's own event loop.
+    /// The vector's number among those of its kind.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// How often the vector fired since the last look; does not wait.
     ///
     /// # Errors
     ///
-    /// Fails when the vector is not enabled.
-    pub fn event(&self, vector: usize) -> Result<BorrowedFd<'_>> {
-        Ok(self.eventfd(vector)?.as_fd())
+    /// Fails when the kernel refuses.
+    pub fn take_count(&self) -> Result<u64> {
+        loop {
+            match self.event.read() {
+                Ok(count) => return Ok(count),
+                Err(Errno::EAGAIN) => return Ok(0),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(IrqError::event("reading an eventfd")(errno)),
+            }
+        }
     }
 
-    /// Waits until a vector fired, and returns how often it did since the last wait.
+    /// Waits until the vector fired, and returns how often it did since the last wait.
     ///
     /// # Errors
     ///
     /// [`IrqError::Timeout`] when it did not fire in time.
-    pub fn wait(&self, vector: usize, timeout: Duration) -> Result<u64> {
-        let event = self.eventfd(vector)?;
-        let deadline = Instant::now() + timeout;
+    pub fn wait(&self, timeout: Duration) -> Result<u64> {
+        let deadline = Deadline::after(timeout);
         loop {
-            match event.read() {
-                Ok(count) => return Ok(count),
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(source) => {
-                    return Err(IrqError::Event { action: "reading an eventfd", source });
-                }
+            let count = self.take_count()?;
+            if count > 0 {
+                return Ok(count);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() {
-                return Err(IrqError::Timeout { kind: self.kind, vector, waited: timeout });
+                let (kind, vector) = (self.kind(), self.index);
+                return Err(IrqError::Timeout { kind, vector, waited: timeout });
             }
             // Round up, so that the last fraction of a millisecond is not polled away.
             let millis = left.as_millis().saturating_add(1).min(60_000) as u16;
-            let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::from(millis)) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(source) => {
-                    return Err(IrqError::Event { action: "polling an eventfd", source });
-                }
+                Err(errno) => return Err(IrqError::event("polling an eventfd")(errno)),
             }
         }
     }
@@ -132,10 +197,7 @@ impl Interrupts {
     ///
     /// Fails when the backend refuses.
     pub fn unmask(&self) -> Result<()> {
-        match self.kind {
-            IrqKind::Intx => Ok(self.backend.intx_set_masked(false)?),
-            IrqKind::Msi | IrqKind::MsiX => Ok(()),
-        }
+        self.set_masked(false)
     }
 
     /// Keeps a level-triggered line from firing; nothing for MSI and MSI-X.
@@ -144,38 +206,13 @@ impl Interrupts {
     ///
     /// Fails when the backend refuses.
     pub fn mask(&self) -> Result<()> {
-        match self.kind {
-            IrqKind::Intx => Ok(self.backend.intx_set_masked(true)?),
-            IrqKind::Msi | IrqKind::MsiX => Ok(()),
-        }
+        self.set_masked(true)
     }
 
-    /// Disables the vectors and says whether that worked, which dropping cannot.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the backend refuses.
-    pub fn disable(mut self) -> Result<()> {
-        self.events.clear();
-        Ok(self.backend.irq_disable(self.kind)?)
-    }
-
-    fn eventfd(&self, vector: usize) -> Result<&EventFd> {
-        self.events.get(vector).ok_or(IrqError::NoSuchVector {
-            kind: self.kind,
-            vector,
-            enabled: self.events.len(),
-        })
-    }
-}
-
-impl Drop for Interrupts {
-    fn drop(&mut self) {
-        if self.events.is_empty() {
-            return;
-        }
-        if let Err(error) = self.backend.irq_disable(self.kind) {
-            log::error!("{}: {error}", self.backend.location());
+    fn set_masked(&self, masked: bool) -> Result<()> {
+        match self.kind() {
+            IrqKind::Intx => Ok(self.enabled.backend.intx_set_masked(masked)?),
+            _ => Ok(()),
         }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::backend::vfio::{self, Access, Container, Ioas, NoIommu, Target};
-use crate::backend::{Backend, BackendError};
+use crate::backend::BackendError;
+#[cfg(feature = "iommufd")]
+use crate::backend::vfio::Ioas;
+use crate::backend::vfio::{self, Access, Container, NoIommu, Target};
 use crate::device::{Device, DeviceError};
 use crate::dma::AddressSpace;
-use crate::pci::{Address, Sysfs};
+use crate::pci::Address;
+use crate::pci::sysfs::Tree;
 
 /// Opens devices through VFIO, sharing an address space among them where the kernel allows
 /// it.
@@ -15,14 +18,62 @@ use crate::pci::{Address, Sysfs};
 /// the other.
 #[derive(Debug, Default)]
 pub struct Session {
-    access: Access,
+    methods: Methods,
     spaces: Vec<Shared>,
+}
+
+/// How a session may open devices.
+#[derive(Debug, Clone, Copy)]
+enum Methods {
+    Through(Access),
+    WithoutIommu,
+}
+
+impl Default for Methods {
+    fn default() -> Self {
+        Methods::Through(Access::Auto)
+    }
+}
+
+/// One method to open devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Type1,
+    #[cfg(feature = "iommufd")]
+    Iommufd,
+    NoIommu,
+}
+
+impl Method {
+    fn name(self) -> &'static str {
+        match self {
+            Method::Type1 => "type1",
+            #[cfg(feature = "iommufd")]
+            Method::Iommufd => "iommufd",
+            Method::NoIommu => "noiommu",
+        }
+    }
+}
+
+impl Methods {
+    /// Those to try, in order.
+    fn list(self) -> &'static [Method] {
+        match self {
+            #[cfg(feature = "iommufd")]
+            Methods::Through(Access::Auto) => &[Method::Type1, Method::Iommufd],
+            #[cfg(not(feature = "iommufd"))]
+            Methods::Through(Access::Auto) => &[Method::Type1],
+            Methods::Through(Access::Type1) => &[Method::Type1],
+            #[cfg(feature = "iommufd")]
+            Methods::Through(Access::Iommufd) => &[Method::Iommufd],
+            Methods::WithoutIommu => &[Method::NoIommu],
+        }
+    }
 }
 
 /// An address space of a session.
 #[derive(Debug)]
 struct Shared {
-    access: Access,
     opener: Opener,
     space: Arc<AddressSpace>,
 }
@@ -31,34 +82,39 @@ struct Shared {
 #[derive(Debug, Clone)]
 enum Opener {
     Type1(Arc<Container>),
+    #[cfg(feature = "iommufd")]
     Iommufd(Arc<Ioas>),
     NoIommu(Arc<NoIommu>),
 }
 
 impl Opener {
+    fn new(method: Method) -> Result<Opener, BackendError> {
+        Ok(match method {
+            Method::Type1 => Opener::Type1(Container::new()?),
+            #[cfg(feature = "iommufd")]
+            Method::Iommufd => Opener::Iommufd(Ioas::new()?),
+            Method::NoIommu => Opener::NoIommu(NoIommu::new()),
+        })
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Opener::Type1(_) => Method::Type1,
+            #[cfg(feature = "iommufd")]
+            Opener::Iommufd(_) => Method::Iommufd,
+            Opener::NoIommu(_) => Method::NoIommu,
+        }
+    }
+
     fn open(&self, address: Address) -> Result<vfio::Device, BackendError> {
         match self {
             Opener::Type1(container) => container.open(address),
+            #[cfg(feature = "iommufd")]
             Opener::Iommufd(ioas) => ioas.open(address),
-            Opener::NoIommu(space) => space.open(address),
+            // SAFETY: only a session of `Session::without_iommu` has this opener, and whoever
+            // called that vouches for the addresses that its devices are given.
+            Opener::NoIommu(space) => unsafe { space.open(address) },
         }
-    }
-}
-
-/// A way to open devices, and how to make an address space for it.
-type Way = (Access, fn() -> Result<Opener, BackendError>);
-
-const TYPE1: Way = (Access::Type1, || Container::new().map(Opener::Type1));
-const IOMMUFD: Way = (Access::Iommufd, || Ioas::new().map(Opener::Iommufd));
-const NOIOMMU: Way = (Access::NoIommu, || Ok(Opener::NoIommu(NoIommu::new())));
-
-/// The ways to try, in order.
-fn ways(access: Access) -> &'static [Way] {
-    match access {
-        Access::Auto => &[TYPE1, IOMMUFD],
-        Access::Type1 => &[TYPE1],
-        Access::Iommufd => &[IOMMUFD],
-        Access::NoIommu => &[NOIOMMU],
     }
 }
 
@@ -69,10 +125,25 @@ impl Session {
         Session::default()
     }
 
-    /// A session without devices, which reaches them in this way.
+    /// A session without devices, which reaches them by this method.
     #[must_use]
     pub fn through(access: Access) -> Session {
-        Session { access, spaces: Vec::new() }
+        Session { methods: Methods::Through(access), spaces: Vec::new() }
+    }
+
+    /// A session without devices, for devices without an IOMMU: they see physical addresses
+    /// (VFIO's no-IOMMU mode).
+    ///
+    /// # Safety
+    ///
+    /// Nothing keeps a device opened in this session from reading and writing any memory of
+    /// the machine, that of the kernel and of this process included. As long as one may start
+    /// DMA, every address that it is given, through its registers or memory that it reads,
+    /// must be that of memory that it may access in that way, and that memory must stay where
+    /// it is. A safe write to a register can break this.
+    #[must_use]
+    pub unsafe fn without_iommu() -> Session {
+        Session { methods: Methods::WithoutIommu, spaces: Vec::new() }
     }
 
     /// Opens a device that is bound to vfio-pci: in an address space of this session if it
@@ -80,22 +151,23 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`Container::open`], [`Ioas::open`] or [`NoIommu::open`]. With [`Access::Auto`]
-    /// [`BackendError::NoAccess`] tells why each way failed, unless the reason is one for
-    /// all of them.
-    pub fn open(&mut self, address: Address) -> Result<Arc<Device>, DeviceError> {
-        let ways = ways(self.access);
-        if ways.len() > 1 {
-            Target::translated(&Sysfs::new(), address)?;
+    /// As [`Container::open`], `Ioas::open` or [`NoIommu::open`]. With [`Access::Auto`]
+    /// [`BackendError::NoAccess`] tells why each method failed, unless the reason is one for
+    /// all of them, such as [`BackendError::AlreadyOpen`].
+    pub fn open(&mut self, address: Address) -> Result<Device, DeviceError> {
+        let methods = self.methods.list();
+        if methods.len() > 1 {
+            Target::translated(&Tree::new(), address)?;
         }
         let mut refusals = Vec::new();
-        for &way in ways {
-            match self.find(way, address) {
-                Ok((device, opener, space)) => return self.join(way.0, device, opener, space),
-                Err(error) if ways.len() == 1 => return Err(error.into()),
+        for &method in methods {
+            match self.find(method, address) {
+                Ok((device, opener, space)) => return self.join(device, opener, space),
+                Err(error @ BackendError::AlreadyOpen { .. }) => return Err(error.into()),
+                Err(error) if methods.len() == 1 => return Err(error.into()),
                 Err(error) => {
-                    log::info!("{address} is not opened through {}: {error}", way.0);
-                    refusals.push((way.0, error));
+                    log::info!("{address} is not opened through {}: {error}", method.name());
+                    refusals.push((method.name(), error));
                 }
             }
         }
@@ -106,10 +178,10 @@ impl Session {
     /// opener that has none yet.
     fn find(
         &self,
-        (access, make): Way,
+        method: Method,
         address: Address,
     ) -> Result<(vfio::Device, Opener, Option<Arc<AddressSpace>>), BackendError> {
-        for shared in self.spaces.iter().filter(|shared| shared.access == access) {
+        for shared in self.spaces.iter().filter(|shared| shared.opener.method() == method) {
             match shared.opener.open(address) {
                 Ok(device) => {
                     return Ok((device, shared.opener.clone(), Some(Arc::clone(&shared.space))));
@@ -120,23 +192,36 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        let opener = make()?;
+        let opener = Opener::new(method)?;
         Ok((opener.open(address)?, opener, None))
     }
 
     fn join(
         &mut self,
-        access: Access,
         device: vfio::Device,
         opener: Opener,
         space: Option<Arc<AddressSpace>>,
-    ) -> Result<Arc<Device>, DeviceError> {
-        let backend: Arc<dyn Backend> = Arc::new(device);
+    ) -> Result<Device, DeviceError> {
         if let Some(space) = space {
-            return Device::open_in(backend, &space);
+            return Device::open_in(device, &space);
         }
-        let device = Device::open(backend)?;
-        self.spaces.push(Shared { access, opener, space: Arc::clone(device.space()) });
+        let device = Device::open(device)?;
+        self.spaces.push(Shared { opener, space: Arc::clone(device.space()) });
         Ok(device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_iommu_mode_is_never_a_fallback() {
+        for access in [Access::Auto, Access::Type1] {
+            let methods = Methods::Through(access).list();
+            assert!(!methods.contains(&Method::NoIommu));
+            assert_eq!(methods[0], Method::Type1);
+        }
+        assert_eq!(Methods::WithoutIommu.list(), [Method::NoIommu]);
     }
 }

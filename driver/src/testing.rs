@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::backend::{
     Backend, BackendError, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region, RegionInfo,
     Result, Translation,
 };
-use crate::dma::{AddressSpace, Buffer, Constraints, Direction, Request, place};
+use crate::dma::{AddressSpace, Allocator, Buffer, Direction, Memory, PageSize, Request};
 
 /// Device addresses that stand for memory of this process.
 #[derive(Debug, Default)]
@@ -85,8 +86,24 @@ pub(crate) trait Registers: Send + std::fmt::Debug + 'static {
     fn write(&mut self, offset: u64, width: usize, value: u64);
     /// The vectors' eventfds were replaced.
     fn connect(&mut self, _: Vec<OwnedFd>) {}
+    /// The function was reset.
+    fn reset(&mut self) {}
     /// Bus mastering was switched.
     fn bus_master(&mut self, _: bool) {}
+}
+
+/// Memory in place of a region's.
+#[derive(Debug)]
+pub(crate) struct Page(pub(crate) Memory);
+
+// SAFETY: the memory is the value's own, of that length, and nothing refers into it.
+unsafe impl MappedRegion for Page {
+    fn base(&self) -> NonNull<u8> {
+        self.0.base()
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 /// A PCI device of 4 KiB of configuration space and a BAR0 of 1 MiB.
@@ -94,6 +111,10 @@ pub(crate) trait Registers: Send + std::fmt::Debug + 'static {
 pub(crate) struct Scripted<R> {
     registers: Mutex<R>,
     config: Mutex<Vec<u8>>,
+    /// BAR0 can be mapped.
+    pub(crate) maps_bar: AtomicBool,
+    /// How often vectors were disabled.
+    pub(crate) disabled: AtomicUsize,
     iommu: Arc<dyn Iommu>,
     pub(crate) host: Arc<HostIommu>,
 }
@@ -104,12 +125,20 @@ impl<R: Registers> Scripted<R> {
         let mut config = vec![0; 4096];
         config[..2].copy_from_slice(&ids.0.to_le_bytes());
         config[2..4].copy_from_slice(&ids.1.to_le_bytes());
+        config[4] = 0x2;
         Arc::new(Scripted {
             registers: Mutex::new(make(Arc::clone(&host))),
             config: Mutex::new(config),
+            maps_bar: AtomicBool::new(false),
+            disabled: AtomicUsize::new(0),
             iommu: Arc::clone(&host) as _,
             host,
         })
+    }
+
+    /// The device's end for a driver.
+    pub(crate) fn attach(self: &Arc<Self>) -> Attached<R> {
+        Attached(Arc::clone(self))
     }
 
     pub(crate) fn registers(&self) -> MutexGuard<'_, R> {
@@ -121,7 +150,19 @@ impl<R: Registers> Scripted<R> {
     }
 }
 
-impl<R: Registers> Backend for Scripted<R> {
+/// What a driver has of a scripted device.
+#[derive(Debug)]
+pub(crate) struct Attached<R>(Arc<Scripted<R>>);
+
+impl<R> std::ops::Deref for Attached<R> {
+    type Target = Scripted<R>;
+
+    fn deref(&self) -> &Scripted<R> {
+        &self.0
+    }
+}
+
+impl<R: Registers> Backend for Attached<R> {
     fn location(&self) -> String {
         "scripted".into()
     }
@@ -131,7 +172,9 @@ impl<R: Registers> Backend for Scripted<R> {
             Region::Config => 4096,
             _ => 0,
         };
-        Ok(RegionInfo { size, readable: true, writable: true, mappable: Vec::new() })
+        let is_mapped = region == Region::Bar(0) && self.maps_bar.load(Ordering::Relaxed);
+        let mappable = is_mapped.then_some(0..4096).into_iter().collect();
+        Ok(RegionInfo { size, readable: true, writable: true, mappable })
     }
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
         let len = data.len();
@@ -157,7 +200,10 @@ impl<R: Registers> Backend for Scripted<R> {
         Ok(())
     }
     fn map_region(&self, region: Region, _: Range<u64>) -> Result<Box<dyn MappedRegion>> {
-        Err(BackendError::NoRegion { region })
+        match self.maps_bar.load(Ordering::Relaxed) {
+            true => Ok(Box::new(Page(Memory::allocate(4096, PageSize::Base, false).unwrap()))),
+            false => Err(BackendError::NoRegion { region }),
+        }
     }
     fn irq_count(&self, _: IrqKind) -> Result<u32> {
         Ok(8)
@@ -168,6 +214,7 @@ impl<R: Registers> Backend for Scripted<R> {
         Ok(())
     }
     fn irq_disable(&self, _: IrqKind) -> Result<()> {
+        self.disabled.fetch_add(1, Ordering::Relaxed);
         self.registers().connect(Vec::new());
         Ok(())
     }
@@ -175,6 +222,7 @@ impl<R: Registers> Backend for Scripted<R> {
         Ok(())
     }
     fn reset(&self) -> Result<()> {
+        self.registers().reset();
         Ok(())
     }
     fn iommu(&self) -> &Arc<dyn Iommu> {
@@ -195,11 +243,15 @@ impl Registers for NoRegisters {
 
 /// A buffer and the map that a device would reach it through.
 pub(crate) fn buffer(len: usize) -> (Buffer, Arc<HostIommu>) {
-    let backend = Scripted::new((1, 1), |_| NoRegisters);
+    let (allocator, host) = allocator();
+    (allocator.allocate(&Request::new(len, Direction::Bidirectional)).unwrap(), host)
+}
+
+/// What places memory, and the map that a device would reach it through.
+pub(crate) fn allocator() -> (Allocator, Arc<HostIommu>) {
+    let backend = Scripted::new((1, 1), |_| NoRegisters).attach();
     let host = Arc::clone(&backend.host);
     let space = AddressSpace::new(backend.iommu()).unwrap();
-    let constraints = Constraints::default();
-    let request = Request::new(len, Direction::Bidirectional).constraints(constraints);
-    let device: Arc<dyn Backend> = backend;
-    (place(&space, &device, &request).unwrap(), host)
+    let device: Arc<dyn Backend> = Arc::new(backend);
+    (Allocator::new(&device, &space), host)
 }

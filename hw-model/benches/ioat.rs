@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use vfio_dma::backend::{Backend, DmaAccess, MapRequest, Region};
-use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::embedded::{Attached, Embedded};
 use vfio_dma_model::ioat::IoatConfig;
 
 const BASE: u64 = 0x1000_0000;
@@ -24,6 +24,7 @@ const TARGET: u64 = BASE + (32 << 20);
 const IDLE: u64 = 1;
 
 struct Rig {
+    device: Attached,
     model: Arc<Embedded>,
     memory: NonNull<u8>,
     count: u16,
@@ -37,7 +38,8 @@ impl Rig {
         // SAFETY: a new mapping at an address of the kernel's choice; it is never unmapped.
         let memory = unsafe { mmap_anonymous(None, size, protection, flags) }.expect("memory");
         let model = Embedded::new(IoatConfig::default()).expect("a model");
-        let rig = Rig { model, memory: memory.cast(), count: 0 };
+        let device = model.attach().expect("nobody has it");
+        let rig = Rig { device, model, memory: memory.cast(), count: 0 };
         let request = MapRequest {
             iova: BASE,
             host: rig.memory,
@@ -47,14 +49,14 @@ impl Rig {
         };
         // SAFETY: the memory stays mapped, and is only reached through raw pointers.
         unsafe { rig.model.iommu().map(&request) }.expect("mapped");
-        rig.model.region_write(Region::Config, 0x04, &6u16.to_le_bytes()).expect("bus master");
+        rig.device.region_write(Region::Config, 0x04, &6u16.to_le_bytes()).expect("bus master");
         rig.write(0x98, 8, BASE);
         rig
     }
 
     fn write(&self, offset: u64, len: usize, value: u64) {
         let bytes = value.to_le_bytes();
-        self.model.region_write(Region::Bar(0), offset, &bytes[..len]).expect("a register");
+        self.device.region_write(Region::Bar(0), offset, &bytes[..len]).expect("a register");
     }
 
     fn at(&self, iova: u64) -> *mut u8 {

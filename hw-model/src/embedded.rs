@@ -3,11 +3,29 @@
 //! [`Embedded`] makes any [`PciFunction`] a device that `vfio_dma` drives without a kernel,
 //! a virtual machine or privileges: registers are function calls, interrupts are eventfds,
 //! and the IOMMU is the function's own map of this process's memory.
+//!
+//! Whoever made the model keeps it, to look inside and to inject faults; a driver gets
+//! [`Embedded::attach`]'s value, the only way to its registers for as long as it lives.
+//!
+//! ```
+//! use vfio_dma::device::Device;
+//! use vfio_dma_model::embedded::Embedded;
+//! use vfio_dma_model::ioat::IoatConfig;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Embedded::new(IoatConfig::default())?;
+//! let device = Device::open(model.attach()?)?;
+//! assert!(model.attach().is_err(), "a device has one owner");
+//! println!("{} at {}", device.location(), model.function().record().register_reads);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vfio_dma::backend::{
@@ -15,7 +33,7 @@ use vfio_dma::backend::{
     Result, Translation,
 };
 
-use crate::function::PciFunction;
+use crate::function::{Event, PciFunction};
 use crate::ioat::{Ioat, IoatConfig, IoatError};
 use crate::memory::MemoryError;
 use crate::pci::command;
@@ -47,6 +65,15 @@ impl Default for IommuOptions {
     }
 }
 
+/// The model cannot be attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// A driver has it.
+    #[error("the embedded model is attached already: drop the device that has it first")]
+    InUse,
+}
+
 /// A function and its IOMMU, in this process.
 ///
 /// The IOMMU keeps the function alive: memory stays reachable for it until it is unmapped,
@@ -54,6 +81,8 @@ impl Default for IommuOptions {
 pub struct Embedded<F: PciFunction = Ioat> {
     function: Arc<F>,
     iommu: Arc<dyn Iommu>,
+    /// An [`Attached`] lives.
+    attached: AtomicBool,
 }
 
 impl Embedded<Ioat> {
@@ -82,13 +111,32 @@ impl<F: PciFunction + 'static> Embedded<F> {
             options,
             mappings: Mutex::new(BTreeMap::new()),
         });
-        Arc::new(Embedded { function, iommu })
+        Arc::new(Embedded { function, iommu, attached: AtomicBool::new(false) })
     }
 
     /// The function.
     #[must_use]
     pub fn function(&self) -> &F {
         &self.function
+    }
+
+    /// The IOMMU that the function is behind.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<dyn Iommu> {
+        &self.iommu
+    }
+
+    /// The driver's end: it alone reaches registers, interrupts and resets. The function
+    /// keeps its state from one to the next.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::InUse`] while another one lives.
+    pub fn attach(self: &Arc<Self>) -> std::result::Result<Attached<F>, AttachError> {
+        if self.attached.swap(true, Ordering::AcqRel) {
+            return Err(AttachError::InUse);
+        }
+        Ok(Attached { model: Arc::clone(self) })
     }
 
     fn check(&self, region: Region, offset: u64, len: usize) -> Result<()> {
@@ -109,30 +157,47 @@ impl<F: PciFunction> fmt::Debug for Embedded<F> {
     }
 }
 
-impl<F: PciFunction + 'static> Backend for Embedded<F> {
+/// What a driver has of an [`Embedded`] model: there is one at a time.
+pub struct Attached<F: PciFunction = Ioat> {
+    model: Arc<Embedded<F>>,
+}
+
+impl<F: PciFunction> fmt::Debug for Attached<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached").field("model", &self.model).finish()
+    }
+}
+
+impl<F: PciFunction> Drop for Attached<F> {
+    fn drop(&mut self) {
+        self.model.attached.store(false, Ordering::Release);
+    }
+}
+
+impl<F: PciFunction + 'static> Backend for Attached<F> {
     fn location(&self) -> String {
         "model".into()
     }
 
     fn region_info(&self, region: Region) -> Result<RegionInfo> {
-        let size = self.function.region_size(region);
+        let size = self.model.function.region_size(region);
         Ok(RegionInfo { size, readable: size != 0, writable: size != 0, mappable: Vec::new() })
     }
 
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
-        self.check(region, offset, data.len())?;
+        self.model.check(region, offset, data.len())?;
         for piece in pieces(region, offset, data.len()) {
             let at = offset + piece.start as u64;
-            self.function.read(region, at, &mut data[piece]);
+            self.model.function.read(region, at, &mut data[piece]);
         }
         Ok(())
     }
 
     fn region_write(&self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
-        self.check(region, offset, data.len())?;
+        self.model.check(region, offset, data.len())?;
         for piece in pieces(region, offset, data.len()) {
             let at = offset + piece.start as u64;
-            self.function.write(region, at, &data[piece]);
+            self.model.function.write(region, at, &data[piece]);
         }
         Ok(())
     }
@@ -145,11 +210,11 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
     }
 
     fn irq_count(&self, kind: IrqKind) -> Result<u32> {
-        Ok(self.function.irq_count(kind))
+        Ok(self.model.function.irq_count(kind))
     }
 
     fn irq_enable(&self, kind: IrqKind, events: &[BorrowedFd<'_>]) -> Result<()> {
-        let available = self.function.irq_count(kind);
+        let available = self.model.function.irq_count(kind);
         if events.len() > available as usize {
             let requested = events.len() as u32;
             return Err(BackendError::NoVectors { kind, requested, available });
@@ -160,21 +225,26 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
                 source,
                 remedy: Some("raise the limit of open files (ulimit -n)".into()),
             })?;
-            Ok(Some(Arc::new(event)))
+            let event = Event::new(event).map_err(|source| BackendError::Os {
+                action: format!("preparing to signal an eventfd for {kind}"),
+                source,
+                remedy: Some("raise /proc/sys/fs/aio-max-nr".into()),
+            })?;
+            Ok(Some(event))
         });
         let events = duplicates.collect::<Result<Vec<_>>>()?;
-        self.function.irq_disconnect(kind);
-        self.function.irq_connect(kind, 0, &events);
+        self.model.function.irq_disconnect(kind);
+        self.model.function.irq_connect(kind, 0, &events);
         Ok(())
     }
 
     fn irq_disable(&self, kind: IrqKind) -> Result<()> {
-        self.function.irq_disconnect(kind);
+        self.model.function.irq_disconnect(kind);
         Ok(())
     }
 
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
-        self.function.irq_set_masked(IrqKind::Intx, 0, masked);
+        self.model.function.irq_set_masked(IrqKind::Intx, 0, masked);
         Ok(())
     }
 
@@ -186,19 +256,19 @@ impl<F: PciFunction + 'static> Backend for Embedded<F> {
         let saved: Vec<_> = kept
             .map(|(offset, len)| {
                 let mut data = [0; 4];
-                self.function.read(Region::Config, offset, &mut data[..len]);
+                self.model.function.read(Region::Config, offset, &mut data[..len]);
                 (offset, len, data)
             })
             .collect();
-        self.function.reset();
+        self.model.function.reset();
         for (offset, len, data) in saved {
-            self.function.write(Region::Config, offset, &data[..len]);
+            self.model.function.write(Region::Config, offset, &data[..len]);
         }
         Ok(())
     }
 
     fn iommu(&self) -> &Arc<dyn Iommu> {
-        &self.iommu
+        &self.model.iommu
     }
 }
 
@@ -277,9 +347,10 @@ impl<F: PciFunction> Iommu for EmbeddedIommu<F> {
             return Err(BackendError::Os {
                 action: action(),
                 source: std::io::Error::from_raw_os_error(libc::ENOSPC),
-                remedy: Some(format!(
-                    "all {limit} mappings are in use: unmap some, or map longer pieces"
-                )),
+                remedy: Some(
+                    format!("all {limit} mappings are in use: unmap some, or map longer pieces")
+                        .into(),
+                ),
             });
         }
         // SAFETY: the caller keeps the memory valid and unshared until `unmap`, or until the

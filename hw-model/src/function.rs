@@ -4,15 +4,11 @@
 //! calls of [`PciFunction`]; the function does the rest and never fails: like hardware,
 //! it answers an illegal read with all ones and drops an illegal write.
 
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-
 use vfio_dma::backend::{IrqKind, Region};
 
 use crate::memory::DmaMap;
 
-/// An eventfd that a vector signals.
-pub type Event = Arc<OwnedFd>;
+pub use crate::event::Event;
 
 /// A PCI function that a transport serves.
 pub trait PciFunction: Send + Sync {

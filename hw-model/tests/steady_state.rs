@@ -51,7 +51,8 @@ fn copies_allocate_nothing() {
     };
     // SAFETY: the memory is static, and shared as atomics only.
     unsafe { model.iommu().map(&request) }.unwrap();
-    let write = |region, offset, bytes: &[u8]| model.region_write(region, offset, bytes).unwrap();
+    let device = model.attach().unwrap();
+    let write = |region, offset, bytes: &[u8]| device.region_write(region, offset, bytes).unwrap();
     write(Region::Config, 0x04, &6u16.to_le_bytes());
     write(Region::Bar(0), 0x98, &BASE.to_le_bytes());
     // A ring of 32 copies of 64 bytes, each with a completion word.

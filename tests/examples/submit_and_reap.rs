@@ -13,14 +13,16 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use vfio_dma::backend::Backend;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, SgTable};
+use vfio_dma::dma::{Direction, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
 const BATCH: usize = 32;
+/// One more is the marker of the doorbell.
+const DESCRIPTORS: u64 = BATCH as u64 + 1;
 
 type Error = Box<dyn std::error::Error>;
 type Pair = (SgTable, SgTable);
@@ -70,7 +72,8 @@ fn shape(name: &str) -> Option<Shape> {
 
 fn table(ioat: &Ioat, lens: &[usize], direction: Direction) -> Result<SgTable, Error> {
     // A gap after each, so that no two become one.
-    let buffer = Arc::new(ioat.allocate(lens.iter().map(|len| len + 64).sum(), direction)?);
+    let buffer =
+        Arc::new(ioat.allocate(&Request::new(lens.iter().map(|len| len + 64).sum(), direction))?);
     let mut at = 0;
     let table = SgTable::gather(lens.iter().map(|&len| {
         let range = (Arc::clone(&buffer), at, len);
@@ -89,19 +92,19 @@ fn pairs(ioat: &Ioat, (transfers, sources, targets): &Shape) -> Result<Vec<Pair>
 
 fn run(shape: &Shape, batches: usize) -> Result<(), Error> {
     let model = Embedded::new(IoatConfig::default())?;
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>)?;
-    let ioat = Ioat::open(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
+    let device = Device::open(model.attach()?)?;
+    let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
     let mut channel = ioat.channel(0)?;
     let mut pairs = pairs(&ioat, shape)?;
     let mut tokens = Vec::with_capacity(BATCH);
     for batch in 1..=batches as u64 {
         counted_submit(&mut channel, &mut pairs, &mut tokens)?;
         // Not counted: how long the model takes.
-        while model.function().record().descriptors < batch * BATCH as u64 {
+        while model.function().record().descriptors < batch * DESCRIPTORS {
             std::thread::yield_now();
         }
         counted_reap(&mut channel, &mut pairs, &mut tokens)?;
-        assert_eq!(channel.stats().descriptors, batch * BATCH as u64);
+        assert_eq!(channel.stats().descriptors, batch * DESCRIPTORS);
     }
     println!("{}", batches * BATCH);
     Ok(())

@@ -13,13 +13,12 @@ use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
-use vfio_dma::backend::Backend;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 use vfio_dma::dma::{Direction, Placement, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
@@ -150,9 +149,9 @@ struct Rig {
 impl Rig {
     fn new(depth: usize) -> Result<Rig, Error> {
         let model = Embedded::new(IoatConfig::default())?;
-        let device = Device::open(model as Arc<dyn Backend>)?;
+        let device = Device::open(model.attach()?)?;
         let config = Config { wait: WaitMode::Poll, ring_size: 4096, ..Config::default() };
-        let ioat = Ioat::open(device, config)?;
+        let ioat = Ioat::probe(device, config)?;
         let channel = ioat.channel(0)?;
         let tokens = VecDeque::with_capacity(depth);
         Ok(Rig { engine: engine_thread()?, channel, ioat, tokens, depth })
@@ -172,10 +171,10 @@ impl Rig {
                 request.longest_run = Some(segment);
             }
             // SAFETY: the memory is never unmapped, and reached through raw pointers only.
-            let buffer = unsafe { self.ioat.device().adopt(memory.at(offset), &request) }?;
+            let buffer = unsafe { self.ioat.allocator().adopt(memory.at(offset), &request) }?;
             let count = segment.map_or(1, |segment| len / segment);
             assert_eq!(buffer.segments().len(), count, "as many segments as are measured");
-            Ok(SgTable::of(buffer)?)
+            Ok(buffer.into())
         };
         let pair = |n| {
             let offset = n * len;

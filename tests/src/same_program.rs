@@ -40,7 +40,7 @@ const PAGE: usize = 4096;
 /// # Panics
 ///
 /// When anything fails, or a byte is not what it should be.
-pub fn run(device: Arc<Device>, extent: &Extent) {
+pub fn run(device: Device, extent: &Extent) {
     let mut dice = Dice::seeded();
     let space = Arc::clone(device.space());
     let mut engine = open_copy_engine(device).expect("a copy engine");
@@ -80,7 +80,7 @@ impl Move {
         let Move { len, from, to, size, seed } = *self;
         let place = |direction| {
             let request = Request::new(size, direction).placement(placement);
-            let buffer = engine.place(request).expect("a buffer");
+            let buffer = engine.allocate(&request).expect("a buffer");
             self.check_shape(&buffer, placement);
             buffer
         };

@@ -5,10 +5,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use vfio_dma::backend::Backend;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, SgTable};
+use vfio_dma::dma::{Direction, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
@@ -47,14 +47,15 @@ fn allocations() -> u64 {
 #[test]
 fn a_transfer_allocates_and_maps_nothing() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>).unwrap();
-    let ioat = Ioat::open(device, Config { wait: WaitMode::Poll, ..Config::default() }).unwrap();
+    let device = Device::open(model.attach().unwrap()).unwrap();
+    let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() }).unwrap();
     let mut channel = ioat.channel(0).unwrap();
     // 32 transfers of 1 to 32 segments.
     let mut pairs: Vec<_> = (1..=32)
         .map(|segments| {
             let gather = |direction| {
-                let buffer = Arc::new(ioat.allocate(segments * 256, direction).unwrap());
+                let buffer =
+                    Arc::new(ioat.allocate(&Request::new(segments * 256, direction)).unwrap());
                 let ranges = (0..segments).map(|n| (Arc::clone(&buffer), n * 256, 100));
                 SgTable::gather(ranges).unwrap()
             };
@@ -64,7 +65,7 @@ fn a_transfer_allocates_and_maps_nothing() {
     let mut tokens = Vec::with_capacity(pairs.len());
     let before = allocations();
     assert!(before > 0, "allocations are counted");
-    let mapped = ioat.device().space().usage();
+    let mapped = ioat.space().usage();
     for _ in 0..1000 {
         for (source, target) in pairs.drain(..) {
             tokens.push(channel.copy(source, target, WhenFull::Return).unwrap());
@@ -79,6 +80,7 @@ fn a_transfer_allocates_and_maps_nothing() {
         }
     }
     assert_eq!(allocations() - before, 0);
-    assert_eq!(ioat.device().space().usage(), mapped);
-    assert_eq!(channel.stats().descriptors, 1000 * 32 * 33 / 2);
+    assert_eq!(ioat.space().usage(), mapped);
+    // 528 descriptors with data to a batch, and a marker behind each 255 and the last.
+    assert_eq!(channel.stats().descriptors, 1000 * (32 * 33 / 2 + 3));
 }

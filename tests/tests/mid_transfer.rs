@@ -4,15 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use vfio_dma::backend::Backend;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, TransferError, WhenFull};
-use vfio_dma::dma::{Direction, SgTable};
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::function::PciFunction;
 use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
@@ -25,18 +24,17 @@ const DESCRIPTORS: u64 = 64;
 
 /// Starts a copy, lets the caller go on, and gives the channel that works on it.
 fn start(ioat: &Ioat) -> Channel {
-    let source = ioat.allocate(LEN, Direction::ToDevice).unwrap();
-    let target = ioat.allocate(LEN, Direction::FromDevice).unwrap();
+    let source = ioat.allocate(&Request::new(LEN, Direction::ToDevice)).unwrap();
+    let target = ioat.allocate(&Request::new(LEN, Direction::FromDevice)).unwrap();
     let mut channel = ioat.channel(0).unwrap();
-    let (source, target) = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
-    channel.copy(source, target, WhenFull::Return).unwrap();
+    channel.copy(source.into(), target.into(), WhenFull::Return).unwrap();
     channel.issue().unwrap();
     channel
 }
 
 /// Stops transfers at many places, each second one by a panic.
-fn stop_in_the_middle(device: Arc<Device>, model: &Model) {
-    let ioat = Ioat::open(device, Config::default()).unwrap();
+fn stop_in_the_middle(device: Device, model: &Model) {
+    let ioat = Ioat::probe(device, Config::default()).unwrap();
     let mut cut_short = 0;
     for round in 0..20 {
         let before = model.record().descriptors;
@@ -50,7 +48,7 @@ fn stop_in_the_middle(device: Arc<Device>, model: &Model) {
             }
         }));
         assert_eq!(panicked.is_err(), round % 2 == 1);
-        assert_eq!(ioat.device().space().usage().mappings, 0);
+        assert_eq!(ioat.space().usage().mappings, 0);
         assert_eq!(PciFunction::memory(model).ranges(), 0, "all is unmapped");
         let done = model.record().descriptors;
         sleep(Duration::from_millis(5));
@@ -68,7 +66,7 @@ fn stop_in_the_middle(device: Arc<Device>, model: &Model) {
 #[test]
 fn on_the_embedded_model() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>).unwrap();
+    let device = Device::open(model.attach().unwrap()).unwrap();
     stop_in_the_middle(device, model.function());
 }
 
@@ -84,16 +82,15 @@ fn over_a_socket() {
 #[test]
 fn a_late_access_is_on_the_record() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>).unwrap();
-    let ioat = Ioat::open(device, Config::default()).unwrap();
-    let source = ioat.allocate(LEN, Direction::ToDevice).unwrap();
-    let target = ioat.allocate(LEN, Direction::FromDevice).unwrap();
+    let device = Device::open(model.attach().unwrap()).unwrap();
+    let ioat = Ioat::probe(device, Config::default()).unwrap();
+    let source = ioat.allocate(&Request::new(LEN, Direction::ToDevice)).unwrap();
+    let target = ioat.allocate(&Request::new(LEN, Direction::FromDevice)).unwrap();
     let taken = target.segments()[0];
     let mut channel = ioat.channel(0).unwrap();
-    let (source, target) = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
-    let token = channel.copy(source, target, WhenFull::Return).unwrap();
+    let token = channel.copy(source.into(), target.into(), WhenFull::Return).unwrap();
     // Before the device begins, so that it is late at its first byte, whoever runs first.
-    ioat.device().space().iommu().unmap(taken.iova.0, taken.len).unwrap();
+    ioat.space().iommu().unmap(taken.iova.0, taken.len).unwrap();
     let finished = channel.wait(token, Duration::from_secs(10)).unwrap();
     assert!(matches!(finished.result, Err(TransferError::Halted { .. })), "{finished:?}");
     assert_eq!(model.function().record().memory.refused_not_mapped, 1);

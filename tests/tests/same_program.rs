@@ -3,10 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vfio_dma::backend::Backend;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::{ChannelErrors, IoatError, TransferError};
@@ -33,7 +31,7 @@ fn check(record: &Record) {
 #[test]
 fn on_the_embedded_model() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
-    run(Device::open(Arc::clone(&model) as Arc<dyn Backend>).unwrap(), &EXTENT);
+    run(Device::open(model.attach().unwrap()).unwrap(), &EXTENT);
     check(&model.function().record());
 }
 
@@ -47,14 +45,14 @@ fn on_the_model_over_a_socket() {
 
 fn table(engine: &dyn CopyEngine, len: usize, direction: Direction) -> SgTable {
     let request = Request::new(len, direction).placement(Placement::ScatterGather);
-    SgTable::of(engine.place(request).unwrap()).unwrap()
+    engine.allocate(&request).unwrap().into()
 }
 
 /// What fails gives its buffers back with a typed error, and the engine goes on.
 #[test]
 fn a_copy_that_fails_gives_its_buffers_back() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
-    let device = Device::open(Arc::clone(&model) as Arc<dyn Backend>).unwrap();
+    let device = Device::open(model.attach().unwrap()).unwrap();
     let mut engine = open_copy_engine(device).unwrap();
     // 512 descriptors: the 256th is the first that tells how far the engine is.
     let len = 2 << 20;

@@ -10,7 +10,6 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -35,8 +34,8 @@ fn serve(faults: &str) -> (Served, PathBuf) {
     (served, socket)
 }
 
-fn open(socket: &Path) -> Arc<Device> {
-    let device = Device::open(VfioUser::connect_within(socket, LIMIT).unwrap()).unwrap();
+fn open(socket: &Path) -> Device {
+    let mut device = Device::open(VfioUser::connect_within(socket, LIMIT).unwrap()).unwrap();
     device.set_bus_master(true).unwrap();
     device
 }
@@ -120,17 +119,17 @@ fn is_gone(error: &DeviceError) -> bool {
 fn the_device_is_what_the_model_is() {
     let (served, socket) = serve("");
     let device = open(&socket);
-    assert_eq!(device.backend().location(), socket.display().to_string());
+    assert_eq!(device.location(), socket.display().to_string());
     let config = device.config();
     assert_eq!((config.vendor_id().unwrap(), config.device_id().unwrap()), (0x8086, 0x2021));
     assert!(device.capabilities().unwrap().pci_express().is_some());
     let sizes: Vec<u64> = (0..8)
         .map(|n| Region::from_index(n).unwrap())
-        .map(|region| device.backend().region_info(region).unwrap().size)
+        .map(|region| device.region(region).unwrap().size)
         .collect();
     assert_eq!(sizes, [0x4000, 0, 0, 0, 0, 0, 0, 4096]);
     let counts = [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX];
-    assert_eq!(counts.map(|kind| device.backend().irq_count(kind).unwrap()), [1, 1, 1]);
+    assert_eq!(counts.map(|kind| device.vector_count(kind).unwrap()), [1, 1, 1]);
 
     let bar = device.bar(0).unwrap();
     assert_eq!(bar.mapped().count(), 0, "every access is the model's to see");
@@ -146,7 +145,8 @@ fn the_device_is_what_the_model_is() {
 
     let outside = bar.read::<u32>(0x4000).unwrap_err();
     assert!(matches!(outside, MmioError::OutOfBounds { .. }), "{outside}");
-    let backend = device.backend();
+    drop((bar, device));
+    let backend = VfioUser::connect_within(&socket, LIMIT).unwrap();
     for (region, offset, len) in [(0, 0x3ffd, 4), (0, u64::MAX, 4), (7, 4095, 2)] {
         let region = Region::from_index(region).unwrap();
         let read = backend.region_read(region, offset, &mut vec![0; len]).unwrap_err();
@@ -164,18 +164,15 @@ fn the_device_is_what_the_model_is() {
 #[test]
 fn a_reset_keeps_the_header_that_the_host_owns() {
     let (served, socket) = serve("");
-    let device = open(&socket);
-    let config = device.config();
-    config.write_u8(0x3c, 11).unwrap();
+    let mut device = open(&socket);
+    device.config_mut().write_u8(0x3c, 11).unwrap();
     device.bar(0).unwrap().write::<u32>(0xac, 0x1ff).unwrap();
     let resets = served.ioat().record().resets;
-    device.backend().reset().unwrap();
+    device.reset().unwrap();
     assert_eq!(served.ioat().record().resets, resets + 1);
     assert_eq!(device.bar(0).unwrap().read::<u32>(0xac).unwrap(), 0, "CHANERRMSK");
-    assert_eq!(config.read_u8(0x3c).unwrap(), 11);
-    assert!(config.bus_master().unwrap());
-    device.reset().unwrap();
-    assert!(!config.bus_master().unwrap());
+    assert_eq!(device.config().read_u8(0x3c).unwrap(), 11);
+    assert!(!device.config().bus_master().unwrap());
 }
 
 #[test]
@@ -191,18 +188,18 @@ fn buffers_are_copied_with_every_kind_of_interrupt_and_without() {
         let mut source = buffer(&device, len, Direction::ToDevice);
         let target = buffer(&device, len, Direction::FromDevice);
         pattern.fill(&mut source, 0, len, 0).unwrap();
-        let interrupts = kind.map(|kind| device.interrupts(kind, 1).unwrap());
+        let vector = kind.map(|kind| device.vectors(kind, 1).unwrap().remove(0));
         // INTRCTRL: MSI-X vector control, or the master enable.
         let intrctrl = if kind == Some(IrqKind::MsiX) { 8 } else { 1 };
         channel.bar.write::<u8>(0x03, intrctrl).unwrap();
         channel.bar.write::<u16>(0x80, 0x1d).unwrap();
         channel.start(iova(&source), iova(&target), len as u32);
-        match &interrupts {
-            Some(interrupts) => {
-                assert_eq!(interrupts.wait(0, LIMIT).unwrap(), 1, "{kind:?}");
+        match &vector {
+            Some(vector) => {
+                assert_eq!(vector.wait(LIMIT).unwrap(), 1, "{kind:?}");
                 assert_eq!(channel.word(), channel.done(), "written before the interrupt");
                 assert_eq!(channel.bar.read::<u32>(0x04).unwrap(), 1, "ATTNSTATUS");
-                interrupts.unmask().unwrap();
+                vector.unmask().unwrap();
             }
             None => {
                 let done = channel.done();
@@ -222,7 +219,7 @@ fn buffers_are_copied_with_every_kind_of_interrupt_and_without() {
 #[test]
 fn the_device_may_do_what_the_direction_says_and_no_more() {
     let (served, socket) = serve("");
-    let device = open(&socket);
+    let mut device = open(&socket);
     let mut channel = Channel::new(&device);
     let mut read_only = buffer(&device, 4096, Direction::ToDevice);
     let write_only = buffer(&device, 4096, Direction::FromDevice);
@@ -237,7 +234,7 @@ fn the_device_may_do_what_the_direction_says_and_no_more() {
         wait("the channel halts", || channel.bar.read::<u64>(0x88).unwrap() & 7 == 3);
         assert_eq!(channel.bar.read::<u32>(0xa8).unwrap(), error);
         channel.bar.write::<u32>(0xa8, error).unwrap();
-        device.config().write_u32(0x180, error).unwrap();
+        device.config_mut().write_u32(0x180, error).unwrap();
         channel.reset();
     }
     pattern.check(&read_only, 0, 4096, 0).unwrap().unwrap();
@@ -406,9 +403,9 @@ fn a_server_that_is_killed_is_noticed_and_leaves_the_driver_whole() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("ioat");
     let mut process = Process::start(&socket);
-    let device = open(&socket);
+    let mut device = open(&socket);
     let mut channel = Channel::new(&device);
-    let interrupts = device.interrupts(IrqKind::MsiX, 1).unwrap();
+    let vectors = device.vectors(IrqKind::MsiX, 1).unwrap();
     let pattern = Pattern::new(9);
     let mut source = buffer(&device, 1 << 20, Direction::ToDevice);
     let target = buffer(&device, 1 << 20, Direction::FromDevice);
@@ -423,14 +420,14 @@ fn a_server_that_is_killed_is_noticed_and_leaves_the_driver_whole() {
     assert!(error.to_string().contains("is gone: "), "{error}");
     let error = channel.bar.write::<u16>(0x86, 2).unwrap_err();
     assert!(matches!(error, MmioError::Backend(BackendError::Gone { .. })), "{error}");
-    assert!(is_gone(&device.backend().reset().unwrap_err().into()));
+    assert!(is_gone(&device.reset().unwrap_err()));
     assert!(is_gone(&device.quiesce().unwrap_err()));
     let request = Request::new(4096, Direction::ToDevice);
     let error = device.allocate(&request).unwrap_err();
     assert!(error.to_string().contains("is gone: "), "{error}");
     assert_eq!(channel.word(), 0, "no completion is made up");
     pattern.check(&source, 0, 1 << 20, 0).unwrap().unwrap();
-    drop((interrupts, source, target, channel, device));
+    drop((vectors, source, target, channel, device));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 
     let error = VfioUser::connect(&socket).unwrap_err();
@@ -553,7 +550,7 @@ fn the_driver_survives_whatever_a_server_answers() {
                 let _ = backend.region_write(Region::Bar(0), 0, &[0; 4]);
                 let _ = backend.region_read(Region::Bar(0), 0, &mut [0; 100]);
                 let _ = backend.reset();
-                if let Ok(device) = Device::open(backend) {
+                if let Ok(mut device) = Device::open(backend) {
                     let request = Request::new(4096, Direction::ToDevice);
                     let _ = device.allocate(&request);
                     let _ = device.capabilities();

@@ -6,7 +6,9 @@
 //! is written against these two traits, and a model implements them to be driven
 //! in the same process.
 
+mod config;
 pub mod vfio;
+#[cfg(feature = "vfio-user")]
 pub mod vfio_user;
 
 use std::fmt;
@@ -16,7 +18,10 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::pci::PciError;
+use crate::pci::remedy::{Remedy, suffix};
+use crate::pci::sysfs::SysfsError;
+
+pub(crate) use config::backend_error;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
 /// `include/uapi/linux/vfio.h`).
@@ -115,14 +120,14 @@ impl fmt::Display for IrqKind {
 #[non_exhaustive]
 pub enum BackendError {
     /// A system call failed.
-    #[error("{action}: {source}{}", remedy_suffix(.remedy))]
+    #[error("{action}: {source}{}", suffix(.remedy.as_ref()))]
     Os {
         /// What was being done, with the values it was done with.
         action: String,
         /// The operating system's reason.
         source: io::Error,
         /// What the reader can do about it, where that is known.
-        remedy: Option<String>,
+        remedy: Option<Remedy>,
     },
     /// The device does not implement the region.
     #[error("the device has no {region}")]
@@ -166,11 +171,31 @@ pub enum BackendError {
         /// What is wrong, with the value found.
         problem: String,
         /// What mends it.
-        remedy: String,
+        remedy: Remedy,
     },
     /// What sysfs tells of the device keeps it from being opened.
     #[error(transparent)]
-    Pci(Box<PciError>),
+    Sysfs(Box<SysfsError>),
+    /// This process has the function open already.
+    #[error("{location} is open in this process already\n  remedy: {}", Remedy::UseOpenDevice)]
+    AlreadyOpen {
+        /// Which device.
+        location: String,
+    },
+    /// This process has another function of the IOMMU group open, in another address space.
+    #[error(
+        "{location} is in IOMMU group {group}, which this process has open for {holder}\n  \
+         remedy: {}",
+        Remedy::UseSameSession
+    )]
+    GroupAlreadyOpen {
+        /// Which device.
+        location: String,
+        /// Its IOMMU group.
+        group: u32,
+        /// The device that is open.
+        holder: String,
+    },
     /// The device cannot join an address space that others use already.
     #[error("{location} cannot share the address space: {reason}")]
     NotShareable {
@@ -179,13 +204,13 @@ pub enum BackendError {
         /// Why the kernel refused.
         reason: String,
     },
-    /// None of the ways that were allowed opens the device.
+    /// None of the methods that were allowed opens the device.
     #[error("{location} cannot be opened in any way{}", list_refusals(.refusals))]
     NoAccess {
         /// Which device.
         location: String,
-        /// The ways tried, in order, and why each failed.
-        refusals: Vec<(vfio::Access, BackendError)>,
+        /// The methods tried, in order, and why each failed.
+        refusals: Vec<(&'static str, BackendError)>,
     },
     /// The device, or the process that serves it, is gone.
     #[error("{location} is gone: {reason}")]
@@ -197,19 +222,38 @@ pub enum BackendError {
     },
 }
 
-impl From<PciError> for BackendError {
-    fn from(error: PciError) -> BackendError {
-        BackendError::Pci(Box::new(error))
+impl BackendError {
+    /// What the reader can do about it, where that is known.
+    ///
+    /// Of [`BackendError::NoAccess`], each refusal has a remedy of its own.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&Remedy> {
+        match self {
+            BackendError::Os { remedy, .. } => remedy.as_ref(),
+            BackendError::Precondition { remedy, .. } => Some(remedy),
+            BackendError::Sysfs(error) => error.remedy(),
+            BackendError::AlreadyOpen { .. } => Some(&Remedy::UseOpenDevice),
+            BackendError::GroupAlreadyOpen { .. } => Some(&Remedy::UseSameSession),
+            BackendError::NoRegion { .. }
+            | BackendError::OutOfBounds { .. }
+            | BackendError::NoVectors { .. }
+            | BackendError::Unsupported { .. }
+            | BackendError::NotShareable { .. }
+            | BackendError::NoAccess { .. }
+            | BackendError::Gone { .. } => None,
+        }
     }
 }
 
-fn remedy_suffix(remedy: &Option<String>) -> String {
-    remedy.as_ref().map(|r| format!("\n  remedy: {r}")).unwrap_or_default()
+impl From<SysfsError> for BackendError {
+    fn from(error: SysfsError) -> BackendError {
+        BackendError::Sysfs(Box::new(error))
+    }
 }
 
-fn list_refusals(refusals: &[(vfio::Access, BackendError)]) -> String {
-    let item = |(access, error): &(vfio::Access, BackendError)| {
-        format!("\n{access}: {error}").replace('\n', "\n  ")
+fn list_refusals(refusals: &[(&'static str, BackendError)]) -> String {
+    let item = |(method, error): &(&str, BackendError)| {
+        format!("\n{method}: {error}").replace('\n', "\n  ")
     };
     refusals.iter().map(item).collect()
 }
@@ -418,14 +462,14 @@ mod tests {
         let error = BackendError::Os {
             action: "mapping 4096 bytes at IOVA 0x1000".into(),
             source: io::Error::from_raw_os_error(12),
-            remedy: Some("raise the memory lock limit (ulimit -l)".into()),
+            remedy: Some(Remedy::RaiseMemlock { limit: 1024, needed: 4096 }),
         };
         let text = error.to_string();
         assert!(text.contains("0x1000") && text.contains("ulimit -l"), "{text}");
     }
 
     #[test]
-    fn every_way_that_failed_is_listed_with_its_remedy() {
+    fn every_method_that_failed_is_listed_with_its_remedy() {
         let refusal = |node: &str| BackendError::Precondition {
             problem: format!("{node} is missing"),
             remedy: "modprobe it".into(),
@@ -433,8 +477,8 @@ mod tests {
         let error = BackendError::NoAccess {
             location: "0000:00:05.0".into(),
             refusals: vec![
-                (vfio::Access::Type1, refusal("/dev/vfio/vfio")),
-                (vfio::Access::Iommufd, refusal("/dev/iommu")),
+                ("type1", refusal("/dev/vfio/vfio")),
+                ("iommufd", refusal("/dev/iommu")),
             ],
         };
         assert_eq!(

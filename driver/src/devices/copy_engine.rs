@@ -6,16 +6,15 @@
 //! ```no_run
 //! use std::time::Duration;
 //! use vfio_dma::devices::open_copy_engine;
-//! use vfio_dma::dma::{Direction, Request, SgTable};
+//! use vfio_dma::dma::{Direction, Request};
 //! use vfio_dma::session::Session;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Session::new().open("0000:00:05.0".parse()?)?;
 //! let mut engine = open_copy_engine(device)?;
-//! let mut source = engine.place(Request::new(100_000, Direction::ToDevice))?;
-//! let target = engine.place(Request::new(100_000, Direction::FromDevice))?;
+//! let mut source = engine.allocate(&Request::new(100_000, Direction::ToDevice))?;
+//! let target = engine.allocate(&Request::new(100_000, Direction::FromDevice))?;
 //! source.write(0, b"hello")?;
-//! let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
 //! let (source, target) = engine.copy(source, target, Duration::from_secs(30))?;
 //! # drop((source, target));
 //! # Ok(())
@@ -29,11 +28,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::edu::{self, Edu, EduError};
-use super::ioat::{self, Ioat, IoatError, TransferError};
-use super::{Driver, recognise};
-use crate::device::Device;
-use crate::dma::{Buffer, Request, SgTable};
+use super::Identity;
+use super::edu::EduError;
+use super::ioat::{IoatError, TransferError};
+use crate::device::DeviceError;
+use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 use crate::pci::PciError;
 
 /// A copy, or the opening of an engine, that failed.
@@ -41,16 +40,12 @@ use crate::pci::PciError;
 #[non_exhaustive]
 pub enum CopyError {
     /// The crate knows no copy engine with these ids.
-    #[error(
-        "{location} is {vendor:04x}:{device:04x}, which is not a copy engine that is known here"
-    )]
+    #[error("{location} is {identity}, which is not a copy engine that is known here")]
     NoEngine {
         /// The device.
         location: String,
-        /// Its vendor id.
-        vendor: u16,
-        /// Its device id.
-        device: u16,
+        /// What it says of itself.
+        identity: Identity,
     },
     /// edu refused or failed.
     #[error(transparent)]
@@ -61,12 +56,18 @@ pub enum CopyError {
     /// A transfer of I/OAT began and did not end well.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Configuration space did not answer.
+    /// The device did not answer.
     #[error(transparent)]
-    Config(#[from] PciError),
+    Device(#[from] DeviceError),
     /// An engine of another crate failed.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<PciError> for CopyError {
+    fn from(error: PciError) -> CopyError {
+        DeviceError::from(error).into()
+    }
 }
 
 /// A copy that failed, and its tables when the device is known not to use them.
@@ -102,15 +103,18 @@ impl std::error::Error for CopyFailed {
 /// Implementors keep the tables until the device is done with them, or is known to reach
 /// memory no more; a table that neither holds for is leaked, never dropped.
 pub trait CopyEngine: fmt::Debug + Send {
-    /// The opened device.
-    fn device(&self) -> &Arc<Device>;
+    /// How a user names the device: an address such as `0000:00:05.0`, a socket's path, `model`.
+    fn location(&self) -> &str;
+
+    /// The address space that its buffers are mapped in.
+    fn space(&self) -> &Arc<AddressSpace>;
 
     /// Places a buffer that the engine reaches.
     ///
     /// # Errors
     ///
     /// Says what was tried and why it failed.
-    fn place(&self, request: Request) -> Result<Buffer, CopyError>;
+    fn allocate(&self, request: &Request) -> Result<Buffer, CopyError>;
 
     /// Copies all of `source` to `target`, and returns both once every byte arrived. The
     /// lists may differ in shape, not in length.
@@ -120,7 +124,7 @@ pub trait CopyEngine: fmt::Debug + Send {
     /// Refuses lists of different length, lists that overlap, and buffers of another address
     /// space or direction, before the device is told anything. Fails when the device does, or
     /// is not done within `limit`: it is stopped then, and part of the target may be written.
-    fn copy(
+    fn copy_tables(
         &mut self,
         source: SgTable,
         target: SgTable,
@@ -128,19 +132,19 @@ pub trait CopyEngine: fmt::Debug + Send {
     ) -> Result<(SgTable, SgTable), CopyFailed>;
 }
 
-/// Opens whichever copy engine a device is, with the defaults of its driver.
-///
-/// # Errors
-///
-/// Fails when the device is no copy engine that the crate knows, or its driver cannot open it.
-pub fn open_copy_engine(device: Arc<Device>) -> Result<Box<dyn CopyEngine>, CopyError> {
-    let (vendor, id) = (device.config().vendor_id()?, device.config().device_id()?);
-    Ok(match recognise(vendor, id).map(|known| known.driver) {
-        Some(Driver::Edu) => Box::new(Edu::open(device, edu::Config::default())?),
-        Some(Driver::Ioat) => Box::new(Ioat::open(device, ioat::Config::default())?.channel(0)?),
-        _ => {
-            let location = device.backend().location();
-            return Err(CopyError::NoEngine { location, vendor, device: id });
-        }
-    })
+impl dyn CopyEngine + '_ {
+    /// Copies all of `source`, a buffer or a table of several, to `target`; see
+    /// [`CopyEngine::copy_tables`].
+    ///
+    /// # Errors
+    ///
+    /// As [`CopyEngine::copy_tables`].
+    pub fn copy(
+        &mut self,
+        source: impl Into<SgTable>,
+        target: impl Into<SgTable>,
+        limit: Duration,
+    ) -> Result<(SgTable, SgTable), CopyFailed> {
+        self.copy_tables(source.into(), target.into(), limit)
+    }
 }

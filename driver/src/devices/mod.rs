@@ -2,9 +2,12 @@
 
 mod copy_engine;
 pub mod edu;
-pub mod ids;
 pub mod ioat;
 pub mod pci_testdev;
+mod registry;
 
-pub use copy_engine::{CopyEngine, CopyError, CopyFailed, open_copy_engine};
-pub use ids::{Driver, KnownDevice, recognise};
+pub use copy_engine::{CopyEngine, CopyError, CopyFailed};
+pub use registry::{
+    DRIVERS, Driver, Identity, KnownDevice, Match, PciDriver, ProbeFailed, open_copy_engine,
+    recognise,
+};

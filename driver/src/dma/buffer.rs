@@ -1,96 +1,45 @@
 //! A buffer that a device reads or writes.
 
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
-use crate::backend::{Backend, DmaAccess};
-
+use super::mapping::Mapping;
 use super::memory::frames;
-use super::placement::{Lease, Site};
-use super::{AddressSpace, DmaError, FrameError, Iova, Memory, Report, Request};
-
-/// Which way data flows through a buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// From memory to the device: the device only reads.
-    ToDevice,
-    /// From the device to memory: the device only writes.
-    FromDevice,
-    /// Both.
-    Bidirectional,
-}
-
-impl Direction {
-    /// What the device may do with memory for this direction.
-    #[must_use]
-    pub fn access(self) -> DmaAccess {
-        match self {
-            Direction::ToDevice => DmaAccess::Read,
-            Direction::FromDevice => DmaAccess::Write,
-            Direction::Bidirectional => DmaAccess::ReadWrite,
-        }
-    }
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Direction::ToDevice => "to the device",
-            Direction::FromDevice => "from the device",
-            Direction::Bidirectional => "both ways",
-        })
-    }
-}
-
-/// A run of a buffer that is contiguous for the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Segment {
-    /// First device address.
-    pub iova: Iova,
-    /// Length in bytes.
-    pub len: usize,
-}
+use super::pool::PoolSlice;
+use super::{
+    AddressSpace, Direction, DmaError, DmaLimits, FrameError, Iova, Report, Request, Segment,
+};
+use crate::backend::Backend;
 
 /// Where a buffer's bytes are.
 #[derive(Debug)]
 enum Backing {
     /// In memory of its own, or lent by the caller.
-    Own {
-        memory: ManuallyDrop<Memory>,
-        /// IOVA ranges that the memory is mapped at, one after another; none where the
-        /// device sees physical addresses.
-        runs: Vec<Segment>,
-        /// A former range could not be unmapped: the memory is never freed.
-        stuck: bool,
+    Mapped {
+        mapping: Mapping,
         /// The buffer's first byte in the memory.
         skip: usize,
     },
     /// In a pool.
-    Leased(Lease),
+    Pooled(PoolSlice),
 }
 
 /// Memory that is mapped for a device and owned by the processor.
 ///
 /// Dropping it unmaps it, then frees it. A driver that hands a buffer to a device keeps
-/// it until the device is done or known to be quiet; when memory cannot be unmapped it is
-/// never freed.
+/// it until the device is done or known to be quiet
+/// ([`InFlight`](crate::queue::InFlight)); when memory cannot be unmapped it is never freed.
 pub struct Buffer {
-    space: Arc<AddressSpace>,
     backing: Backing,
     segments: Vec<Segment>,
     /// Offset in the buffer that each segment starts at.
     starts: Vec<usize>,
-    map_calls: u64,
+    /// Those that it was placed under.
+    limits: DmaLimits,
     request: Request,
     report: Report,
-    /// Mapped, and to be unmapped.
-    live: bool,
-    /// Keeps the device's group in its container: the mapping lives no longer than that.
-    device: Arc<dyn Backend>,
 }
 
 impl fmt::Debug for Buffer {
@@ -104,92 +53,74 @@ impl fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    /// Maps `memory` at the IOVA ranges, which cover it from its start; the buffer begins
-    /// `skip` bytes into it.
-    pub(super) fn map(
-        site: &Site<'_>,
-        memory: Memory,
-        skip: usize,
-        runs: Vec<Segment>,
-    ) -> Result<Buffer, DmaError> {
-        let memory = ManuallyDrop::new(memory);
-        // SAFETY: the buffer owns the memory and frees it only after unmapping succeeded.
-        let mapped = unsafe { site.space.map(&memory, &runs, site.request.direction.access()) };
-        match mapped {
-            Ok(map_calls) => {
-                let segments = clip(&runs, skip, site.request.len);
-                let backing = Backing::Own { memory, runs, stuck: false, skip };
-                Ok(Buffer::new(site, backing, segments, map_calls))
-            }
-            Err(failed) => {
-                if failed.stuck {
-                    log::error!("{} bytes stay allocated: {}", memory.len(), failed.error);
-                } else {
-                    drop(ManuallyDrop::into_inner(memory));
-                }
-                Err(failed.error)
-            }
-        }
-    }
-
-    /// Memory whose physical addresses are known; `runs` cover it from its start.
-    pub(super) fn physical(
-        site: &Site<'_>,
-        memory: Memory,
+    /// A part of a mapping, from `skip` bytes on; what the device sees of the mapping is
+    /// `runs`, from its start.
+    pub(super) fn mapped(
+        mapping: Mapping,
         skip: usize,
         runs: &[Segment],
+        limits: &DmaLimits,
+        request: &Request,
     ) -> Buffer {
-        let segments = clip(runs, skip, site.request.len);
-        let memory = ManuallyDrop::new(memory);
-        let backing = Backing::Own { memory, runs: Vec::new(), stuck: false, skip };
-        Buffer::new(site, backing, segments, 0)
+        let segments = clip(runs, skip, request.len);
+        Buffer::new(Backing::Mapped { mapping, skip }, segments, limits, request)
     }
 
     /// A piece of a pool.
-    pub(super) fn leased(site: &Site<'_>, lease: Lease) -> Buffer {
-        let segments = vec![Segment { iova: lease.iova(), len: site.request.len }];
-        Buffer::new(site, Backing::Leased(lease), segments, 0)
+    pub(super) fn pooled(slice: PoolSlice, limits: &DmaLimits, request: &Request) -> Buffer {
+        let segments = vec![Segment { iova: slice.iova(), len: request.len }];
+        Buffer::new(Backing::Pooled(slice), segments, limits, request)
     }
 
-    fn new(site: &Site<'_>, backing: Backing, segments: Vec<Segment>, map_calls: u64) -> Buffer {
-        let starts = segments.iter().scan(0, |next, segment| {
-            let start = *next;
-            *next += segment.len;
-            Some(start)
-        });
-        Buffer {
-            space: Arc::clone(site.space),
-            backing,
-            starts: starts.collect(),
-            segments,
-            map_calls,
-            request: site.request.clone(),
-            report: Report::new(site.request),
-            live: true,
-            device: Arc::clone(site.device),
-        }
+    fn new(
+        backing: Backing,
+        segments: Vec<Segment>,
+        limits: &DmaLimits,
+        request: &Request,
+    ) -> Buffer {
+        let starts = starts(&segments);
+        let report = Report::new(request.len, request.direction);
+        Buffer { backing, segments, starts, limits: *limits, request: request.clone(), report }
     }
 
     pub(super) fn set_report(&mut self, report: Report) {
         self.report = report;
     }
 
+    pub(super) fn limits(&self) -> &DmaLimits {
+        &self.limits
+    }
+
     pub(super) fn request(&self) -> &Request {
         &self.request
     }
 
-    pub(super) fn device(&self) -> &Arc<dyn Backend> {
-        &self.device
+    pub(super) fn owner(&self) -> &Arc<dyn Backend> {
+        match &self.backing {
+            Backing::Mapped { mapping, .. } => mapping.owner(),
+            Backing::Pooled(slice) => slice.owner(),
+        }
     }
 
     /// Map calls that placing it took.
     pub(super) fn map_calls(&self) -> u64 {
-        self.map_calls
+        match &self.backing {
+            Backing::Mapped { mapping, .. } => mapping.map_calls(),
+            Backing::Pooled(_) => 0,
+        }
     }
 
     /// Whether the memory belongs to the caller, so that the bytes cannot go elsewhere.
     pub(super) fn is_lent(&self) -> bool {
-        matches!(&self.backing, Backing::Own { memory, .. } if memory.is_lent())
+        matches!(&self.backing, Backing::Mapped { mapping, .. } if mapping.memory().is_lent())
+    }
+
+    /// The mapping behind it; `None` for a piece of a pool.
+    pub(super) fn into_mapping(self) -> Option<Mapping> {
+        match self.backing {
+            Backing::Mapped { mapping, .. } => Some(mapping),
+            Backing::Pooled(_) => None,
+        }
     }
 
     /// Length in bytes.
@@ -219,7 +150,10 @@ impl Buffer {
     /// The address space it is mapped in.
     #[must_use]
     pub fn space(&self) -> &Arc<AddressSpace> {
-        &self.space
+        match &self.backing {
+            Backing::Mapped { mapping, .. } => mapping.space(),
+            Backing::Pooled(slice) => slice.space(),
+        }
     }
 
     /// What the device sees, in the order of the bytes; one segment when contiguous.
@@ -259,46 +193,32 @@ impl Buffer {
     ///
     /// Fails when physical addresses cannot be read.
     pub fn has_moved(&self) -> Result<bool, FrameError> {
-        let (memory, skip) = match &self.backing {
-            Backing::Leased(lease) => return lease.has_moved(),
-            Backing::Own { runs, .. } if !runs.is_empty() => return Ok(false),
-            Backing::Own { memory, skip, .. } => (memory, skip),
+        let (mapping, skip) = match &self.backing {
+            Backing::Pooled(slice) => return slice.has_moved(),
+            Backing::Mapped { mapping, .. } if !mapping.runs().is_empty() => return Ok(false),
+            Backing::Mapped { mapping, skip } => (mapping, *skip),
         };
-        let pages = (skip + self.len()).div_ceil(frames::FRAME);
-        let frames = frames::frames(memory.base(), pages * frames::FRAME)?;
-        Ok(clip(&physical_runs(&frames), *skip, self.len()) != self.segments)
+        let page = frames::frame_bytes();
+        let pages = (skip + self.len()).div_ceil(page);
+        let frames = frames::frames(mapping.memory().base(), pages * page)?;
+        Ok(clip(&physical_runs(&frames), skip, self.len()) != self.segments)
     }
 
-    /// Maps the same memory at one IOVA range instead of several, without a copy.
-    pub(super) fn remap(&mut self) -> Result<(), DmaError> {
-        let Backing::Own { memory, runs, stuck, skip } = &mut self.backing else {
+    /// Maps the same memory at one IOVA range instead of several, without a copy: the range
+    /// has the alignment that `take` is given, and as many bytes.
+    pub(super) fn remap(
+        &mut self,
+        take: impl FnOnce(usize, u64, usize) -> Result<Vec<Segment>, DmaError>,
+    ) -> Result<(), DmaError> {
+        let Backing::Mapped { mapping, skip } = &mut self.backing else {
             return Ok(());
         };
-        let len = runs.iter().map(|run| run.len).sum();
-        let align = memory.page_size().bytes() as u64;
-        let constraints = self.request.constraints.at_offset(*skip)?;
-        let one = self.space.take_run(len, align, &constraints)?;
-        let access = self.request.direction.access();
-        // SAFETY: the buffer owns the memory and frees it only after unmapping succeeded.
-        let mapped = unsafe { self.space.map(memory, &one, access) };
-        match mapped {
-            Ok(map_calls) => {
-                self.segments = clip(&one, *skip, self.request.len);
-                self.starts = vec![0];
-                self.map_calls = map_calls;
-                let former = std::mem::replace(runs, one);
-                if let Err(error) = self.space.unmap(memory, &former) {
-                    log::error!("the memory stays allocated, a device may reach it: {error}");
-                    *stuck = true;
-                }
-                self.space.note_free();
-                Ok(())
-            }
-            Err(failed) => {
-                *stuck |= failed.stuck;
-                Err(failed.error)
-            }
-        }
+        let len = mapping.runs().iter().map(|run| run.len).sum();
+        let runs = take(len, mapping.memory().page_size().bytes() as u64, *skip)?;
+        mapping.remap(runs, self.request.direction.access())?;
+        self.segments = clip(mapping.runs(), *skip, self.request.len);
+        self.starts = starts(&self.segments);
+        Ok(())
     }
 
     /// Makes every byte 0.
@@ -323,26 +243,12 @@ impl Buffer {
     ///
     /// Fails when the IOMMU refuses: the memory is never freed then, and a device may go
     /// on reaching memory that was lent.
-    pub fn release(mut self) -> Result<(), DmaError> {
-        self.tear_down()
-    }
-
-    /// Unmaps and frees once; later calls do nothing.
-    fn tear_down(&mut self) -> Result<(), DmaError> {
-        if !std::mem::take(&mut self.live) {
-            return Ok(());
+    pub fn release(self) -> Result<(), DmaError> {
+        match self.backing {
+            Backing::Mapped { mapping, .. } => mapping.release(),
+            // It goes back to its pool by itself.
+            Backing::Pooled(_) => Ok(()),
         }
-        // A lease goes back to its pool by itself.
-        if let Backing::Own { memory, runs, stuck, .. } = &mut self.backing {
-            self.space.unmap(memory, runs)?;
-            if !*stuck {
-                // SAFETY: `live` was true, so this is the first time, and nothing uses the
-                // memory after it.
-                unsafe { ManuallyDrop::drop(memory) };
-            }
-            self.space.note_free();
-        }
-        Ok(())
     }
 
     /// Where the processor sees it.
@@ -383,29 +289,24 @@ impl Buffer {
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
         self.check(offset, len)?;
         match &self.backing {
-            Backing::Leased(lease) => lease.slice(offset, len),
-            Backing::Own { memory, skip, .. } => {
+            Backing::Pooled(slice) => slice.slice(offset, len),
+            Backing::Mapped { mapping, skip } => {
                 let size = self.len();
-                let slice = memory.as_volatile_slice().subslice(skip + offset, len);
+                let slice = mapping.memory().as_volatile_slice().subslice(skip + offset, len);
                 slice.map_err(|_| DmaError::OutOfBounds { offset, len, size })
             }
         }
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Err(error) = self.tear_down() {
-            // There may be thousands of segments: the first one tells the buffers apart.
-            log::error!(
-                "{} bytes in {} segments, from IOVA {:#x} on, stay allocated, a device may still \
-                 reach them: {error}",
-                self.len(),
-                self.segments.len(),
-                self.segments.first().map_or(0, |segment| segment.iova.0)
-            );
-        }
-    }
+/// Offsets in a buffer that its segments start at.
+fn starts(segments: &[Segment]) -> Vec<usize> {
+    let starts = segments.iter().scan(0, |next, segment| {
+        let start = *next;
+        *next += segment.len;
+        Some(start)
+    });
+    starts.collect()
 }
 
 /// The part of IOVA ranges that `len` bytes from `skip` on take, neighbours merged.
@@ -431,8 +332,8 @@ pub(super) fn clip(runs: &[Segment], skip: usize, len: usize) -> Vec<Segment> {
 
 /// Runs of physically adjacent pages.
 pub(super) fn physical_runs(frames: &[u64]) -> Vec<Segment> {
-    let page = frames::FRAME as u64;
+    let page = frames::frame_bytes();
     let runs = frames::runs(frames).into_iter();
-    runs.map(|run| Segment { iova: Iova(frames[run.start] * page), len: run.len() * frames::FRAME })
+    runs.map(|run| Segment { iova: Iova(frames[run.start] * page as u64), len: run.len() * page })
         .collect()
 }

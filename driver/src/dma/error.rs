@@ -2,7 +2,7 @@
 
 use crate::backend::BackendError;
 
-use super::{FrameError, IovaError, MemoryError, Report};
+use super::{FrameError, Iova, IovaError, LimitExceeded, LimitsError, MemoryError, Report};
 
 /// A DMA operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,15 +68,25 @@ pub enum DmaError {
         /// The first address found.
         first: u64,
     },
-    /// Memory lies above what the device reaches, and there is no IOMMU to map it below.
-    #[error("{len} bytes at {address:#x} lie above the device's mask {mask:#x}")]
-    AboveMask {
-        /// First physical address.
-        address: u64,
-        /// Length in bytes.
-        len: usize,
-        /// The highest address that the device reaches.
-        mask: u64,
+    /// The device could not be given what was found.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+    /// The limits of a device cannot be met.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// The request names a pool of another address space.
+    #[error("the pool lies in another address space than that of {location}")]
+    ForeignPool {
+        /// The device.
+        location: String,
+    },
+    /// The device translates through another IOMMU than the address space's.
+    #[error("{location} does not translate through this address space ({name})")]
+    ForeignSpace {
+        /// The device.
+        location: String,
+        /// The address space.
+        name: String,
     },
     /// A length that no address space holds.
     #[error("a buffer of {len} bytes does not fit into an address space")]
@@ -87,6 +97,21 @@ pub enum DmaError {
     /// Physical addresses could not be read.
     #[error(transparent)]
     Frames(#[from] FrameError),
+    /// A buffer cannot hold an array that a device shares.
+    #[error(
+        "an array of {needed} bytes, contiguous for the device, does not fit a buffer of {len} \
+         bytes in {segments} segments from IOVA {iova} on"
+    )]
+    NotCoherent {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes of the buffer.
+        len: usize,
+        /// Its segments.
+        segments: usize,
+        /// Where it begins.
+        iova: Iova,
+    },
     /// The access does not lie inside the buffer.
     #[error("{len} bytes at offset {offset} are outside of the buffer's {size} bytes")]
     OutOfBounds {

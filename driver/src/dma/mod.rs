@@ -7,20 +7,20 @@
 //!
 //! # Placement
 //!
-//! [`place`] tries strategies in order; each succeeds or says why not ([`Reason`]), and the
-//! buffer keeps what came of them ([`Report`]):
+//! [`Allocator::allocate`] tries strategies in order; each succeeds or says why not
+//! ([`Reason`]), and the buffer keeps what came of them ([`Report`]):
 //!
 //! | strategy | what it does |
 //! |---|---|
-//! | [`Strategy::Pool`] | takes from what [`Pool::reserve`] put aside at open |
+//! | [`Strategy::Pool`] | takes from what [`Allocator::reserve`] put aside |
 //! | [`Strategy::IommuContiguous`] | one IOVA range over pages of one size |
 //! | [`Strategy::PhysicalContiguous`] | no IOMMU: pages that lie next to each other |
 //! | [`Strategy::SmallerBlocks`] | as few and as large blocks as can be had |
 //! | [`Strategy::Deferred`] | waits for memory to be freed, see also [`Buffer::promote`] |
 //! | [`Strategy::ScatterGather`] | pages as they come, neighbours merged |
 //!
-//! Memory that the caller has already is mapped where it is: [`place_in_file`],
-//! [`place_in_range`].
+//! Memory that the caller has already is mapped where it is: [`Allocator::adopt_file`],
+//! [`Allocator::adopt`].
 //!
 //! # Without an IOMMU
 //!
@@ -63,25 +63,37 @@
 //! # }
 //! ```
 
+mod allocator;
 mod buffer;
+mod coherent;
+mod direction;
 mod error;
 mod iova;
+mod limits;
+mod mapping;
 mod memory;
 mod pattern;
 mod placement;
+mod pool;
+mod report;
+mod request;
 mod sg;
 mod space;
 #[cfg(test)]
 mod testing;
 
-pub use buffer::{Buffer, Direction, Segment};
+pub use allocator::Allocator;
+pub use buffer::Buffer;
+pub use coherent::{Coherent, Element, Elements, Shared};
+pub use direction::Direction;
 pub use error::DmaError;
-pub use iova::{Iova, IovaAllocator, IovaError};
-pub use memory::{FrameError, Memory, MemoryError, PageSize};
+pub use iova::{Iova, IovaAllocator, IovaError, Segment};
+pub use limits::{DmaLimits, LimitExceeded, LimitsError};
+pub use memory::{FrameError, Memory, MemoryError, OutOfBounds, PageSize};
 pub use pattern::{Mismatch, Pattern};
-pub use placement::{
-    Attempt, Cause, Constraints, Outcome, Placement, Pool, PoolUsage, Reason, Report, Request,
-    Reservation, Strategy, place, place_in_file, place_in_range,
-};
-pub use sg::{Piece, Pieces, SgError, SgLimits, SgList, SgTable, Walk};
+pub use placement::Reservation;
+pub use pool::{Pool, PoolUsage};
+pub use report::{Attempt, Cause, Outcome, Placement, Reason, Report, Strategy};
+pub use request::Request;
+pub use sg::{Piece, Pieces, SgError, SgList, SgTable, Walk};
 pub use space::{AddressSpace, Usage};

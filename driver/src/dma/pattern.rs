@@ -5,6 +5,7 @@ use super::{Buffer, DmaError};
 /// A byte that is not what the pattern has there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("byte {offset} is {found:#04x}, it should be {expected:#04x}")]
+#[non_exhaustive]
 pub struct Mismatch {
     /// Offset in the buffer.
     pub offset: usize,

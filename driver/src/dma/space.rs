@@ -1,15 +1,16 @@
 //! One I/O address space: its IOVAs, and what is mapped in it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::{DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
 use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
-
-use super::placement::Pool;
-use super::{Constraints, DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
+use crate::deadline::Deadline;
 
 /// What is mapped in an address space, and how often that changed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Usage {
     /// Mappings that exist now.
     pub mappings: u64,
@@ -29,8 +30,6 @@ struct State {
     usage: Usage,
     /// How often memory or addresses came back.
     frees: u64,
-    /// Pools that strategies may take from.
-    pools: Vec<Weak<Pool>>,
 }
 
 /// Memory could not be mapped.
@@ -38,7 +37,7 @@ struct State {
 pub(super) struct MapFailed {
     pub(super) error: DmaError,
     /// A part of it was mapped and could not be unmapped: the memory must never be freed.
-    pub(super) stuck: bool,
+    pub(super) stays_mapped: bool,
 }
 
 /// One I/O address space, shared by every device that is opened in it.
@@ -63,7 +62,7 @@ impl AddressSpace {
         let info = iommu.info()?;
         let granule = smallest_page(&info);
         let iovas = IovaAllocator::new(granule, &windows(&info));
-        let state = State { iovas, usage: Usage::default(), frees: 0, pools: Vec::new() };
+        let state = State { iovas, usage: Usage::default(), frees: 0 };
         Ok(Arc::new(AddressSpace {
             iommu: Arc::clone(iommu),
             translation: info.translation,
@@ -130,11 +129,10 @@ impl AddressSpace {
 
     /// Waits until [`AddressSpace::frees`] is no longer `seen`, at most until the deadline.
     /// Says whether it changed.
-    #[must_use]
-    pub fn wait_for_free(&self, seen: u64, deadline: Instant) -> bool {
+    pub(super) fn wait_for_free(&self, seen: u64, deadline: Deadline) -> bool {
         let mut state = self.lock();
         while state.frees == seen {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() {
                 return false;
             }
@@ -149,33 +147,22 @@ impl AddressSpace {
         self.freed.notify_all();
     }
 
-    pub(super) fn add_pool(&self, pool: &Arc<Pool>) {
-        let mut state = self.lock();
-        state.pools.retain(|pool| pool.strong_count() > 0);
-        state.pools.push(Arc::downgrade(pool));
-    }
-
-    /// The pools that exist, in the order that they were reserved.
-    #[must_use]
-    pub fn pools(&self) -> Vec<Arc<Pool>> {
-        self.lock().pools.iter().filter_map(Weak::upgrade).collect()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change under the lock is complete before anything that can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One IOVA range under the constraints, aligned to `align` when that can be had and
-    /// to what is demanded otherwise.
+    /// One IOVA range at or below `mask`, aligned to `align` when that can be had and to
+    /// `least` otherwise.
     pub(super) fn take_run(
         &self,
         len: usize,
         align: u64,
-        constraints: &Constraints,
+        least: u64,
+        mask: u64,
     ) -> Result<Vec<Segment>, IovaError> {
-        let (len64, mask) = (len as u64, constraints.address_mask);
-        let least = constraints.alignment.max(self.granule);
+        let len64 = len as u64;
+        let least = least.max(self.granule);
         let mut state = self.lock();
         let iova = match state.iovas.allocate(len64, align.max(least), mask) {
             Ok(iova) => iova,
@@ -260,7 +247,7 @@ impl AddressSpace {
                 log::error!("giving an IOVA range back: {error}");
             }
         }
-        Err(MapFailed { error, stuck: !stuck.is_empty() })
+        Err(MapFailed { error, stays_mapped: !stuck.is_empty() })
     }
 
     /// Unmaps exactly what [`AddressSpace::map`] mapped, as far as that goes.

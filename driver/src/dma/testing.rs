@@ -7,7 +7,7 @@ use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use super::{AddressSpace, Buffer, DmaError, Pattern, Request, Segment, place};
+use super::{AddressSpace, Allocator, Buffer, DmaError, Pattern, Request, Segment};
 use crate::backend::{
     Backend, BackendError, DmaAccess, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region,
     RegionInfo, Result, Translation,
@@ -263,8 +263,12 @@ impl Lab {
         Lab { table, space, device: Arc::new(Idle(iommu)) }
     }
 
+    pub(super) fn allocator(&self) -> Allocator {
+        Allocator::new(&self.device, &self.space)
+    }
+
     pub(super) fn place(&self, request: &Request) -> std::result::Result<Buffer, DmaError> {
-        place(&self.space, &self.device, request)
+        self.allocator().allocate(request)
     }
 
     /// Fills the buffer by the processor and compares what the device reads; then the

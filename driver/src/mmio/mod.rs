@@ -18,7 +18,7 @@
 //! read is ordered before every later load from memory. That is what `writel` and `readl`
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
-mod words;
+mod poll;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
 
-pub(crate) use words::Words;
+pub use poll::poll_until;
 
 /// A register access that failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,8 @@ pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
     const BYTES: usize;
     /// The value an absent device reads as.
     const ALL_ONES: Self;
+    /// The value of zeroed memory.
+    const ZERO: Self;
 
     /// Loads a register's little-endian value.
     ///
@@ -90,6 +92,22 @@ pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
     #[doc(hidden)]
     unsafe fn store(at: NonNull<u8>, value: Self);
 
+    /// Loads a little-endian value from memory; orders nothing.
+    ///
+    /// # Safety
+    ///
+    /// As [`Width::load`].
+    #[doc(hidden)]
+    unsafe fn load_relaxed(at: NonNull<Self>) -> Self;
+
+    /// Stores a little-endian value to memory; orders nothing.
+    ///
+    /// # Safety
+    ///
+    /// As [`Width::store`].
+    #[doc(hidden)]
+    unsafe fn store_relaxed(at: NonNull<Self>, value: Self);
+
     #[doc(hidden)]
     fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self>;
     #[doc(hidden)]
@@ -102,6 +120,7 @@ macro_rules! width {
         impl Width for $ty {
             const BYTES: usize = size_of::<$ty>();
             const ALL_ONES: Self = <$ty>::MAX;
+            const ZERO: Self = 0;
 
             #[inline]
             unsafe fn load(at: NonNull<u8>) -> Self {
@@ -116,6 +135,18 @@ macro_rules! width {
                 barrier::before_write();
                 // SAFETY: the caller vouches for validity and alignment.
                 unsafe { at.cast::<$ty>().as_ptr().write_volatile(value.to_le()) };
+            }
+
+            #[inline]
+            unsafe fn load_relaxed(at: NonNull<Self>) -> Self {
+                // SAFETY: the caller vouches for validity and alignment.
+                <$ty>::from_le(unsafe { at.read_volatile() })
+            }
+
+            #[inline]
+            unsafe fn store_relaxed(at: NonNull<Self>, value: Self) {
+                // SAFETY: the caller vouches for validity and alignment.
+                unsafe { at.write_volatile(value.to_le()) };
             }
 
             fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self> {
@@ -135,10 +166,10 @@ macro_rules! width {
 width!(u8, u16, u32, u64);
 
 /// Barriers between memory and registers.
-mod barrier {
+pub(crate) mod barrier {
     /// Keeps earlier stores to memory before the register write that follows.
     #[inline]
-    pub(super) fn before_write() {
+    pub(crate) fn before_write() {
         // x86 does not reorder a store to uncached memory with earlier stores
         // (Intel SDM vol. 3, 11.2.2): only the compiler must be held.
         #[cfg(target_arch = "x86_64")]
@@ -154,7 +185,7 @@ mod barrier {
 
     /// Keeps later loads from memory behind the register read before.
     #[inline]
-    pub(super) fn after_read() {
+    pub(crate) fn after_read() {
         #[cfg(target_arch = "x86_64")]
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         // SAFETY: a barrier touches no memory and no register of the program.
@@ -234,6 +265,8 @@ pub struct Bar {
     fast: Range<u64>,
     fast_base: NonNull<u8>,
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
+    /// Says that a mapping exists, as long as one does.
+    _mapped: Option<Arc<()>>,
 }
 
 // SAFETY: `fast_base` points into a `MappedRegion` that `areas` owns and that is itself
@@ -253,12 +286,17 @@ impl fmt::Debug for Bar {
 }
 
 impl Bar {
-    /// Opens a region of a device and maps what of it can be mapped.
+    /// Opens a region of a device and maps what of it can be mapped; a BAR with a mapping
+    /// holds `mapped`.
     ///
     /// # Errors
     ///
     /// Fails when the device does not implement the region, or a mapping fails.
-    pub fn open(backend: &Arc<dyn Backend>, region: Region) -> Result<Bar> {
+    pub(crate) fn open(
+        backend: &Arc<dyn Backend>,
+        region: Region,
+        mapped: &Arc<()>,
+    ) -> Result<Bar> {
         let info = backend.region_info(region)?;
         if info.size == 0 {
             return Err(BackendError::NoRegion { region }.into());
@@ -275,11 +313,19 @@ impl Bar {
                     size: info.size.min(len),
                 });
             }
+            // An access is naturally aligned in the region: it has to be in the mapping too.
+            let skew = (mapping.base().addr().get() as u64).wrapping_sub(range.start);
+            if !skew.is_multiple_of(8) {
+                let (offset, width) = (range.start, 8);
+                return Err(MmioError::Misaligned { region, offset, width });
+            }
             areas.push((range, mapping));
         }
         let (fast, fast_base) =
             areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
-        Ok(Bar { backend: Arc::clone(backend), region, size: info.size, fast, fast_base, areas })
+        let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
+        let (backend, size) = (Arc::clone(backend), info.size);
+        Ok(Bar { backend, region, size, fast, fast_base, areas, _mapped })
     }
 
     /// Size of the region in bytes.

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::backend::{Iommu, IrqKind, RegionInfo};
 use crate::dma::{Memory, PageSize};
+use crate::testing::Page;
 
 type BackendResult<T> = crate::backend::Result<T>;
 
@@ -21,20 +22,7 @@ struct Sparse {
     mappable: Option<Range<u64>>,
 }
 
-#[derive(Debug)]
-struct Page(Memory);
-
-// SAFETY: the memory is the value's own, of that length, and nothing refers into it.
-unsafe impl MappedRegion for Page {
-    fn base(&self) -> NonNull<u8> {
-        self.0.base()
-    }
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
-impl Backend for Sparse {
+impl Backend for Arc<Sparse> {
     fn location(&self) -> String {
         "sparse".into()
     }
@@ -83,8 +71,8 @@ impl Backend for Sparse {
 
 fn sparse() -> (Arc<Sparse>, Bar) {
     let sparse = Arc::new(Sparse::default());
-    let backend: Arc<dyn Backend> = Arc::clone(&sparse) as _;
-    let bar = Bar::open(&backend, Region::Bar(0)).unwrap();
+    let backend: Arc<dyn Backend> = Arc::new(Arc::clone(&sparse));
+    let bar = Bar::open(&backend, Region::Bar(0), &Arc::default()).unwrap();
     (sparse, bar)
 }
 
@@ -148,11 +136,14 @@ fn halves_are_accessed_in_the_order_named() {
 fn a_backend_that_promises_more_than_it_maps_is_refused() {
     for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE] {
         let backend: Arc<dyn Backend> =
-            Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() });
-        assert!(matches!(Bar::open(&backend, Region::Bar(0)), Err(MmioError::OutOfBounds { .. })));
+            Arc::new(Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() }));
+        assert!(matches!(
+            Bar::open(&backend, Region::Bar(0), &Arc::default()),
+            Err(MmioError::OutOfBounds { .. })
+        ));
     }
     let (sparse, _) = sparse();
-    let backend: Arc<dyn Backend> = sparse;
-    let missing = Bar::open(&backend, Region::Bar(3)).unwrap_err().to_string();
+    let backend: Arc<dyn Backend> = Arc::new(sparse);
+    let missing = Bar::open(&backend, Region::Bar(3), &Arc::default()).unwrap_err().to_string();
     assert!(missing.contains("BAR3"), "{missing}");
 }

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 /// Where a PCI function is: `0000:00:05.0`.
 ///
 /// Bus, device and function have 8, 5 and 3 bits (PCI Local Bus 3.0, section 3.2.2.3.2).
@@ -12,8 +10,9 @@ use serde::{Deserialize, Serialize};
 /// domains that it makes up itself, such as those behind Intel VMD, from 0x10000.
 ///
 /// The order is that of the printed form. Serialised as the printed form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "String", into = "String"))]
 pub struct Address {
     domain: u32,
     bus: u8,
@@ -199,6 +198,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "serde")]
     #[test]
     fn serialised_as_a_string() {
         let address: Address = "0000:3b:00.1".parse().unwrap();

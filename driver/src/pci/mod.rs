@@ -1,15 +1,19 @@
-//! PCI addresses, configuration space, capabilities, and sysfs.
+//! PCI addresses, configuration space and its capabilities, what sysfs says of a function, and
+//! what mends an error.
 
+mod access;
 pub mod address;
 pub mod capability;
 pub mod class;
 pub mod config;
 mod error;
+pub(crate) mod remedy;
 pub mod sysfs;
 
+pub use access::{ConfigAccess, ConfigWrite, OutOfBounds};
 pub use address::{Address, AddressError};
 pub use capability::Capabilities;
 pub use class::ClassCode;
-pub use config::{ConfigAccess, ConfigSpace};
-pub use error::{Aftermath, Holder, HostDriver, PciError, Result};
-pub use sysfs::Sysfs;
+pub use config::ConfigSpace;
+pub use error::{AccessError, PciError, Result};
+pub use remedy::Remedy;

@@ -29,7 +29,7 @@ fn map(iommu: &dyn Iommu, iova: u64) -> Result<()> {
 
 #[test]
 fn regions_are_those_of_the_function() {
-    let model = embedded();
+    let model = embedded().attach().unwrap();
     let bar = model.region_info(Region::Bar(0)).unwrap();
     assert_eq!((bar.size, bar.mappable.len()), (16 << 10, 0));
     assert_eq!(model.region_info(Region::Bar(1)).unwrap().size, 0);
@@ -47,7 +47,7 @@ fn regions_are_those_of_the_function() {
 
 #[test]
 fn an_access_of_any_length_is_cut_for_the_bus() {
-    let model = embedded();
+    let model = embedded().attach().unwrap();
     let mut data = [0; 21];
     model.region_read(Region::Config, 3, &mut data).unwrap();
     // The high byte of the device ID, then the command register with memory space on.
@@ -56,16 +56,17 @@ fn an_access_of_any_length_is_cut_for_the_bus() {
 
 #[test]
 fn interrupts_are_connected_by_duplicates() {
-    let model = embedded();
+    let embedded = embedded();
+    let model = embedded.attach().unwrap();
     let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
     let error = model.irq_enable(IrqKind::MsiX, &[event.as_fd(), event.as_fd()]).unwrap_err();
     assert!(matches!(error, BackendError::NoVectors { requested: 2, available: 1, .. }));
     model.irq_enable(IrqKind::MsiX, &[event.as_fd()]).unwrap();
-    model.function().irq_trigger(IrqKind::MsiX, 0);
+    embedded.function().irq_trigger(IrqKind::MsiX, 0);
     assert_eq!(event.read(), Ok(1));
     model.irq_disable(IrqKind::MsiX).unwrap();
     model.irq_disable(IrqKind::MsiX).unwrap();
-    model.function().irq_trigger(IrqKind::MsiX, 0);
+    embedded.function().irq_trigger(IrqKind::MsiX, 0);
     assert!(event.read().is_err());
 }
 
@@ -110,7 +111,7 @@ fn the_number_of_mappings_can_be_limited() {
 
 #[test]
 fn a_reset_keeps_what_the_host_owns() {
-    let model = embedded();
+    let model = embedded().attach().unwrap();
     model.region_write(Region::Config, COMMAND, &[0x06, 0x04]).unwrap();
     model.region_write(Region::Config, 0x10, &0xfe00_0000u32.to_le_bytes()).unwrap();
     // GENCTRL, a register of the device.
@@ -123,4 +124,21 @@ fn a_reset_keeps_what_the_host_owns() {
     assert_eq!(data[..2], [0x06, 0x04]);
     model.region_read(Region::Bar(0), 0x02, &mut data[..1]).unwrap();
     assert_eq!(data[0], 0);
+}
+
+#[test]
+fn a_driver_has_the_model_alone() {
+    let model = embedded();
+    let attached = model.attach().unwrap();
+    assert_eq!(model.attach().unwrap_err(), AttachError::InUse);
+    // GENCTRL: the function is the same one for whoever comes next.
+    attached.region_write(Region::Bar(0), 0x02, &[1]).unwrap();
+    drop(attached);
+    let attached = model.attach().unwrap();
+    let mut data = [0];
+    attached.region_read(Region::Bar(0), 0x02, &mut data).unwrap();
+    assert_eq!(data, [1]);
+    // The model may go first.
+    drop(model);
+    attached.region_read(Region::Bar(0), 0x02, &mut data).unwrap();
 }

@@ -9,14 +9,11 @@
 //! came is in CHANSTS, which it alone writes then, and in the state only at the run's end;
 //! the run ends after the descriptor in hand when the channel is poked.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::ops::Deref;
+use std::time::Instant;
 
 use super::registers::{CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds};
-
-/// How long a reset waits for an engine: thousands of times what it needs.
-const STUCK: Duration = Duration::from_secs(2);
+use crate::worker::{self, CachePadded, Count, Worker};
 
 /// The channel's state in bits 2:0 of CHANSTS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +47,7 @@ pub(super) struct Resend {
 
 /// What the fault plan counts.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct FaultCounts {
     pub(super) descriptors: u64,
     pub(super) resets: u64,
     pub(super) suspends: u64,
@@ -84,14 +81,9 @@ pub(super) struct State {
     pub(super) word: u64,
     /// The bits of CHANERR_INT that this channel set.
     pub(super) mirrored: u64,
-    pub(super) seen: Seen,
-    pub(super) busy: bool,
+    pub(super) fault_counts: FaultCounts,
     /// The engine executes descriptors, and publishes the state.
     pub(super) running: bool,
-    pub(super) sleeping: bool,
-    pub(super) stop: bool,
-    /// How many threads wait for `busy` to end.
-    pub(super) waiting: u32,
 }
 
 impl State {
@@ -113,12 +105,8 @@ impl State {
             resend: None,
             word: 0,
             mirrored: 0,
-            seen: Seen::default(),
-            busy: false,
+            fault_counts: FaultCounts::default(),
             running: false,
-            sleeping: false,
-            stop: false,
-            waiting: 0,
         }
     }
 
@@ -201,12 +189,8 @@ impl State {
     pub(super) fn power_cycle(&mut self) {
         *self = State {
             epoch: self.epoch + 1,
-            seen: self.seen,
-            busy: self.busy,
+            fault_counts: self.fault_counts,
             running: self.running,
-            sleeping: self.sleeping,
-            stop: self.stop,
-            waiting: self.waiting,
             ..State::power_on()
         };
     }
@@ -253,145 +237,38 @@ pub(super) fn word(completed: u64, status: Status, errors: ChannelError) -> u64 
         | status as u64
 }
 
-/// A count that only one thread at a time writes, and any reads.
-///
-/// Adding takes no locked instruction: that would wait until the stores before it, such as
-/// that of a completion word, have reached the cache.
-#[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
-
-impl Count {
-    /// Adds one; only whoever has the channel may: its engine while `busy` is set, others
-    /// with the lock held while it is not.
-    #[inline]
-    pub(super) fn add_one(&self) {
-        self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Apart from others' cache lines (two, for processors fetch them in pairs): writing it does
-/// not slow down who reads what would lie beside it.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(super) struct Apart<T>(T);
-
-impl<T> std::ops::Deref for Apart<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-/// A channel: its state, and how its engine is woken and waited for.
+/// A channel: its state, and its engine's thread.
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) index: u8,
     pub(super) ids: ChannelIds,
-    state: Mutex<State>,
-    /// The engine sleeps here.
-    work: Condvar,
-    /// Who needs the engine quiet waits here.
-    quiet: Condvar,
-    /// Changes with each [`Channel::poke`], for an engine that spins.
-    signal: AtomicU32,
-    /// The transfer in hand is to stop between two pieces.
-    abort: AtomicBool,
+    worker: Worker<State>,
     /// Descriptors that were executed to their end.
-    pub(super) descriptors: Apart<Count>,
+    pub(super) descriptors: CachePadded<Count>,
     /// Completion words that were written.
     pub(super) completions: Count,
 }
 
-pub(super) type Guard<'a> = MutexGuard<'a, State>;
+pub(super) type Guard<'a> = worker::Guard<'a, State>;
 
 impl Channel {
     pub(super) fn new(index: u8, ids: ChannelIds) -> Self {
         Channel {
             index,
             ids,
-            state: Mutex::new(State::power_on()),
-            work: Condvar::new(),
-            quiet: Condvar::new(),
-            signal: AtomicU32::new(0),
-            abort: AtomicBool::new(false),
-            descriptors: Apart::default(),
+            worker: Worker::new(State::power_on()),
+            descriptors: CachePadded::default(),
             completions: Count::default(),
         }
     }
+}
 
-    pub(super) fn lock(&self) -> Guard<'_> {
-        // The state is changed by assignments that do not panic half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+impl Deref for Channel {
+    type Target = Worker<State>;
 
-    /// Tells the engine that there may be something to do: a store when it is awake, a
-    /// system call only when it sleeps.
-    pub(super) fn poke(&self, state: &State) {
-        self.signal.fetch_add(1, Ordering::Relaxed);
-        if state.sleeping {
-            self.work.notify_one();
-        }
-    }
-
-    pub(super) fn signal(&self) -> u32 {
-        self.signal.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn abort(&self) {
-        self.abort.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn aborted(&self) -> bool {
-        self.abort.load(Ordering::Relaxed)
-    }
-
-    /// The engine has nothing in hand any more.
-    pub(super) fn release(&self, state: &mut State) {
-        state.busy = false;
-        self.abort.store(false, Ordering::Relaxed);
-        if state.waiting != 0 {
-            // A system call, even when nobody is there.
-            self.quiet.notify_all();
-        }
-    }
-
-    /// Waits until the engine has nothing in hand: a piece of a transfer at most, unless the
-    /// memory itself does not answer. After [`STUCK`] it gives up.
-    pub(super) fn wait_quiet<'a>(&self, mut state: Guard<'a>) -> Guard<'a> {
-        state.waiting += 1;
-        let quiet = self.quiet.wait_timeout_while(state, STUCK, |state| state.busy);
-        let mut state = quiet.unwrap_or_else(PoisonError::into_inner).0;
-        state.waiting -= 1;
-        state
-    }
-
-    /// Sleeps until poked, or until `due`.
-    pub(super) fn sleep<'a>(&self, mut state: Guard<'a>, due: Option<Instant>) -> Guard<'a> {
-        state.sleeping = true;
-        state = match due.map(|due| due.saturating_duration_since(Instant::now())) {
-            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(time) => {
-                let woken = self.work.wait_timeout(state, time);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
-        state.sleeping = false;
-        state
-    }
-
-    /// Lets `time` pass; returns early when a reset or the end is asked for.
-    pub(super) fn pause<'a>(&self, mut state: Guard<'a>, time: Duration) -> Guard<'a> {
-        let until = Instant::now() + time;
-        while !state.reset && !state.stop && Instant::now() < until {
-            state = self.sleep(state, Some(until));
-        }
-        state
+    #[inline]
+    fn deref(&self) -> &Worker<State> {
+        &self.worker
     }
 }
 

@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 
 use vfio_dma::backend::IrqKind;
 
-use super::channel::{Channel, State, Status, word};
+use super::channel::{Channel, State};
 use super::config::{IoatConfig, IoatError};
 use super::fault::{DescriptorFaults, Fault, FaultPlan};
 use super::record::{Counters, count};
 use super::registers::{
-    CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
-    CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelIds, ChannelReg, FunctionIds,
-    INTRCTRL_ENABLE, INTRCTRL_INTERRUPT, INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
+    CHANCTRL_INTERRUPT_DISABLED, ChannelIds, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT,
+    INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
-use crate::memory::{DmaMap, Port};
+use crate::bus_master::BusMaster;
+use crate::memory::DmaMap;
 use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
 use crate::regs::rate::RateLimit;
 use crate::regs::{LayoutError, RegisterSet, Write};
 
 /// The version from which on CHANERR_INT need not be cleared for a channel to start again.
-const VERSION_3_3: u8 = 0x33;
+pub(super) const VERSION_3_3: u8 = 0x33;
 
 /// Whether the function still takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) struct Device {
     pub(super) memory: DmaMap,
     pub(super) channels: Vec<Channel>,
     pub(super) counters: Counters,
-    ids: FunctionIds,
+    pub(super) ids: FunctionIds,
     /// The last level of the interrupt line: MSI is sent when it rises.
     line: Mutex<bool>,
     faults: Mutex<FaultPlan>,
@@ -82,6 +82,11 @@ impl Device {
         })
     }
 
+    /// A way to the memory for one access.
+    pub(super) fn bus_master(&self) -> BusMaster<'_> {
+        BusMaster::new(&self.memory, self.config.meter.as_deref())
+    }
+
     pub(super) fn life(&self) -> Life {
         match self.life.load(Ordering::Acquire) {
             0 => Life::Alive,
@@ -100,7 +105,7 @@ impl Device {
     pub(super) fn inject(&self, plan: FaultPlan) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         for channel in &self.channels {
-            channel.lock().seen = Default::default();
+            channel.lock().fault_counts = Default::default();
         }
         self.faulty.store(!plan.is_empty(), Ordering::Release);
         *faults = plan;
@@ -115,7 +120,7 @@ impl Device {
         self.faulty.load(Ordering::Acquire)
     }
 
-    fn plan<T: Default>(&self, look: impl FnOnce(&FaultPlan) -> T) -> T {
+    pub(super) fn plan<T: Default>(&self, look: impl FnOnce(&FaultPlan) -> T) -> T {
         if !self.faulty() {
             return T::default();
         }
@@ -175,242 +180,6 @@ impl Device {
             Reg::InterruptControl => self.update_line(),
             _ => {}
         }
-    }
-
-    fn channel_written(&self, channel: &Channel, reg: ChannelReg, write: Write) {
-        let hang = match reg {
-            ChannelReg::Command => self.command_hangs(channel, write.written),
-            _ => false,
-        };
-        let mut state = channel.lock();
-        let mut deliver = false;
-        match reg {
-            ChannelReg::Count => {
-                count(&self.counters.doorbells);
-                let ahead = state.ahead();
-                state.ring(write.new as u16);
-                if state.running && state.ahead() >= ahead {
-                    // The engine is at work, and looks at the count when it was done.
-                    return;
-                }
-            }
-            ChannelReg::ChainAddress => self.arm(channel, &mut state, write.new),
-            ChannelReg::Command => deliver = self.command(channel, &mut state, write.written, hang),
-            ChannelReg::Control if write.written & CHANCTRL_INTERRUPT_DISABLED != 0 => {
-                deliver = self.take_interrupt(channel, &mut state);
-            }
-            ChannelReg::Error => {}
-            _ => return,
-        }
-        self.publish(channel, &state);
-        channel.poke(&state);
-        drop(state);
-        if deliver {
-            self.deliver(channel);
-        }
-    }
-
-    fn arm(&self, channel: &Channel, state: &mut State, address: u64) {
-        let mut errors = self.bar.get(channel.ids.error);
-        if self.config.personality.version() < VERSION_3_3 {
-            errors |= state.mirrored & self.pci.get(self.ids.chanerr_int);
-        }
-        if errors != 0 {
-            self.log.warn(format_args!(
-                "channel {}: CHAINADDR {address:#x} is ignored: CHANERR or CHANERR_INT has {errors:#x}",
-                channel.index
-            ));
-        } else if state.arm(address) {
-            self.bar.set(channel.ids.count, 0);
-        } else {
-            self.log.warn(format_args!(
-                "channel {}: CHAINADDR {address:#x} is ignored: the channel is {:?}",
-                channel.index, state.status
-            ));
-        }
-    }
-
-    fn command_hangs(&self, channel: &Channel, command: u64) -> bool {
-        let seen = {
-            let mut state = channel.lock();
-            state.seen.resets += u64::from(command == CHANCMD_RESET);
-            state.seen.suspends += u64::from(command == CHANCMD_SUSPEND);
-            state.seen
-        };
-        match command {
-            CHANCMD_RESET => self.plan(|plan| plan.reset_hangs(channel.index, seen.resets)),
-            CHANCMD_SUSPEND => self.plan(|plan| plan.suspend_hangs(channel.index, seen.suspends)),
-            _ => false,
-        }
-    }
-
-    /// Returns whether an interrupt is to be delivered.
-    fn command(&self, channel: &Channel, state: &mut State, command: u64, hang: bool) -> bool {
-        match command {
-            0 => {}
-            CHANCMD_RESET => {
-                state.reset = true;
-                state.reset_hangs |= hang;
-                if state.busy {
-                    channel.abort();
-                }
-            }
-            CHANCMD_SUSPEND => {
-                let stoppable = [Status::Active, Status::Idle, Status::Armed];
-                if stoppable.contains(&state.status) {
-                    state.suspend = true;
-                    state.suspend_hangs |= hang;
-                }
-            }
-            _ => state.bad_command = true,
-        }
-        !state.busy && self.settle(channel, state)
-    }
-
-    /// Carries out what software commanded; the engine has nothing in hand. Returns whether
-    /// an interrupt is to be delivered.
-    pub(super) fn settle(&self, channel: &Channel, state: &mut State) -> bool {
-        if state.reset {
-            if !state.reset_hangs {
-                state.reset_now();
-                self.bar.set(channel.ids.count, 0);
-                self.publish(channel, state);
-            }
-        } else if state.bad_command {
-            state.bad_command = false;
-            return self.halt(channel, state, ChannelError::COMMAND);
-        } else if state.suspend && !state.suspend_hangs {
-            state.suspend_now();
-            self.publish(channel, state);
-        }
-        false
-    }
-
-    /// Shows the channel's state in CHANSTS and CHANCMD.
-    ///
-    /// CHANSTS is the engine's while it runs: its state was ACTIVE when it began, and stays
-    /// so until it ends the run, and how far it came is not in `state`.
-    pub(super) fn publish(&self, channel: &Channel, state: &State) {
-        let reset = if state.reset { CHANCMD_RESET } else { 0 };
-        let suspend = if state.suspend { CHANCMD_SUSPEND } else { 0 };
-        self.bar.set(channel.ids.command, reset | suspend);
-        if !state.running {
-            self.bar.set(channel.ids.status, self.status_word(channel, state));
-        }
-    }
-
-    /// What CHANSTS is to read when the descriptor at `address` is done and there are more.
-    #[inline]
-    pub(super) fn active_word(&self, channel: &Channel, address: u64) -> u64 {
-        let errors = self.bar.get(channel.ids.error) as u32;
-        word(address, Status::Active, ChannelError::from_bits_truncate(errors))
-    }
-
-    /// What CHANSTS reads, and what is written as the completion word.
-    pub(super) fn status_word(&self, channel: &Channel, state: &State) -> u64 {
-        let errors = self.bar.get(channel.ids.error) as u32;
-        state.word_of(ChannelError::from_bits_truncate(errors))
-    }
-
-    // Errors.
-
-    /// The channel halts because of an error. Returns whether an interrupt is to be
-    /// delivered.
-    pub(super) fn halt(&self, channel: &Channel, state: &mut State, errors: ChannelError) -> bool {
-        count(&self.counters.errors);
-        state.halt_now();
-        let bits = u64::from(errors.bits());
-        self.log.warn(format_args!(
-            "channel {}: halted after the descriptor at {:#x}: {errors:?}",
-            channel.index, state.completed
-        ));
-        let control = self.bar.get(channel.ids.control);
-        if control & CHANCTRL_ERROR_COMPLETION != 0 {
-            let all = self.bar.get(channel.ids.error) | bits;
-            let word = state.word_of(ChannelError::from_bits_truncate(all as u32));
-            let address = self.bar.get(channel.ids.completion);
-            if let Err(error) = self.store_completion(channel, state, address, word) {
-                self.log.warn(format_args!(
-                    "channel {}: the completion of an error, to {address:#x}: {error:?}",
-                    channel.index
-                ));
-            }
-        }
-        // After the word: a read of these registers on the bus would push it ahead.
-        self.bar.set_bits(channel.ids.error, bits);
-        let reported = bits & !self.bar.get(channel.ids.error_mask);
-        let mirrored = reported & !self.pci.get(self.ids.chanerrmsk_int);
-        self.pci.set_bits(self.ids.chanerr_int, mirrored);
-        state.mirrored |= mirrored;
-        self.publish(channel, state);
-        let interrupts = control & CHANCTRL_ERROR_INTERRUPT != 0;
-        interrupts && (bits == 0 || reported != 0) && self.want_interrupt(channel, state)
-    }
-
-    /// Writes a completion word, in one piece.
-    pub(super) fn store_completion(
-        &self,
-        channel: &Channel,
-        state: &mut State,
-        address: u64,
-        word: u64,
-    ) -> Result<(), ChannelError> {
-        self.write_word(channel, &mut self.memory.port(), address, word)?;
-        state.word = word;
-        Ok(())
-    }
-
-    /// As [`Device::store_completion`], without a lock on the channel.
-    pub(super) fn write_word(
-        &self,
-        channel: &Channel,
-        port: &mut Port<'_>,
-        address: u64,
-        word: u64,
-    ) -> Result<(), ChannelError> {
-        self.check_completion(address)?;
-        port.store_u64(address, word).map_err(|fault| super::execute::data_error(&fault))?;
-        channel.completions.add_one();
-        if let Some(meter) = &self.config.meter {
-            meter.translate(address, 8);
-            meter.completion_write(8);
-        }
-        Ok(())
-    }
-
-    /// Writes one half of a completion word: 0 the lower, 1 the upper.
-    pub(super) fn store_half(
-        &self,
-        channel: &Channel,
-        state: &mut State,
-        address: u64,
-        word: u64,
-        half: usize,
-    ) -> Result<(), ChannelError> {
-        self.check_completion(address)?;
-        let bytes = &word.to_le_bytes()[4 * half..][..4];
-        self.memory
-            .write(address + 4 * half as u64, bytes)
-            .map_err(|fault| super::execute::data_error(&fault))?;
-        if half == 1 {
-            channel.completions.add_one();
-        }
-        if let Some(meter) = &self.config.meter {
-            meter.translate(address, 8);
-            meter.completion_write(4);
-        }
-        state.word = word;
-        Ok(())
-    }
-
-    fn check_completion(&self, address: u64) -> Result<(), ChannelError> {
-        if !address.is_multiple_of(8) || !self.config.reaches(address, 8) {
-            return Err(ChannelError::COMPLETION_ADDRESS);
-        }
-        if !self.pci.may_issue_requests() {
-            return Err(ChannelError::WRITE_DATA);
-        }
-        Ok(())
     }
 
     // Interrupts.

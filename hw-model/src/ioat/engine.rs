@@ -8,11 +8,9 @@
 //! descriptor in hand, when a register is written, unless that only counts more descriptors.
 //! With a fault plan in force each descriptor is a run of its own.
 //!
-//! When there is nothing to do it sleeps. Before, it may spin for
-//! some tens of microseconds, because waking a thread takes as long: it does so while
-//! doorbells follow each other closely, and stops when they do not.
+//! How it is woken and waited for is [`Worker`](crate::worker::Worker)'s.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::channel::{Channel, Guard, Position, Resend};
 use super::descriptor::{Control, Descriptor};
@@ -21,12 +19,8 @@ use super::execute::{Fetcher, Stop, execute};
 use super::fault::{DescriptorFaults, Fault};
 use super::record::count;
 use super::registers::ChannelError;
-use crate::memory::Port;
-
-/// The longest that an engine spins before it sleeps.
-const SPIN_MOST: Duration = Duration::from_micros(50);
-/// The shortest.
-const SPIN_LEAST: Duration = Duration::from_micros(1);
+use crate::bus_master::BusMaster;
+use crate::worker::Spin;
 
 /// Runs a channel until it is told to stop.
 pub(super) fn run(device: &Device, channel: &Channel) {
@@ -34,8 +28,8 @@ pub(super) fn run(device: &Device, channel: &Channel) {
         device,
         channel,
         fetcher: Fetcher::default(),
-        port: device.memory.lasting_port(),
-        spin: SPIN_LEAST,
+        port: BusMaster::lasting(&device.memory, device.config.meter.as_deref()),
+        spin: Spin::default(),
     };
     let mut state = channel.lock();
     while !state.stop {
@@ -59,8 +53,8 @@ struct Engine<'a> {
     fetcher: Fetcher,
     /// Released whenever the channel's lock is taken: who holds that lock may wait for the
     /// map's.
-    port: Port<'a>,
-    spin: Duration,
+    port: BusMaster<'a>,
+    spin: Spin,
 }
 
 /// A run of descriptors: where it stands.
@@ -86,8 +80,8 @@ impl<'a> Engine<'a> {
         state.running = true;
         let faulty = device.faulty();
         // Counted while there is a plan: putting one in force begins anew.
-        state.seen.descriptors += u64::from(faulty);
-        let number = state.seen.descriptors;
+        state.fault_counts.descriptors += u64::from(faulty);
+        let number = state.fault_counts.descriptors;
         let single = faulty || state.timer().is_some();
         let epoch = state.epoch;
         let signal = channel.signal();
@@ -235,7 +229,7 @@ impl<'a> Engine<'a> {
         channel.descriptors.add_one();
         state = self.interrupt(state, control.contains(Control::INTERRUPT), faults.interrupt);
         if let Some(time) = late {
-            state = channel.pause(state, time);
+            state = channel.pause(state, time, |state| state.reset);
             if !state.reset {
                 let written;
                 (state, written) = self.write_completion(state, None);
@@ -274,7 +268,7 @@ impl<'a> Engine<'a> {
             }
             Some(Fault::TornCompletion(time)) => {
                 let first = device.store_half(channel, &mut state, target, word, 0);
-                state = channel.pause(state, time);
+                state = channel.pause(state, time, |state| state.reset);
                 match first {
                     Ok(()) if !state.reset => {
                         device.store_half(channel, &mut state, target, word, 1)
@@ -339,45 +333,12 @@ impl<'a> Engine<'a> {
         state
     }
 
-    /// Waits for work: spinning first when it is likely to come soon, then asleep.
-    fn rest(&mut self, mut state: Guard<'a>) -> Guard<'a> {
-        let channel = self.channel;
+    fn rest(&mut self, state: Guard<'a>) -> Guard<'a> {
         let due = state.timer();
-        let start = Instant::now();
-        if due.is_none_or(|due| due > start + self.spin) {
-            let seen = channel.signal();
-            drop(state);
-            let poked = spin(channel, seen, start + self.spin);
-            state = channel.lock();
-            self.spin = if poked { SPIN_MOST } else { (self.spin / 2).max(SPIN_LEAST) };
-            if poked || channel.signal() != seen {
-                return state;
-            }
-        }
-        if state.stop {
-            return state;
-        }
-        state = channel.sleep(state, due);
-        count(&self.device.counters.wakeups);
-        if start.elapsed() < SPIN_MOST {
-            // It would have been worth it.
-            self.spin = SPIN_MOST;
+        let (state, slept) = self.channel.rest(state, due, &mut self.spin);
+        if slept {
+            count(&self.device.counters.wakeups);
         }
         state
-    }
-}
-
-/// Spins until the channel is poked; gives up at `until`.
-fn spin(channel: &Channel, seen: u32, until: Instant) -> bool {
-    loop {
-        for _ in 0..32 {
-            if channel.signal() != seen {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        if Instant::now() >= until {
-            return false;
-        }
     }
 }

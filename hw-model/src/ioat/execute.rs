@@ -6,7 +6,8 @@ use super::channel::{Channel, Position};
 use super::descriptor::{self, Descriptor, Operation};
 use super::device::Device;
 use super::registers::ChannelError;
-use crate::memory::{Direction, DmaFault, FaultReason, PIECE, Port, Use};
+use crate::bus_master::{BusMaster, Moved};
+use crate::memory::{Direction, DmaFault, FaultReason};
 
 /// How many descriptors are fetched at once.
 const AHEAD: usize = 16;
@@ -59,7 +60,7 @@ impl Fetcher {
     fn next(
         &mut self,
         device: &Device,
-        port: &mut Port<'_>,
+        port: &mut BusMaster<'_>,
         position: Position,
         ahead: u16,
     ) -> Result<(u64, Descriptor), ChannelError> {
@@ -79,7 +80,9 @@ impl Fetcher {
             Position::After(last) => {
                 let link = match self.link.take() {
                     Some(link) => link,
-                    None => read_link(device, port, last)?,
+                    None => port
+                        .fetch_u64(last + descriptor::NEXT)
+                        .map_err(|fault| data_error(&fault))?,
                 };
                 if !link.is_multiple_of(descriptor::SIZE as u64) {
                     return Err(ChannelError::DESCRIPTOR_ALIGNMENT);
@@ -90,21 +93,19 @@ impl Fetcher {
                 link
             }
         };
-        self.fetch(device, port, address, usize::from(ahead))
+        self.fetch(port, address, usize::from(ahead))
     }
 
     fn fetch(
         &mut self,
-        device: &Device,
-        port: &mut Port<'_>,
+        port: &mut BusMaster<'_>,
         address: u64,
         ahead: usize,
     ) -> Result<(u64, Descriptor), ChannelError> {
         let in_page = ((PAGE - address % PAGE) / descriptor::SIZE as u64) as usize;
         let mut most = if self.sequential { ahead.min(in_page).min(AHEAD) } else { 1 };
         let mut buffer = [[0; descriptor::SIZE]; AHEAD];
-        let mut read =
-            |count: usize| port.read(Use::Chain, address, buffer[..count].as_flattened_mut());
+        let mut read = |count: usize| port.fetch(address, buffer[..count].as_flattened_mut());
         let mut fetched = read(most);
         if fetched.is_err() && most > 1 {
             // What lies behind the first one need not be the chain, nor be mapped.
@@ -128,27 +129,12 @@ impl Fetcher {
         // What comes next arrives from the driver's processor while data is moved.
         let behind = (ahead - run).min(in_page - run).min(AHEAD);
         if self.sequential && behind != 0 {
-            port.prefetch(Use::Chain, place, (behind * descriptor::SIZE) as u64);
+            port.prefetch(place, (behind * descriptor::SIZE) as u64);
         }
-        if let Some(meter) = &device.config.meter {
-            meter.descriptor_fetch(run as u64, (most * descriptor::SIZE) as u64);
-            meter.translate(address, (most * descriptor::SIZE) as u64);
-        }
+        port.fetched(run as u64, address, (most * descriptor::SIZE) as u64);
         // The loop ran at least once: `ahead` and `in_page` are at least 1.
         self.ready.pop_front().ok_or(ChannelError::DESCRIPTOR_COUNT)
     }
-}
-
-/// Reads the `next` field of a descriptor that was executed.
-fn read_link(device: &Device, port: &mut Port<'_>, descriptor: u64) -> Result<u64, ChannelError> {
-    let link = port
-        .load_u64(Use::Chain, descriptor + descriptor::NEXT)
-        .map_err(|fault| data_error(&fault))?;
-    if let Some(meter) = &device.config.meter {
-        meter.descriptor_fetch(0, 8);
-        meter.translate(descriptor + descriptor::NEXT, 8);
-    }
-    Ok(link)
 }
 
 /// A request that was refused is a data error; one that cannot be made is an address error.
@@ -166,7 +152,7 @@ pub(super) fn data_error(fault: &DmaFault) -> ChannelError {
 pub(super) fn execute(
     device: &Device,
     channel: &Channel,
-    (fetcher, port): (&mut Fetcher, &mut Port<'_>),
+    (fetcher, port): (&mut Fetcher, &mut BusMaster<'_>),
     position: Position,
     ahead: u16,
 ) -> Result<(u64, Descriptor), Stop> {
@@ -178,52 +164,27 @@ pub(super) fn execute(
     }
     let (address, descriptor) = fetcher.next(device, port, position, ahead).map_err(Stop::Halt)?;
     let operation = descriptor.operation(device.config.transfer_capacity).map_err(Stop::Halt)?;
-    match operation {
-        Operation::Null => {}
+    let stops = || channel.aborted();
+    let moved = match operation {
+        Operation::Null => Ok(Moved::All),
         Operation::Copy { source, destination, size } => {
             let size = u64::from(size);
             reach(device, source, size, ChannelError::SOURCE_ADDRESS)?;
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
-            pieces(channel, size, |at, len| port.copy(destination + at, source + at, len))?;
-            if let Some(meter) = &device.config.meter {
-                meter.translate(source, size);
-                meter.translate(destination, size);
-                meter.data_read(size);
-                meter.data_write(size);
-            }
+            port.copy(destination, source, size, stops)
         }
         Operation::Fill { pattern, destination, size } => {
             let size = u64::from(size);
             reach(device, destination, size, ChannelError::DESTINATION_ADDRESS)?;
-            pieces(channel, size, |at, len| port.fill(destination + at, pattern, len))?;
-            if let Some(meter) = &device.config.meter {
-                meter.translate(destination, size);
-                meter.data_write(size);
-            }
+            port.fill(destination, pattern, size, stops)
         }
+    };
+    match moved.map_err(|fault| Stop::Halt(data_error(&fault)))? {
+        Moved::All => Ok((address, descriptor)),
+        Moved::Stopped => Err(Stop::Aborted),
     }
-    Ok((address, descriptor))
 }
 
 fn reach(device: &Device, address: u64, len: u64, error: ChannelError) -> Result<(), Stop> {
     if device.config.reaches(address, len) { Ok(()) } else { Err(Stop::Halt(error)) }
-}
-
-/// Does a transfer in pieces, between which a reset can stop it. [`PIECE`] is a multiple of
-/// the fill pattern's 8 bytes.
-fn pieces(
-    channel: &Channel,
-    size: u64,
-    mut piece: impl FnMut(u64, u64) -> Result<(), DmaFault>,
-) -> Result<(), Stop> {
-    let mut done = 0;
-    while done < size {
-        if channel.aborted() {
-            return Err(Stop::Aborted);
-        }
-        let len = PIECE.min(size - done);
-        piece(done, len).map_err(|fault| Stop::Halt(data_error(&fault)))?;
-        done += len;
-    }
-    Ok(())
 }

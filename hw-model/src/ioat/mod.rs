@@ -21,6 +21,7 @@
 
 mod channel;
 mod config;
+mod control;
 mod descriptor;
 mod device;
 mod engine;
@@ -193,6 +194,7 @@ impl PciFunction for Ioat {
                 if device.pci.write(offset, data).function_level_reset {
                     device.reset();
                 } else {
+                    device.mirror_written();
                     device.interrupts.mask_all_msix(device.pci.msix_masked());
                     device.update_line();
                 }

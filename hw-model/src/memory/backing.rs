@@ -143,6 +143,9 @@ impl Backings {
         access: DmaAccess,
     ) -> Result<Slot, MemoryError> {
         let fd = fd.as_fd();
+        if !is_memory(fd) {
+            return Err(MemoryError::NotMemory);
+        }
         let writable = descriptor_mode(fd, access)?;
         seal_against_shrinking(fd);
         let stat = fstat(fd).map_err(|errno| MemoryError::Os { call: "fstat", errno })?;
@@ -214,6 +217,15 @@ impl Backings {
     pub(super) fn files(&self) -> usize {
         self.files.len()
     }
+}
+
+/// Whether a file is memory: a memfd, or a file in tmpfs or hugetlbfs.
+///
+/// Only these have seals (`fcntl(2)`), which the kernel looks up without asking the file
+/// system; any other may belong to somebody who does not answer (FUSE), and so may `fstat`
+/// and `fstatfs` wait for ever.
+pub(crate) fn is_memory(fd: impl AsFd) -> bool {
+    fcntl(fd.as_fd(), FcntlArg::F_GET_SEALS).is_ok()
 }
 
 /// Whether to map the file for writing; an error when the descriptor forbids `access`.

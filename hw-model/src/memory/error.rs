@@ -79,6 +79,9 @@ pub enum MemoryError {
         /// What the device was to be allowed.
         access: DmaAccess,
     },
+    /// The file is on a file system whose pages may never come.
+    #[error("the backing file is not memory: a memfd, or a file in tmpfs or hugetlbfs is needed")]
+    NotMemory,
     /// A system call on the descriptor failed.
     #[error("{call} of the backing file: {errno}{}", remedy(*.errno))]
     Os {
@@ -108,6 +111,7 @@ impl MemoryError {
             MemoryError::Empty { .. }
             | MemoryError::Wraps { .. }
             | MemoryError::Cut { .. }
+            | MemoryError::NotMemory
             | MemoryError::FileTooShort { .. } => Errno::EINVAL,
             MemoryError::Overlap { .. } => Errno::EEXIST,
             MemoryError::Full { .. } => Errno::ENOSPC,

@@ -31,8 +31,9 @@ pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
 
 use backing::Slot;
+pub(crate) use backing::is_memory;
 use bulk::Bulk;
-use port::Tally;
+use port::PortCounters;
 use table::Table;
 
 /// The most bytes that one piece of a transfer moves, and so the longest that a change of
@@ -81,7 +82,7 @@ pub struct DmaMap {
     gate: Mutex<()>,
     counters: Counters,
     /// What lasting ports have moved; `counters` has the rest.
-    tallies: Mutex<Vec<Arc<Tally>>>,
+    port_counters: Mutex<Vec<Arc<PortCounters>>>,
     bulk: Bulk,
 }
 
@@ -99,8 +100,8 @@ impl DmaMap {
     ///
     /// # Errors
     ///
-    /// Fails when the range is empty, overlaps another or exceeds the address space, when
-    /// the file is shorter than the range needs, when the descriptor does not allow
+    /// Fails when the file is none of memory ([`MemoryError::NotMemory`]), when the range is
+    /// empty, overlaps another or exceeds the address space, when the file is shorter than the range needs, when the descriptor does not allow
     /// `access`, and when the system refuses the mapping.
     pub fn map_fd(
         &self,
@@ -247,17 +248,21 @@ impl DmaMap {
     /// A way to the memory for a thread that makes many accesses. What it moves is counted
     /// for as long as the map exists.
     pub(crate) fn lasting_port(&self) -> Port<'_> {
-        let tally = Arc::new(Tally::default());
-        self.tallies.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&tally));
-        Port::new(self, Some(tally))
+        let counters = Arc::new(PortCounters::default());
+        self.port_counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&counters));
+        Port::new(self, Some(counters))
     }
 
     /// What the device did with its memory since the map was made.
     #[must_use]
     pub fn record(&self) -> AccessRecord {
         let counters = &self.counters;
-        let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        let lasting = |direction| tallies.iter().map(|tally| tally.get(direction)).sum::<u64>();
+        let port_counters = self.port_counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let lasting =
+            |direction| port_counters.iter().map(|counters| counters.get(direction)).sum::<u64>();
         AccessRecord {
             bytes_read: counters.bytes_read.load(Ordering::Relaxed) + lasting(Direction::Read),
             bytes_written: counters.bytes_written.load(Ordering::Relaxed)

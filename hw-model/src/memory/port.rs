@@ -7,8 +7,9 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::bulk::Bulk;
 use super::error::{Direction, DmaFault, FaultReason};
-use super::table::{Seen, Table, Walk};
+use super::table::{LookupCache, Table, Walk};
 use super::{DmaMap, PIECE};
+use crate::worker::{CachePadded, Count};
 
 /// What an access is for: those of one kind tend to follow each other in memory, so each
 /// kind begins to search where its last one was.
@@ -35,35 +36,30 @@ pub(crate) enum Use {
 pub(crate) struct Port<'m> {
     map: &'m DmaMap,
     table: Option<RwLockReadGuard<'m, Table>>,
-    seen: [Seen; 4],
-    tally: Option<Arc<Tally>>,
+    caches: [LookupCache; 4],
+    counters: Option<Arc<PortCounters>>,
     bulk: Bulk,
 }
 
-/// The bytes that one port has moved, in both directions.
-///
-/// Only its port's thread adds to it, without a locked instruction: that would wait for all
-/// stores before it.
+/// The bytes that one port has moved, in both directions; only its port's thread adds to it.
 #[derive(Debug, Default)]
-#[repr(align(128))]
-pub(super) struct Tally([AtomicU64; 2]);
+pub(super) struct PortCounters(CachePadded<[Count; 2]>);
 
-impl Tally {
+impl PortCounters {
     #[inline]
     fn add(&self, direction: Direction, bytes: u64) {
-        let count = &self.0[direction as usize];
-        count.store(count.load(Ordering::Relaxed).wrapping_add(bytes), Ordering::Relaxed);
+        self.0[direction as usize].add(bytes);
     }
 
     pub(super) fn get(&self, direction: Direction) -> u64 {
-        self.0[direction as usize].load(Ordering::Relaxed)
+        self.0[direction as usize].get()
     }
 }
 
 impl<'m> Port<'m> {
-    /// With a tally when the port is to last; its map must know that.
-    pub(super) fn new(map: &'m DmaMap, tally: Option<Arc<Tally>>) -> Self {
-        Port { map, table: None, seen: Default::default(), tally, bulk: map.bulk }
+    /// With counters of its own when the port is to last; its map must know that.
+    pub(super) fn new(map: &'m DmaMap, counters: Option<Arc<PortCounters>>) -> Self {
+        Port { map, table: None, caches: Default::default(), counters, bulk: map.bulk }
     }
 
     /// Lets others change the map.
@@ -74,8 +70,8 @@ impl<'m> Port<'m> {
 
     #[inline]
     fn count(&self, direction: Direction, bytes: u64) {
-        match (&self.tally, direction) {
-            (Some(tally), _) => tally.add(direction, bytes),
+        match (&self.counters, direction) {
+            (Some(counters), _) => counters.add(direction, bytes),
             (None, Direction::Read) => {
                 self.map.counters.bytes_read.fetch_add(bytes, Ordering::Relaxed);
             }
@@ -87,8 +83,8 @@ impl<'m> Port<'m> {
 
     /// Has the processor fetch memory that is about to be read, if it is in one range.
     pub(crate) fn prefetch(&mut self, at: Use, iova: u64, len: u64) {
-        let (table, seen) = self.enter();
-        let mut walk = table.walk(iova, Direction::Read, &seen[at as usize]);
+        let (table, caches) = self.enter();
+        let mut walk = table.walk(iova, Direction::Read, &caches[at as usize]);
         #[cfg(target_arch = "x86_64")]
         if let Ok(memory) = walk.memory(len) {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -104,13 +100,13 @@ impl<'m> Port<'m> {
 
     /// The map, for one piece.
     #[inline]
-    fn enter(&mut self) -> (&Table, &mut [Seen; 4]) {
+    fn enter(&mut self) -> (&Table, &mut [LookupCache; 4]) {
         let map = self.map;
         if map.is_changing() {
             self.table = None;
             map.let_pass();
         }
-        (self.table.get_or_insert_with(|| map.look()), &mut self.seen)
+        (self.table.get_or_insert_with(|| map.look()), &mut self.caches)
     }
 
     /// Reads `data.len()` bytes from `iova` on, as [`DmaMap::read`] does.
@@ -170,15 +166,15 @@ impl<'m> Port<'m> {
     /// Writes 8 bytes, as [`DmaMap::store_u64`] does.
     pub(crate) fn store_u64(&mut self, iova: u64, value: u64) -> Result<(), DmaFault> {
         let value = value.to_le();
-        let (table, seen) = self.enter();
-        let seen = &mut seen[Use::Word as usize];
-        let mut walk = table.walk(iova, Direction::Write, seen);
+        let (table, caches) = self.enter();
+        let cache = &mut caches[Use::Word as usize];
+        let mut walk = table.walk(iova, Direction::Write, cache);
         if let Ok(memory) = walk.memory(8)
             && memory.len() == 8
             && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
         {
             word.store(value, Ordering::Release);
-            walk.remember(iova, seen);
+            walk.remember(iova, cache);
             self.count(Direction::Write, 8);
             return Ok(());
         }
@@ -187,15 +183,15 @@ impl<'m> Port<'m> {
 
     /// Reads 8 bytes, as [`DmaMap::load_u64`] does.
     pub(crate) fn load_u64(&mut self, at: Use, iova: u64) -> Result<u64, DmaFault> {
-        let (table, seen) = self.enter();
-        let seen = &mut seen[at as usize];
-        let mut walk = table.walk(iova, Direction::Read, seen);
+        let (table, caches) = self.enter();
+        let cache = &mut caches[at as usize];
+        let mut walk = table.walk(iova, Direction::Read, cache);
         if let Ok(memory) = walk.memory(8)
             && memory.len() == 8
             && let Ok(word) = memory.get_atomic_ref::<AtomicU64>(0)
         {
             let value = u64::from_le(word.load(Ordering::Acquire));
-            walk.remember(iova, seen);
+            walk.remember(iova, cache);
             self.count(Direction::Read, 8);
             return Ok(value);
         }
@@ -229,9 +225,9 @@ impl<'m> Port<'m> {
         while done < len && result.is_ok() {
             let stop = len.min(done + PIECE);
             let begin = iova + done;
-            let (table, seen) = self.enter();
-            let seen = &mut seen[at as usize];
-            let mut walk = table.walk(begin, direction, seen);
+            let (table, caches) = self.enter();
+            let cache = &mut caches[at as usize];
+            let mut walk = table.walk(begin, direction, cache);
             result = (|| {
                 while done < stop {
                     let memory = walk
@@ -243,7 +239,7 @@ impl<'m> Port<'m> {
                 }
                 Ok(())
             })();
-            walk.remember(begin, seen);
+            walk.remember(begin, cache);
         }
         self.count(direction, done);
         self.end(result)

@@ -108,13 +108,18 @@ impl Table {
         self.backings.files()
     }
 
-    /// Starts at `iova`, to read or to write; looks first at places that `seen` remembers.
+    /// Starts at `iova`, to read or to write; looks first at places that `cache` remembers.
     #[inline]
-    pub(super) fn walk(&self, iova: u64, direction: Direction, seen: &Seen) -> Walk<'_> {
+    pub(super) fn walk(&self, iova: u64, direction: Direction, cache: &LookupCache) -> Walk<'_> {
         let hit = |last, entry: &Entry| entry.first <= iova && iova <= last;
         Walk {
             backings: &self.backings,
-            entries: self.entries.near(iova, seen.next, seen.places[Seen::slot(iova)], hit),
+            entries: self.entries.near(
+                iova,
+                cache.next,
+                cache.places[LookupCache::slot(iova)],
+                hit,
+            ),
             place: Place::default(),
             direction,
             iova,
@@ -128,27 +133,27 @@ impl Table {
 ///
 /// A guess that is wrong, since the table has changed or by chance, costs a search.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct LookupCache {
     /// The place behind the last range.
     next: Place,
     /// The last ranges of walks, by a hash of the page that they began at.
-    places: [Place; Seen::SLOTS],
+    places: [Place; LookupCache::SLOTS],
 }
 
-impl Default for Seen {
+impl Default for LookupCache {
     fn default() -> Self {
-        Seen { next: Place::default(), places: [Place::default(); Seen::SLOTS] }
+        LookupCache { next: Place::default(), places: [Place::default(); LookupCache::SLOTS] }
     }
 }
 
-impl Seen {
-    const SLOTS: usize = 1 << Seen::BITS;
+impl LookupCache {
+    const SLOTS: usize = 1 << LookupCache::BITS;
     const BITS: u32 = 7;
 
     #[inline]
     fn slot(iova: u64) -> usize {
         // By the golden ratio: regular distances spread well.
-        ((iova >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Seen::BITS)) as usize
+        ((iova >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - LookupCache::BITS)) as usize
     }
 }
 
@@ -194,9 +199,9 @@ impl<'t> Walk<'t> {
 
     /// Remembers where the walk from `iova` on has come to.
     #[inline]
-    pub(super) fn remember(self, iova: u64, seen: &mut Seen) {
-        seen.next = self.entries.place();
-        seen.places[Seen::slot(iova)] = self.place;
+    pub(super) fn remember(self, iova: u64, cache: &mut LookupCache) {
+        cache.next = self.entries.place();
+        cache.places[LookupCache::slot(iova)] = self.place;
     }
 
     #[inline]

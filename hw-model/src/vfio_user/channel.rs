@@ -1,16 +1,15 @@
 //! One client's connection: whole messages in and out, every wait bounded or stoppable.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::descriptors::{CLOSE_LIMIT, Descriptors, receive};
 use super::protocol::{Flags, Header, MAX_FDS, MAX_MESSAGE, TYPE_MASK};
 use super::stop::Stop;
 use crate::function::PciFunction;
@@ -38,6 +37,16 @@ pub(super) enum Closed {
     NotARequest { command: u16, flags: u32 },
     #[error("more than {MAX_FDS} descriptors in one message")]
     Descriptors,
+    #[error(
+        "this process has no room for the descriptors of a message\n  remedy: raise the limit of \
+         open files (ulimit -n)"
+    )]
+    NoDescriptors,
+    #[error(
+        "a descriptor that is not closed after {} ms: its file's owner does not answer",
+        CLOSE_LIMIT.as_millis()
+    )]
+    Stuck,
     #[error("a message incomplete after {} s", MESSAGE_TIMEOUT.as_secs())]
     Stalled,
     #[error("command {command}: {problem}")]
@@ -93,7 +102,7 @@ pub(super) struct Channel<'s> {
     stop: &'s Stop,
     function: &'s dyn PciFunction,
     payload: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Descriptors,
     reply: Vec<u8>,
 }
 
@@ -109,16 +118,16 @@ impl<'s> Channel<'s> {
             stop,
             function,
             payload: Vec::new(),
-            descriptors: Vec::new(),
+            descriptors: Descriptors::default(),
             reply: Vec::new(),
         })
     }
 
     /// Waits for the next request; its payload and descriptors are lent until the next call.
-    pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Vec<OwnedFd>), Closed> {
+    pub(super) fn receive(&mut self) -> Result<(Header, &[u8], &mut Descriptors), Closed> {
         // A client that never pauses must not keep the server from ending.
         check_end(self.stop, self.function)?;
-        self.descriptors.clear();
+        self.descriptors.close()?;
         let mut header = Header::new_zeroed();
         let deadline = self.fill(header.as_mut_bytes(), 0, size_of::<Header>(), None)?;
         let size = header.size as usize;
@@ -176,30 +185,23 @@ impl<'s> Channel<'s> {
 
     /// Reads what is there, descriptors included; `None` when nothing is.
     fn receive_some(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Closed> {
-        let mut fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
-        let mut vectors =
-            [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }];
-        // SAFETY: the only vector describes `buffer`, which is borrowed mutably.
-        let received = unsafe { self.socket.recv_with_fds(&mut vectors, &mut fds) };
-        let (count, fd_count) = match received {
-            Ok(counts) => counts,
-            Err(error) => match error.errno() {
-                libc::EAGAIN | libc::EINTR => return Ok(None),
-                libc::ECONNRESET => return Ok(Some(0)),
-                libc::ENOBUFS => return Err(Closed::Descriptors),
-                errno => return Err(Closed::Io(std::io::Error::from_raw_os_error(errno))),
+        let before = self.descriptors.len();
+        let received = match receive(self.socket.as_fd(), buffer, &mut self.descriptors) {
+            Ok(received) => received,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::Interrupted => return Ok(None),
+                ErrorKind::ConnectionReset => return Ok(Some(0)),
+                _ => return Err(Closed::Io(error)),
             },
         };
-        for &fd in &fds[..fd_count] {
-            // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
-            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(std::io::Error::from)?;
-            self.descriptors.push(fd);
+        let came = self.descriptors.len() - before;
+        if received.truncated && came < MAX_FDS {
+            return Err(Closed::NoDescriptors);
         }
-        if self.descriptors.len() > MAX_FDS {
+        if received.truncated || self.descriptors.len() > MAX_FDS {
             return Err(Closed::Descriptors);
         }
-        Ok(Some(count))
+        Ok(Some(received.bytes))
     }
 
     /// Answers a request: with `payload`, or with an error, which has none.

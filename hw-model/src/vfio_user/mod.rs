@@ -13,8 +13,16 @@
 //!
 //! Not offered: migration, dirty page tracking, regions that a client maps, and server
 //! requests (`DMA_READ`, `DMA_WRITE`): memory that a client does not share is out of reach.
+//! What it shares must be a memfd, or a file in tmpfs or hugetlbfs: a file of another file
+//! system may belong to somebody who never hands its pages out.
+//!
+//! No client holds the server up: eventfds are signalled without waiting
+//! ([`Event`](crate::function::Event)), and a client whose file cannot be closed is given up.
+//! One thing is the kernel's: a process ends only when each of its files is closed, so that
+//! of a client's own file system waits for that client.
 
 mod channel;
+mod descriptors;
 pub(crate) mod pieces;
 pub mod protocol;
 mod server;

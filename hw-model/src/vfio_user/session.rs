@@ -1,7 +1,7 @@
-//! What a client may ask for, and what it is answered.
+//! What a client may ask for, and what the reply is.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::io;
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
@@ -17,6 +17,7 @@ use vfio_dma::backend::{DmaAccess, IrqKind, Region};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::channel::{Channel, Closed};
+use super::descriptors::{Descriptors, is_eventfd};
 use super::pieces::pieces;
 use super::protocol::{
     Capabilities, Command, DeviceInfo, DmaMap, DmaUnmap, Flags, Header, IrqInfo, IrqSet, MAJOR,
@@ -52,17 +53,17 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
             Err(closed) => return closed,
         };
         reply.clear();
-        let outcome = answer(function, &mut greeted, &header, payload, descriptors, &mut reply);
+        let outcome = carry_out(function, &mut greeted, &header, payload, descriptors, &mut reply);
         // What the request did not take is closed before the reply says that it is done.
-        descriptors.clear();
+        let closed = descriptors.close();
         let outcome = match outcome {
             Ok(()) => Ok(&reply[..]),
             Err(Refusal::Errno(errno)) => {
-                log::debug!("command {}: answered with {errno}", header.command);
+                log::debug!("command {}: error reply {errno}", header.command);
                 Err(errno)
             }
             Err(Refusal::Malformed(problem)) => {
-                // The client may be waiting; what the answer meets does not matter any more.
+                // The client may be waiting; what becomes of the reply does not matter any more.
                 if header.flags & Flags::NO_REPLY.bits() == 0 {
                     let _ = channel.reply(&header, Err(Errno::EINVAL));
                 }
@@ -76,16 +77,19 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
         } else if let Err(closed) = channel.reply(&header, outcome) {
             return closed;
         }
+        if let Err(stuck) = closed {
+            return stuck;
+        }
     }
 }
 
 /// Carries out one request and puts its reply's payload into `reply`.
-fn answer(
+fn carry_out(
     function: &dyn PciFunction,
     greeted: &mut bool,
     header: &Header,
     payload: &[u8],
-    descriptors: &mut Vec<OwnedFd>,
+    descriptors: &mut Descriptors,
     reply: &mut Vec<u8>,
 ) -> Result<(), Refusal> {
     let command = Command::from_number(header.command);
@@ -194,7 +198,7 @@ fn version(payload: &[u8], reply: &mut Vec<u8>) -> Result<(), Refusal> {
         Err(error) => return malformed(format!("version data: {error}")),
     };
     log::debug!("the client proposes {theirs:?}");
-    // The answer is a subset of what was proposed. It leaves `max_dma_maps` out: QEMU takes
+    // The reply is a subset of what was proposed. It leaves `max_dma_maps` out: QEMU takes
     // it as at most 65,535, and this server has room for more.
     let theirs = theirs.capabilities;
     let ours = Capabilities {
@@ -293,7 +297,7 @@ fn set_irqs(
     function: &dyn PciFunction,
     request: &IrqSet,
     data: &[u8],
-    descriptors: &mut Vec<OwnedFd>,
+    descriptors: &mut Descriptors,
 ) -> Result<(), Refusal> {
     let IrqSet { argsz, flags, start, count, .. } = *request;
     room::<IrqSet>(argsz)?;
@@ -320,7 +324,11 @@ fn set_irqs(
         let events: Vec<Option<Event>> = if descriptors.is_empty() {
             vec![None; count as usize]
         } else if descriptors.len() == count as usize && descriptors.iter().all(is_eventfd) {
-            descriptors.drain(..).map(|fd| Some(Arc::new(fd))).collect()
+            let events = descriptors.drain(..).map(|fd| Event::new(fd).map(Some));
+            events.collect::<io::Result<_>>().map_err(|error| {
+                log::warn!("DEVICE_SET_IRQS: preparing to signal an eventfd: {error}");
+                error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+            })?
         } else {
             return Err(Errno::EINVAL.into());
         };
@@ -346,12 +354,6 @@ fn set_irqs(
         }
     }
     Ok(())
-}
-
-/// Whether a descriptor is an eventfd: writing to anything else could block the device.
-fn is_eventfd(fd: &OwnedFd) -> bool {
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-        .is_ok_and(|target| target.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// The region that an access names; an error when the access is not inside of it.

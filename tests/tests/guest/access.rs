@@ -9,11 +9,13 @@ use std::sync::Arc;
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::{BackendError, DmaAccess, IrqKind, MapRequest, Translation};
 use vfio_dma::device::{Device, DeviceError};
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::pci_testdev::PciTestdev;
-use vfio_dma::dma::{Direction, Memory, PageSize};
+use vfio_dma::dma::{Direction, Memory, PageSize, Request};
+use vfio_dma::host::Sysfs;
 use vfio_dma::mmio::{Reg, WriteOnly};
-use vfio_dma::pci::Sysfs;
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_tests::{Machine, address, vfio_dma};
 use vfio_dma_tools::vm::{self, Iommu, Kernel, VmConfig};
@@ -22,8 +24,8 @@ use crate::errors::as_user;
 use crate::interrupts::{SOON, check_intx, check_msix};
 use crate::memory::check_directions;
 use crate::support::{
-    bind, check_refusal, copy_and_verify, leaves_machine_alone, open_through, refused,
-    share_a_buffer,
+    bind, check_refusal, copy_and_verify, leaves_machine_alone, open_through, open_without_iommu,
+    refused, share_a_buffer, without_iommu,
 };
 
 const EDU: u8 = 0;
@@ -51,7 +53,7 @@ pub(crate) fn noiommu() -> Machine {
 
 /// The device's own node, such as /dev/vfio/devices/vfio0.
 fn cdev(index: u8) -> PathBuf {
-    let dir = Sysfs::new().device_dir(address(index)).unwrap().join("vfio-dev");
+    let dir = Sysfs::new().tree().device_dir(address(index)).unwrap().join("vfio-dev");
     let name = fs::read_dir(dir).unwrap().next().unwrap().unwrap().file_name();
     Path::new("/dev/vfio/devices").join(name)
 }
@@ -60,7 +62,7 @@ fn name(device: &Device) -> String {
     device.space().iommu().name().to_owned()
 }
 
-fn backend_error(result: Result<Arc<Device>, DeviceError>) -> BackendError {
+fn backend_error(result: Result<Device, DeviceError>) -> BackendError {
     match result {
         Err(DeviceError::Backend(error)) => error,
         other => panic!("{other:?}"),
@@ -107,7 +109,7 @@ pub(crate) fn two_devices_share_an_ioas() {
     let mut session = Session::through(Access::Iommufd);
     let mut open = |index| {
         let device = session.open(address(index)).unwrap();
-        Edu::open(device, Config { completion: Completion::Msi, ..Config::default() }).unwrap()
+        Edu::probe(device, Config { completion: Completion::Msi, ..Config::default() }).unwrap()
     };
     let (mut first, mut second) = (open(EDU), open(EDU_32));
     assert!(Arc::ptr_eq(first.device().space(), second.device().space()));
@@ -124,7 +126,7 @@ pub(crate) fn two_devices_share_an_ioas() {
 pub(crate) fn iommufd_enforces_directions() {
     let device = open_through(Access::Iommufd, address(EDU));
     let config = Config { completion: Completion::Polled, ..Config::default() };
-    check_directions(&Edu::open(device, config).unwrap());
+    check_directions(&Edu::probe(device, config).unwrap());
 }
 
 pub(crate) fn iommufd_windows_leave_reserved_regions_out() {
@@ -169,10 +171,12 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
     let cycle = || {
         let device = open_through(Access::Iommufd, address(EDU));
         let config = Config { completion: Completion::Polled, ..Config::default() };
-        let edu = Edu::open(device, config).unwrap();
+        let edu = Edu::probe(device, config).unwrap();
         let space = Arc::clone(edu.device().space());
         for i in 0..100 {
-            let buffer = edu.allocate([1, 4096, 100_000][i % 3], Direction::ToDevice).unwrap();
+            let buffer = edu
+                .allocate(&Request::new([1, 4096, 100_000][i % 3], Direction::ToDevice))
+                .unwrap();
             drop(buffer);
         }
         assert_eq!((space.usage().mappings, space.usage().map_calls), (0, 100));
@@ -184,26 +188,27 @@ pub(crate) fn iommufd_cycles_leave_nothing_behind() {
 }
 
 /// What takes no DMA: registers, regions, each kind of interrupt, and reset.
-fn check_without_dma(access: Access) {
-    let device = open_through(access, address(EDU));
-    let edu = Edu::open(Arc::clone(&device), Config::default()).unwrap();
+fn check_without_dma(open: fn(Address) -> Device) {
+    let device = open(address(EDU));
+    let edu = Edu::probe(device, Config::default()).unwrap();
     assert_eq!(edu.version().unwrap(), (1, 0));
     drop(edu);
+    let mut device = open(address(EDU));
     check_intx(&device);
     // edu raises by register (QEMU docs/specs/edu.rst); an MSI is a write to memory.
     const RAISE: Reg<u32, WriteOnly> = Reg::at(0x60);
     device.set_bus_master(true).unwrap();
-    let msi = device.interrupts(IrqKind::Msi, 1).unwrap();
+    let msi = device.vectors(IrqKind::Msi, 1).unwrap().remove(0);
     device.bar(0).unwrap().set(RAISE, 1).unwrap();
-    assert_eq!(msi.wait(0, SOON).unwrap(), 1);
-    msi.disable().unwrap();
-    let card = open_through(access, address(CARD));
-    check_msix(&card);
+    assert_eq!(msi.wait(SOON).unwrap(), 1);
+    drop(msi);
+    let mut card = open(address(CARD));
+    check_msix(&mut card);
     card.reset().unwrap();
 }
 
 pub(crate) fn registers_and_interrupts_work_through_iommufd() {
-    check_without_dma(Access::Iommufd);
+    check_without_dma(|address| open_through(Access::Iommufd, address));
 }
 
 pub(crate) fn the_group_and_the_character_device_exclude_each_other() {
@@ -309,7 +314,7 @@ pub(crate) fn auto_never_takes_noiommu() {
 }
 
 pub(crate) fn registers_and_interrupts_work_without_an_iommu() {
-    check_without_dma(Access::NoIommu);
+    check_without_dma(open_without_iommu);
 }
 
 pub(crate) fn testdev_passes_without_an_iommu() {
@@ -322,16 +327,16 @@ pub(crate) fn testdev_passes_without_an_iommu() {
     assert!(said.err.contains("WARN") && said.err.contains("all of this machine's memory"));
     // Two devices in one session share physical memory.
     bind(address(EDU));
-    let mut session = Session::through(Access::NoIommu);
+    let mut session = without_iommu();
     let testdev = session.open(address(TESTDEV)).unwrap();
     let edu = session.open(address(EDU)).unwrap();
     assert!(Arc::ptr_eq(testdev.space(), edu.space()));
-    let results = PciTestdev::open(testdev).unwrap().run(100).unwrap();
+    let results = PciTestdev::probe(testdev, ()).unwrap().run(100).unwrap();
     assert!(results.iter().all(|test| test.passed()), "{results:#?}");
 }
 
 pub(crate) fn a_buffer_cannot_be_mapped_without_an_iommu() {
-    let device = open_through(Access::NoIommu, address(EDU));
+    let device = open_without_iommu(address(EDU));
     let iommu = Arc::clone(device.space().iommu());
     assert_eq!(iommu.info().unwrap().translation, Translation::Physical);
     let memory = Memory::allocate(4096, PageSize::Base, false).unwrap();
@@ -371,13 +376,13 @@ pub(crate) fn edu_moves_data_in_physical_memory() {
 
 pub(crate) fn a_device_without_an_iommu_is_opened_once() {
     let device = address(EDU).to_string();
-    let held = open_through(Access::NoIommu, address(EDU));
+    let held = open_without_iommu(address(EDU));
     let parts = [&device, "busy", "/dev/vfio/noiommu-", "fuser"];
     refused(&["run", &device, "--iommu", "noiommu"], &parts);
     drop(held);
     // Everything is closed, in an order that the kernel takes.
     for _ in 0..10 {
-        drop(open_through(Access::NoIommu, address(EDU)));
+        drop(open_without_iommu(address(EDU)));
     }
 }
 
@@ -404,6 +409,6 @@ pub(crate) fn noiommu_says_how_it_is_switched_on() {
     // The remedy works.
     fs::write(PARAMETER, "Y").unwrap();
     bind(address(EDU_32));
-    let edu = Session::through(Access::NoIommu).open(address(EDU_32)).unwrap();
+    let edu = without_iommu().open(address(EDU_32)).unwrap();
     assert_eq!(name(&edu), "noiommu");
 }

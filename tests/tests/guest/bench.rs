@@ -47,7 +47,9 @@ pub(crate) fn ioat_is_measured_in_time() {
     assert!(!scattered.is_empty(), "{:?}", results.notes);
     for cell in scattered {
         assert!(cell.of_contiguous.is_some(), "{cell:?}");
-        assert_eq!(cell.descriptors, (cell.transfer / cell.segment.unwrap()) as f64, "{cell:?}");
+        // And a marker for each doorbell.
+        let pieces = cell.transfer / cell.segment.unwrap();
+        assert_eq!(cell.descriptors, pieces as f64 + cell.doorbells, "{cell:?}");
     }
     let has = |series| results.cells.iter().any(|cell| cell.series == series);
     assert!(has(Series::Batch) && has(Series::Channels) && has(Series::Latency));

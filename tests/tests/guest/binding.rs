@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use vfio_dma::pci::Sysfs;
+use vfio_dma::host::Sysfs;
 use vfio_dma_tests::{address, vfio_dma};
 
 use crate::support::machine_state;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu, EduError};
 use vfio_dma::devices::{CopyEngine, CopyError, open_copy_engine};
 use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
@@ -81,14 +82,14 @@ pub(crate) fn says_so_when_the_bus_cannot_reset_it() {
 
 pub(crate) fn reaches_32_bits() {
     let mut edu = edu_at(address(1), Completion::Msi, 32);
-    let high = edu.allocate(1, Direction::ToDevice).unwrap().segments()[0].iova;
+    let high = edu.allocate(&Request::new(1, Direction::ToDevice)).unwrap().segments()[0].iova;
     assert!(high.0 > u64::from(u32::MAX >> 1) && high.0 <= u64::from(u32::MAX), "{high}");
     copy_and_verify(&mut edu, 9000, 4);
 }
 
 fn reaches_40_bits_from(lowest: u64) {
     let mut edu = edu_at(address(2), Completion::Msi, 40);
-    let high = edu.allocate(1, Direction::ToDevice).unwrap().segments()[0].iova;
+    let high = edu.allocate(&Request::new(1, Direction::ToDevice)).unwrap().segments()[0].iova;
     assert!(high.0 >= lowest && high.0 < 1 << 40, "{high}");
     copy_and_verify(&mut edu, 9000, 5);
 }
@@ -111,9 +112,9 @@ pub(crate) fn refuses_an_address_over_its_mask() {
     let mut session = Session::new();
     let narrow = session.open(address(0)).unwrap();
     let wide = session.open(address(1)).unwrap();
-    let wide = Edu::open(wide, Config { address_bits: 32, ..Config::default() }).unwrap();
-    let mut narrow = Edu::open(narrow, Config::default()).unwrap();
-    let mut far = wide.allocate(64, Direction::Bidirectional).unwrap();
+    let wide = Edu::probe(wide, Config { address_bits: 32, ..Config::default() }).unwrap();
+    let mut narrow = Edu::probe(narrow, Config::default()).unwrap();
+    let mut far = wide.allocate(&Request::new(64, Direction::Bidirectional)).unwrap();
     Pattern::new(1).fill(&mut far, 0, 64, 0).unwrap();
     let failed = narrow.read(far, 0, 0, 64).unwrap_err();
     assert!(
@@ -128,14 +129,14 @@ pub(crate) fn refuses_an_address_over_its_mask() {
 pub(crate) fn can_be_dropped_in_the_middle_of_a_transfer() {
     let mut edu = edu(Completion::Msi);
     let space = edu.device().space().clone();
-    let target = edu.allocate(4096, Direction::FromDevice).unwrap();
+    let target = edu.allocate(&Request::new(4096, Direction::FromDevice)).unwrap();
     drop(edu.read(target, 0, 0, 4096).unwrap());
     assert_eq!(space.usage().mappings, 0, "unmapped once the device was stopped");
     copy_and_verify(&mut edu, 4096, 7);
     // Forgotten: the driver still has the buffer and refuses others.
-    let target = edu.allocate(4096, Direction::FromDevice).unwrap();
+    let target = edu.allocate(&Request::new(4096, Direction::FromDevice)).unwrap();
     std::mem::forget(edu.read(target, 0, 0, 4096).unwrap());
-    let other = edu.allocate(4096, Direction::FromDevice).unwrap();
+    let other = edu.allocate(&Request::new(4096, Direction::FromDevice)).unwrap();
     let failed = edu.read(other, 0, 0, 4096).unwrap_err();
     assert!(matches!(failed.error, EduError::Busy { .. }), "{failed}");
     drop(failed);
@@ -146,21 +147,22 @@ pub(crate) fn can_be_dropped_in_the_middle_of_a_transfer() {
 
 pub(crate) fn a_panic_in_the_middle_of_a_transfer_stops_the_device() {
     let edu = edu(Completion::Msi);
-    let device = edu.device().clone();
-    let target = edu.allocate(4096, Direction::FromDevice).unwrap();
+    let space = edu.device().space().clone();
+    let target = edu.allocate(&Request::new(4096, Direction::FromDevice)).unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         let mut edu = edu;
         let _transfer = edu.read(target, 0, 0, 4096).unwrap();
         panic!("on purpose");
     }));
     assert!(panicked.is_err());
-    assert_eq!(device.space().usage().mappings, 0, "unmapped");
-    copy_and_verify(&mut Edu::open(device, Config::default()).unwrap(), 4096, 9);
+    assert_eq!(space.usage().mappings, 0, "unmapped");
+    drop(space);
+    copy_and_verify(&mut edu_at(address(0), Completion::Msi, 28), 4096, 9);
 }
 
 pub(crate) fn refuses_what_does_not_fit() {
     let mut edu = edu(Completion::Polled);
-    let buffer = edu.allocate(8192, Direction::FromDevice).unwrap();
+    let buffer = edu.allocate(&Request::new(8192, Direction::FromDevice)).unwrap();
     let failed = edu.read(buffer, 0, 1, 4096).unwrap_err();
     assert!(matches!(failed.error, EduError::OutsideDeviceBuffer { offset: 1, len: 4096 }));
     let failed = edu.read(*failed.buffers.unwrap(), 8000, 0, 200).unwrap_err();
@@ -168,11 +170,11 @@ pub(crate) fn refuses_what_does_not_fit() {
     let failed = edu.write(*failed.buffers.unwrap(), 0, 0, 16).unwrap_err();
     assert!(matches!(failed.error, EduError::WrongDirection { .. }), "{failed}");
     let foreign = edu_at(address(1), Completion::Polled, 28);
-    let foreign = foreign.allocate(16, Direction::FromDevice).unwrap();
+    let foreign = foreign.allocate(&Request::new(16, Direction::FromDevice)).unwrap();
     let failed = edu.read(foreign, 0, 0, 16).unwrap_err();
     assert!(matches!(failed.error, EduError::ForeignBuffer { .. }), "{failed}");
-    assert!(edu.allocate(0, Direction::ToDevice).is_err());
-    let empty = edu.allocate(1, Direction::ToDevice).unwrap();
+    assert!(edu.allocate(&Request::new(0, Direction::ToDevice)).is_err());
+    let empty = edu.allocate(&Request::new(1, Direction::ToDevice)).unwrap();
     edu.write(empty, 0, 0, 0).unwrap().wait().expect("no bytes are moved at once");
 }
 
@@ -203,7 +205,7 @@ pub(crate) fn ctrl_c_stops_a_run_in_the_middle() {
 pub(crate) fn a_copy_that_is_refused_or_late_gives_its_buffers_back() {
     let mut engine = open_copy_engine(open(address(0))).unwrap();
     let table = |engine: &dyn CopyEngine, len, direction| {
-        SgTable::of(engine.place(Request::new(len, direction)).unwrap()).unwrap()
+        SgTable::from(engine.allocate(&Request::new(len, direction)).unwrap())
     };
     let limit = Duration::from_secs(20);
     let source = table(&*engine, 9000, Direction::ToDevice);
@@ -223,14 +225,15 @@ pub(crate) fn a_copy_that_is_refused_or_late_gives_its_buffers_back() {
     assert_eq!(waited, Duration::from_millis(250));
     let (source, target) = failed.tables.expect("the device was stopped");
     engine.copy(source, target, limit).unwrap();
-    let other = open_copy_engine(open(address(3))).unwrap_err();
-    assert!(matches!(other, CopyError::NoEngine { device: 5, .. }), "{other}");
+    let (other, device) = open_copy_engine(open(address(3))).unwrap_err().into_parts();
+    let CopyError::NoEngine { identity, .. } = other else { panic!("{other}") };
+    assert_eq!((identity.device, device.location()), (5, address(3).to_string().as_str()));
 }
 
 pub(crate) fn writes_and_reads_its_own_buffer() {
     let mut edu = edu(Completion::Msi);
     let pattern = Pattern::new(8);
-    let mut buffer = edu.allocate(3000, Direction::Bidirectional).unwrap();
+    let mut buffer = edu.allocate(&Request::new(3000, Direction::Bidirectional)).unwrap();
     pattern.fill(&mut buffer, 1, 1001, 0).unwrap();
     // 1001 bytes to offset 77 of the device, and the last 900 of them back to 2000.
     let buffer = edu.write(buffer, 1, 77, 1001).unwrap().wait().unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::sys::resource::{Resource, setrlimit};
-use vfio_dma::pci::Sysfs;
+use vfio_dma::host::Sysfs;
 use vfio_dma_tests::{Said, address, vfio_dma};
 
 use crate::support::{bind, check_refusal, leaves_machine_alone, open, refused};

@@ -8,8 +8,16 @@ use vfio_dma_tools::vm::GuestFile;
 
 use crate::support::{bind, edu_behind_port};
 
-const EXAMPLES: [&str; 7] =
-    ["copy", "edu_copy", "registers", "skeleton", "ioat_copy", "ioat_stream", "ioat_async"];
+const EXAMPLES: [&str; 8] = [
+    "first_dma",
+    "copy",
+    "edu_copy",
+    "registers",
+    "skeleton",
+    "ioat_copy",
+    "ioat_stream",
+    "ioat_async",
+];
 
 /// The examples that are built, for the guest's `/bin`.
 pub(crate) fn files() -> Vec<GuestFile> {
@@ -43,6 +51,8 @@ pub(crate) fn edu_examples_run() {
     bind(address(0));
     let device = address(0).to_string();
     assert_eq!(run("copy", &[&device]), "the same everywhere\n");
+    let said = run("first_dma", &[&device]);
+    assert!(said.contains("0x010000ed") && said.contains("4096 bytes came"), "{said}");
     let said = run("edu_copy", &[&device]);
     assert!(said.starts_with("through the IOMMU and back\n26 bytes placed in 1 segment"), "{said}");
     let said = run("registers", &[&device]);

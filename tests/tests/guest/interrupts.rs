@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vfio_dma::backend::IrqKind;
 use vfio_dma::device::Device;
-use vfio_dma::irq::{Interrupts, IrqError};
+use vfio_dma::irq::{IrqError, Vector};
 use vfio_dma::mmio::{ReadWrite, Reg, WriteOnly};
 use vfio_dma_tests::address;
 
@@ -15,8 +15,8 @@ const CARD: u8 = 5;
 
 pub(crate) const SOON: Duration = Duration::from_secs(5);
 
-fn is_silent(interrupts: &Interrupts, vector: usize) -> bool {
-    let waited = interrupts.wait(vector, Duration::from_millis(100));
+fn is_silent(vector: &Vector) -> bool {
+    let waited = vector.wait(Duration::from_millis(100));
     matches!(waited, Err(IrqError::Timeout { .. }))
 }
 
@@ -30,27 +30,26 @@ pub(crate) fn check_intx(device: &Device) {
     const RAISE: Reg<u32, WriteOnly> = Reg::at(0x60);
     const ACK: Reg<u32, WriteOnly> = Reg::at(0x64);
     let bar = device.bar(0).unwrap();
-    let line = device.interrupts(IrqKind::Intx, 1).unwrap();
+    let line = device.vectors(IrqKind::Intx, 1).unwrap().remove(0);
     line.mask().unwrap();
     bar.set(RAISE, 1).unwrap();
-    assert!(is_silent(&line, 0), "masked");
+    assert!(is_silent(&line), "masked");
     line.unmask().unwrap();
-    assert_eq!(line.wait(0, SOON).unwrap(), 1, "pending, delivered on unmask");
-    assert!(is_silent(&line, 0), "it masks itself when it fires");
+    assert_eq!(line.wait(SOON).unwrap(), 1, "pending, delivered on unmask");
+    assert!(is_silent(&line), "it masks itself when it fires");
     bar.set(ACK, 1).unwrap();
     line.unmask().unwrap();
     bar.set(RAISE, 2).unwrap();
-    assert_eq!(line.wait(0, SOON).unwrap(), 1);
+    assert_eq!(line.wait(SOON).unwrap(), 1);
     bar.set(ACK, 2).unwrap();
-    line.disable().unwrap();
 }
 
 pub(crate) fn msix_vectors_arrive_one_by_one() {
-    check_msix(&open(address(CARD)));
+    check_msix(&mut open(address(CARD)));
 }
 
 /// Shows on the network card that each MSI-X vector has its own eventfd.
-pub(crate) fn check_msix(device: &Device) {
+pub(crate) fn check_msix(device: &mut Device) {
     // Intel 82574 data sheet, 10.2.4: interrupt cause set, mask set, vector allocation.
     const CAUSE_SET: Reg<u32, WriteOnly> = Reg::at(0x00c8);
     const MASK_SET: Reg<u32, ReadWrite> = Reg::at(0x00d0);
@@ -59,29 +58,30 @@ pub(crate) fn check_msix(device: &Device) {
     const TX_QUEUE_0: u32 = 1 << 22;
     let bar = device.bar(0).unwrap();
     device.set_bus_master(true).unwrap();
-    let vectors = device.interrupts(IrqKind::MsiX, 3).unwrap();
+    let vectors = device.vectors(IrqKind::MsiX, 3).unwrap();
     // Receive queue 0 on vector 2, transmit queue 0 on vector 1; bit 3 of each is "valid".
     bar.set(ALLOCATION, 0x0000_090a).unwrap();
     bar.set(MASK_SET, RX_QUEUE_0 | TX_QUEUE_0).unwrap();
     bar.set(CAUSE_SET, RX_QUEUE_0).unwrap();
-    assert!(vectors.wait(2, SOON).unwrap() >= 1);
-    assert!(is_silent(&vectors, 0) && is_silent(&vectors, 1));
+    assert!(vectors[2].wait(SOON).unwrap() >= 1);
+    assert!(is_silent(&vectors[0]) && is_silent(&vectors[1]));
     bar.set(CAUSE_SET, TX_QUEUE_0).unwrap();
-    assert!(vectors.wait(1, SOON).unwrap() >= 1);
-    assert!(is_silent(&vectors, 0));
-    assert!(matches!(vectors.wait(3, SOON), Err(IrqError::NoSuchVector { enabled: 3, .. })));
-    vectors.disable().unwrap();
+    assert!(vectors[1].wait(SOON).unwrap() >= 1);
+    assert!(is_silent(&vectors[0]));
+    assert_eq!(vectors.len(), 3);
 }
 
 pub(crate) fn kinds_exclude_each_other() {
     let device = open(address(0));
-    let msi = device.interrupts(IrqKind::Msi, 1).unwrap();
-    let error = device.interrupts(IrqKind::Intx, 1).unwrap_err().to_string();
-    assert!(error.contains("disable it first"), "{error}");
-    msi.disable().unwrap();
-    drop(device.interrupts(IrqKind::Intx, 1).unwrap());
+    let msi = device.vectors(IrqKind::Msi, 1).unwrap();
+    for kind in [IrqKind::Intx, IrqKind::Msi] {
+        let error = device.vectors(kind, 1).unwrap_err().to_string();
+        assert!(error.contains("MSI vectors are in use"), "{error}");
+    }
+    drop(msi);
+    drop(device.vectors(IrqKind::Intx, 1).unwrap());
     for (kind, count) in [(IrqKind::Msi, 2), (IrqKind::Msi, 0), (IrqKind::MsiX, 1)] {
-        let error = device.interrupts(kind, count).unwrap_err().to_string();
+        let error = device.vectors(kind, count).unwrap_err().to_string();
         assert!(error.contains(&kind.to_string()), "{error}");
     }
 }

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use vfio_dma::backend::IrqKind;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, Pattern, SgTable};
+use vfio_dma::dma::{Direction, Pattern, Request};
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Machine, address, vfio_dma};
@@ -30,12 +31,11 @@ pub(crate) fn the_same_program_moves_the_same_bytes() {
 
 fn copy(ioat: &Ioat, len: usize) {
     let sent = Pattern::new(len as u64);
-    let mut source = ioat.allocate(len, Direction::ToDevice).unwrap();
-    let target = ioat.allocate(len, Direction::FromDevice).unwrap();
+    let mut source = ioat.allocate(&Request::new(len, Direction::ToDevice)).unwrap();
+    let target = ioat.allocate(&Request::new(len, Direction::FromDevice)).unwrap();
     sent.fill(&mut source, 0, len, 0).unwrap();
     let mut channel = ioat.channel(0).unwrap();
-    let (source, target) = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
-    let token = channel.copy(source, target, WhenFull::Return).unwrap();
+    let token = channel.copy(source.into(), target.into(), WhenFull::Return).unwrap();
     let tables = channel.wait(token, Duration::from_secs(60)).unwrap().into_result().unwrap();
     sent.check(&tables.target.into_buffer().unwrap(), 0, len, 0).unwrap().unwrap();
 }
@@ -43,15 +43,14 @@ fn copy(ioat: &Ioat, len: usize) {
 /// The model's record, which the host checks when the guest has ended, has no access to
 /// memory that is not mapped any more.
 pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_engine() {
-    let ioat = Ioat::open(open(address(0)), Config::default()).unwrap();
-    let space = ioat.device().space().clone();
+    let ioat = Ioat::probe(open(address(0)), Config::default()).unwrap();
+    let space = ioat.space().clone();
     for round in 0..4 {
         let len = 16 << 20;
-        let source = ioat.allocate(len, Direction::ToDevice).unwrap();
-        let target = ioat.allocate(len, Direction::FromDevice).unwrap();
+        let source = ioat.allocate(&Request::new(len, Direction::ToDevice)).unwrap();
+        let target = ioat.allocate(&Request::new(len, Direction::FromDevice)).unwrap();
         let mut channel = ioat.channel(0).unwrap();
-        let (source, target) = (SgTable::of(source).unwrap(), SgTable::of(target).unwrap());
-        channel.copy(source, target, WhenFull::Return).unwrap();
+        channel.copy(source.into(), target.into(), WhenFull::Return).unwrap();
         channel.issue().unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _channel = channel;
@@ -76,7 +75,7 @@ pub(crate) fn every_way_of_waiting_ends() {
         WaitMode::Adaptive { irq: IrqKind::MsiX, spin },
     ] {
         let config = Config { wait, ..Config::default() };
-        let ioat = Ioat::open(open(address(0)), config).unwrap();
+        let ioat = Ioat::probe(open(address(0)), config).unwrap();
         for round in 0..5 {
             copy(&ioat, 10_000 + round);
         }

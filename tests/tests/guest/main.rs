@@ -12,6 +12,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
+mod ownership;
 mod placement;
 mod sharing;
 mod support;
@@ -89,6 +90,8 @@ fn main() -> ExitCode {
         edu::refuses_what_does_not_fit,
         examples::edu_examples_run,
         examples::the_skeleton_drives_a_card,
+        ownership::a_function_is_opened_once_in_a_process,
+        ownership::a_bar_that_is_mapped_keeps_its_function_answering,
         interrupts::intx_can_be_masked,
         interrupts::msix_vectors_arrive_one_by_one,
         interrupts::kinds_exclude_each_other,

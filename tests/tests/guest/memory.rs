@@ -1,7 +1,7 @@
 //! Mappings and the memory behind them.
 
 use vfio_dma::devices::edu::{Completion, Edu};
-use vfio_dma::dma::{Direction, Pattern};
+use vfio_dma::dma::{Direction, Pattern, Request};
 
 use crate::support::edu;
 
@@ -20,7 +20,8 @@ pub(crate) fn ten_thousand_cycles_leave_nothing_behind() {
     let space = edu.device().space().clone();
     let sizes = [1, 4096, 100_000, 1 << 21];
     let cycle = |i: usize| {
-        let mut buffer = edu.allocate(sizes[i % sizes.len()], Direction::Bidirectional).unwrap();
+        let mut buffer =
+            edu.allocate(&Request::new(sizes[i % sizes.len()], Direction::Bidirectional)).unwrap();
         buffer.write(0, &[1]).unwrap();
     };
     (0..100).for_each(cycle);
@@ -61,7 +62,7 @@ pub(crate) fn check_directions(edu: &Edu) {
         let memory = Memory::allocate(4096, PageSize::Base, false).unwrap();
         let mut bytes = [0u8; 4096];
         Pattern::new(1).bytes(0, &mut bytes);
-        memory.as_volatile_slice().copy_from(&bytes);
+        memory.write(0, &bytes).unwrap();
         let iova = 0x20_0000;
         let request = MapRequest { iova, host: memory.base(), len: 4096, access, file: None };
         // SAFETY: the memory lives until it is unmapped below, and nothing refers into it.
@@ -77,7 +78,7 @@ pub(crate) fn check_directions(edu: &Edu) {
         }
         iommu.unmap(iova, 4096).unwrap();
         let mut found = [0u8; 4096];
-        memory.as_volatile_slice().copy_to(&mut found);
+        memory.read(0, &mut found).unwrap();
         assert_eq!(found != bytes, written, "{access}");
     }
 }

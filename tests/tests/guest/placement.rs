@@ -1,17 +1,23 @@
 //! The placement policy on a real IOMMU: every strategy moves the same bytes, and each
 //! reason for falling through is made by the kernel or the device.
 
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use vfio_dma::backend::{Backend, Iommu, IommuInfo, MapRequest, Translation};
-use vfio_dma::device::DeviceError;
+use vfio_dma::backend::{
+    Backend, BackendError, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region, RegionInfo,
+    Translation,
+};
+use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{
-    AddressSpace, Buffer, Cause, Constraints, Direction, DmaError, Memory, PageSize, Pattern,
-    Placement, Report, Request, Reservation, Strategy, place,
+    Buffer, Cause, Direction, DmaError, Memory, PageSize, Pattern, Placement, Report, Request,
+    Reservation, Strategy,
 };
 use vfio_dma_tests::{address, vfio_dma};
 
@@ -46,7 +52,7 @@ fn copy(edu: &mut Edu, mut source: Buffer, mut target: Buffer) -> (Buffer, Buffe
 fn copy_placed(edu: &mut Edu, request: &Request) -> (Buffer, Buffer) {
     let both = [Direction::ToDevice, Direction::FromDevice];
     let [source, target] =
-        both.map(|direction| edu.place(Request { direction, ..request.clone() }).unwrap());
+        both.map(|direction| edu.allocate(&Request { direction, ..request.clone() }).unwrap());
     copy(edu, source, target)
 }
 
@@ -77,18 +83,17 @@ pub(crate) fn the_command_line_forces_a_placement() {
 /// Takes every IOVA under the device's mask but for `runs` runs of `pages` pages each.
 fn fragment(edu: &Edu, pages: usize, runs: usize) -> Vec<Buffer> {
     let piece = request(pages * 4096).order([CONTIGUOUS]);
-    let mut taken: Vec<Buffer> = (0..2 * runs).map(|_| edu.place(piece.clone()).unwrap()).collect();
+    let mut taken: Vec<Buffer> = (0..2 * runs).map(|_| edu.allocate(&piece).unwrap()).collect();
     // The kernel pins what is mapped, so the rest is the same memory many times over.
     let memory = Memory::allocate(64 << 20, PageSize::Base, true).unwrap();
-    let low = Constraints { address_mask: MASK, alignment: 1 };
     loop {
         let longest = edu.device().space().iovas().longest_run(4096, MASK);
         let len = usize::try_from(longest).unwrap().min(memory.len());
         if len == 0 {
             break;
         }
-        let whole = request(len).constraints(low).placement(Placement::Contiguous);
-        taken.push(edu.device().adopt_file(memory.file().unwrap(), 0, &whole).unwrap());
+        let whole = request(len).placement(Placement::Contiguous);
+        taken.push(edu.device().allocator().adopt_file(memory.file().unwrap(), 0, &whole).unwrap());
     }
     // Every other piece is a hole.
     let mut index = 0;
@@ -122,7 +127,8 @@ pub(crate) fn a_fragmented_iova_space_falls_through() {
             assert!(*longest <= 3 * 4096 && *free >= len as u64, "{report}");
         }
     }
-    let error = edu.place(request(len).placement(Placement::Contiguous)).unwrap_err().to_string();
+    let error =
+        edu.allocate(&request(len).placement(Placement::Contiguous)).unwrap_err().to_string();
     assert!(error.contains("no buffer of 16384 bytes"), "{error}");
     drop(held);
     let (source, _) = copy_placed(&mut edu, &request(len));
@@ -135,7 +141,7 @@ pub(crate) fn a_device_mask_falls_through() {
     let len = 256 << 20;
     let narrow = edu(Completion::Polled);
     let order = [CONTIGUOUS, Strategy::SmallerBlocks, Strategy::ScatterGather];
-    let error = narrow.place(request(len).order(order)).unwrap_err().to_string();
+    let error = narrow.allocate(&request(len).order(order)).unwrap_err().to_string();
     assert!(error.contains("under 0xfffffff"), "{error}");
     assert_eq!(error.matches("no free IOVA run").count(), 3, "{error}");
     assert_eq!(narrow.device().space().usage().map_calls, 0, "known before any call");
@@ -143,10 +149,9 @@ pub(crate) fn a_device_mask_falls_through() {
     // The pool lies above the mask of a narrower request: the next strategy wins.
     let mut wide = edu_at(address(1), Completion::Polled, 32);
     let block = Reservation { len: 1 << 20, page_size: PageSize::Base };
-    let reach = Constraints { address_mask: u32::MAX.into(), alignment: 1 };
-    let pool = wide.device().reserve(&[block], reach).unwrap();
-    let low = Constraints { address_mask: MASK, alignment: 1 };
-    let (source, target) = copy_placed(&mut wide, &request(5000).constraints(low));
+    let pool = wide.device().reserve(&[block]).unwrap();
+    let low = request(5000).address_mask(MASK).pool(&pool);
+    let (source, target) = copy_placed(&mut wide, &low);
     for buffer in [&source, &target] {
         assert_eq!(winner(buffer.report()), CONTIGUOUS);
         let Cause::AddressMask { mask, lowest: Some(lowest) } =
@@ -157,7 +162,7 @@ pub(crate) fn a_device_mask_falls_through() {
         assert!(mask == MASK && lowest > mask, "{}", buffer.report());
         assert!(buffer.segments()[0].iova.0 <= MASK);
     }
-    let (source, _) = copy_placed(&mut wide, &request(5000));
+    let (source, _) = copy_placed(&mut wide, &request(5000).pool(&pool));
     assert_eq!(winner(source.report()), Strategy::Pool);
     assert_eq!((pool.usage().taken, pool.usage().refused), (2, 2));
 }
@@ -184,13 +189,12 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
     assert_eq!(getrlimit(Resource::RLIMIT_MEMLOCK).unwrap().0, LIMIT);
     let device = vfio_dma::session::Session::new().open(address(0)).unwrap();
     let config = Config { completion: Completion::Polled, ..Config::default() };
-    let mut edu = Edu::open(device, config).unwrap();
+    let mut edu = Edu::probe(device, config).unwrap();
     let block = Reservation { len: 96 << 10, page_size: PageSize::Base };
-    let reach = Constraints { address_mask: MASK, alignment: 1 };
-    let _pool = edu.device().reserve(&[block], reach).unwrap();
+    let pool = edu.device().reserve(&[block]).unwrap();
     // 32 KiB are left of the limit: 40 KiB come from the pool, which was early enough.
     let order = [CONTIGUOUS, Strategy::ScatterGather, Strategy::Pool];
-    let (source, target) = copy_placed(&mut edu, &request(40 << 10).order(order));
+    let (source, target) = copy_placed(&mut edu, &request(40 << 10).order(order).pool(&pool));
     for buffer in [&source, &target] {
         let report = buffer.report();
         assert_eq!(winner(report), Strategy::Pool, "{report}");
@@ -203,7 +207,8 @@ pub(crate) fn a_memory_lock_limit_falls_through_to_the_pool() {
 }
 
 pub(crate) fn the_limit_of_mappings_is_a_reason() {
-    let mut edu = edu(Completion::Polled);
+    // A device that reaches all of the IOMMU's ranges.
+    let mut edu = edu_at(address(2), Completion::Polled, 40);
     let space = edu.device().space().clone();
     let available = space.iommu().info().unwrap().available_mappings.unwrap();
     assert_eq!(available, 65_535, "type1's limit");
@@ -212,10 +217,9 @@ pub(crate) fn the_limit_of_mappings_is_a_reason() {
     let scattered = request(64 << 20).placement(Placement::ScatterGather);
     let mut held = Vec::new();
     let report = loop {
-        // Anywhere in the IOMMU's ranges: this device is not told of these addresses.
-        match edu.device().adopt_file(file.file().unwrap(), 0, &scattered) {
+        match edu.device().allocator().adopt_file(file.file().unwrap(), 0, &scattered) {
             Ok(buffer) => held.push(buffer),
-            Err(DeviceError::Dma(DmaError::NoPlacement(report))) => break report,
+            Err(DmaError::NoPlacement(report)) => break report,
             Err(error) => panic!("{error}"),
         }
     };
@@ -240,7 +244,7 @@ pub(crate) fn huge_pages_make_one_map_call() {
     let mut edu = edu_at(address(1), Completion::Polled, 32);
     let huge = Strategy::IommuContiguous(PageSize::Huge2M);
     huge_pages(0);
-    let buffer = edu.place(request(4 << 20)).unwrap();
+    let buffer = edu.allocate(&request(4 << 20)).unwrap();
     assert_eq!(
         *cause(buffer.report(), huge),
         Cause::HugePages { page: PageSize::Huge2M, free: Some(0) }
@@ -248,17 +252,17 @@ pub(crate) fn huge_pages_make_one_map_call() {
     drop(buffer);
     huge_pages(8);
     let before = edu.device().space().usage().map_calls;
-    let buffer = edu.place(request(16 << 20)).unwrap();
+    let buffer = edu.allocate(&request(16 << 20)).unwrap();
     assert_eq!(winner(buffer.report()), huge, "{}", buffer.report());
     assert_eq!(edu.device().space().usage().map_calls - before, 1);
     assert_eq!(buffer.segments().len(), 1);
     // The pool is spent: the next page size wins.
-    let other = edu.place(request(4 << 20)).unwrap();
+    let other = edu.allocate(&request(4 << 20)).unwrap();
     assert!(matches!(cause(other.report(), huge), Cause::HugePages { free: Some(0), .. }));
     drop((buffer, other));
     // The device moves 40 KiB a second: the last bytes of a huge page stand for the rest.
-    let mut source = edu.place(request(2 << 20).order([huge])).unwrap();
-    let target = edu.place(request(2 << 20).order([huge])).unwrap();
+    let mut source = edu.allocate(&request(2 << 20).order([huge])).unwrap();
+    let target = edu.allocate(&request(2 << 20).order([huge])).unwrap();
     let sent = Pattern::new(5);
     sent.fill(&mut source, 0, 2 << 20, 0).unwrap();
     let (at, len) = ((2 << 20) - 9001, 9001);
@@ -272,7 +276,7 @@ pub(crate) fn a_huge_page_of_1_gib_is_one_map_call() {
     assert_eq!(PageSize::Huge1G.free(), Some(1), "reserved at boot");
     let mut edu = edu_at(address(0), Completion::Polled, 40);
     let len = 1 << 30;
-    let place = |direction| edu.place(Request::new(len, direction)).unwrap();
+    let place = |direction| edu.allocate(&Request::new(len, direction)).unwrap();
     let mut buffer = place(Direction::Bidirectional);
     let report = buffer.report();
     assert_eq!(report.placed(), Some((Strategy::IommuContiguous(PageSize::Huge1G), 1, 1)));
@@ -295,12 +299,10 @@ pub(crate) fn a_file_is_moved_in_place() {
     let pattern = Pattern::new(11);
     let mut bytes = vec![0; 9000];
     pattern.bytes(0, &mut bytes);
-    memory.as_volatile_slice().subslice(100, 9000).unwrap().copy_from(&bytes);
-    let low = Constraints { address_mask: MASK, alignment: 1 };
+    memory.write(100, &bytes).unwrap();
     let placed = |offset, direction| {
-        let request =
-            Request::new(9000, direction).constraints(low).placement(Placement::ScatterGather);
-        edu.device().adopt_file(file, offset, &request).unwrap()
+        let request = Request::new(9000, direction).placement(Placement::ScatterGather);
+        edu.device().allocator().adopt_file(file, offset, &request).unwrap()
     };
     let source = placed(100, Direction::ToDevice);
     let target = placed(10_000, Direction::FromDevice);
@@ -309,7 +311,7 @@ pub(crate) fn a_file_is_moved_in_place() {
     source.release().unwrap();
     target.release().unwrap();
     let mut found = vec![0; 9000];
-    memory.as_volatile_slice().subslice(10_000, 9000).unwrap().copy_to(&mut found[..]);
+    memory.read(10_000, &mut found).unwrap();
     assert!(found == bytes, "the device wrote to the file itself");
 }
 
@@ -358,12 +360,55 @@ impl Iommu for NoIommu {
     }
 }
 
+/// A function that has nothing but configuration space, all of it 0.
+#[derive(Debug)]
+struct Blank(Arc<dyn Iommu>);
+
+impl Backend for Blank {
+    fn location(&self) -> String {
+        "blank".into()
+    }
+    fn region_info(&self, region: Region) -> vfio_dma::backend::Result<RegionInfo> {
+        let size = if region == Region::Config { 256 } else { 0 };
+        Ok(RegionInfo { size, readable: true, writable: true, mappable: Vec::new() })
+    }
+    fn region_read(&self, _: Region, _: u64, data: &mut [u8]) -> vfio_dma::backend::Result<()> {
+        data.fill(0);
+        Ok(())
+    }
+    fn region_write(&self, _: Region, _: u64, _: &[u8]) -> vfio_dma::backend::Result<()> {
+        Ok(())
+    }
+    fn map_region(
+        &self,
+        region: Region,
+        _: Range<u64>,
+    ) -> vfio_dma::backend::Result<Box<dyn MappedRegion>> {
+        Err(BackendError::NoRegion { region })
+    }
+    fn irq_count(&self, _: IrqKind) -> vfio_dma::backend::Result<u32> {
+        Ok(0)
+    }
+    fn irq_enable(&self, _: IrqKind, _: &[BorrowedFd<'_>]) -> vfio_dma::backend::Result<()> {
+        Ok(())
+    }
+    fn irq_disable(&self, _: IrqKind) -> vfio_dma::backend::Result<()> {
+        Ok(())
+    }
+    fn intx_set_masked(&self, _: bool) -> vfio_dma::backend::Result<()> {
+        Ok(())
+    }
+    fn reset(&self) -> vfio_dma::backend::Result<()> {
+        Ok(())
+    }
+    fn iommu(&self) -> &Arc<dyn Iommu> {
+        &self.0
+    }
+}
+
 pub(crate) fn physical_memory_is_found_in_every_way() {
-    // The device is only kept open; its own address space is another.
-    let device: Arc<dyn Backend> = edu(Completion::Polled).device().backend().clone();
-    let iommu: Arc<dyn Iommu> = Arc::new(NoIommu);
-    let space = AddressSpace::new(&iommu).unwrap();
-    let place = |request: &Request| place(&space, &device, request).unwrap();
+    let device = Device::open(Blank(Arc::new(NoIommu))).unwrap();
+    let place = |request: &Request| device.allocate(request).unwrap();
     let check = |buffer: &mut Buffer| {
         // Both ends are enough: which pages they are is what matters here.
         let (len, part) = (buffer.len(), buffer.len().min(100_000));

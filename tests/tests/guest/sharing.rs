@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
-use vfio_dma::dma::Direction;
+use vfio_dma::dma::{Direction, Request};
 use vfio_dma::session::Session;
 use vfio_dma_tests::address;
 
@@ -15,7 +16,7 @@ fn two() -> (Edu, Edu) {
     let mut session = Session::new();
     let open = |session: &mut Session, index| {
         let device = session.open(address(index)).unwrap();
-        Edu::open(device, Config::default()).unwrap()
+        Edu::probe(device, Config::default()).unwrap()
     };
     let first = open(&mut session, 0);
     (first, open(&mut session, 1))
@@ -32,8 +33,10 @@ pub(crate) fn two_devices_share_a_container() {
 pub(crate) fn each_device_frees_its_own() {
     let (first, mut second) = two();
     let space = Arc::clone(second.device().space());
-    let of_first = [1, 5000, 9000].map(|len| first.allocate(len, Direction::ToDevice).unwrap());
-    let of_second = [1, 70_000].map(|len| second.allocate(len, Direction::FromDevice).unwrap());
+    let of_first =
+        [1, 5000, 9000].map(|len| first.allocate(&Request::new(len, Direction::ToDevice)).unwrap());
+    let of_second =
+        [1, 70_000].map(|len| second.allocate(&Request::new(len, Direction::FromDevice)).unwrap());
     assert_eq!(space.usage().mappings, 5);
     drop(of_first);
     drop(first);

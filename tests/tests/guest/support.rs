@@ -1,12 +1,12 @@
 //! What the cases share.
 
-use std::sync::Arc;
-
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
-use vfio_dma::dma::{Buffer, Direction, Pattern};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::dma::{Buffer, Direction, Pattern, Request};
+use vfio_dma::host::Sysfs;
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_tests::{Said, address, vfio_dma};
 
@@ -20,18 +20,30 @@ pub(crate) fn bind(address: Address) {
     Sysfs::new().bind(address).expect("binding to vfio-pci");
 }
 
-pub(crate) fn open(address: Address) -> Arc<Device> {
+pub(crate) fn open(address: Address) -> Device {
     open_through(Access::Auto, address)
 }
 
-pub(crate) fn open_through(access: Access, address: Address) -> Arc<Device> {
+pub(crate) fn open_through(access: Access, address: Address) -> Device {
     bind(address);
     Session::through(access).open(address).expect("opening through VFIO")
 }
 
+/// A session for devices without an IOMMU.
+pub(crate) fn without_iommu() -> Session {
+    // SAFETY: the case asks for the mode by name, in a guest of its own, and gives its devices
+    // no addresses but those of buffers that were placed for them.
+    unsafe { Session::without_iommu() }
+}
+
+pub(crate) fn open_without_iommu(address: Address) -> Device {
+    bind(address);
+    without_iommu().open(address).expect("opening through VFIO")
+}
+
 pub(crate) fn edu_at(address: Address, completion: Completion, address_bits: u32) -> Edu {
     let config = Config { completion, address_bits, ..Config::default() };
-    Edu::open(open(address), config).expect("opening edu")
+    Edu::probe(open(address), config).expect("opening edu")
 }
 
 /// The guest's first edu device, of 28 address bits.
@@ -45,8 +57,8 @@ pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
     let (before, behind) = (13, 29);
     let (from, to) = (before, before + 1022);
     let size = to + len + behind;
-    let mut source = edu.allocate(size, Direction::ToDevice).expect("a source");
-    let mut target = edu.allocate(size, Direction::FromDevice).expect("a target");
+    let mut source = edu.allocate(&Request::new(size, Direction::ToDevice)).expect("a source");
+    let mut target = edu.allocate(&Request::new(size, Direction::FromDevice)).expect("a target");
     assert_eq!(source.segments().len(), 1, "contiguous");
     let (sent, old) = (Pattern::new(seed), Pattern::new(!seed));
     sent.fill(&mut source, 0, size, 0).expect("in range");
@@ -70,7 +82,7 @@ pub(crate) fn copy_and_verify(edu: &mut Edu, len: usize, seed: u64) {
 /// other reads.
 pub(crate) fn share_a_buffer(first: &mut Edu, second: &mut Edu) -> Buffer {
     let pattern = Pattern::new(3);
-    let mut shared = first.allocate(2048, Direction::Bidirectional).unwrap();
+    let mut shared = first.allocate(&Request::new(2048, Direction::Bidirectional)).unwrap();
     pattern.fill(&mut shared, 0, 1024, 0).unwrap();
     let shared = first.write(shared, 0, 0, 1024).unwrap().wait().unwrap();
     let shared = first.read(shared, 1024, 0, 1024).unwrap().wait().unwrap();
@@ -100,7 +112,7 @@ pub(crate) fn check_refusal(said: &Said, parts: &[&str]) {
 pub(crate) fn machine_state() -> String {
     let mut state = String::new();
     for device in Sysfs::new().enumerate().expect("sysfs") {
-        let path = Sysfs::new().device_dir(device.address).expect("it was just there");
+        let path = Sysfs::new().tree().device_dir(device.address).expect("it was just there");
         let overriding = std::fs::read_to_string(path.join("driver_override")).unwrap_or_default();
         let command = std::fs::read(path.join("config")).expect("config")[4..6].to_vec();
         state += &format!("{} {:?} {overriding} {command:?}\n", device.address, device.driver);

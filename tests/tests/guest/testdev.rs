@@ -1,12 +1,13 @@
 //! pci-testdev.
 
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::pci_testdev::{Access, PciTestdev};
 use vfio_dma_tests::{address, vfio_dma};
 
 use crate::support::{bind, open};
 
 pub(crate) fn memory_and_port_bars_pass() {
-    let testdev = PciTestdev::open(open(address(3))).unwrap();
+    let testdev = PciTestdev::probe(open(address(3)), ()).unwrap();
     let results = testdev.run(500).unwrap();
     assert!(results.iter().all(|test| test.passed()), "{results:#?}");
     let find = |name: &str| results.iter().find(|test| test.name == name).expect(name);

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vfio_dma::backend::Translation;
-use vfio_dma::device::{Device, DeviceError};
 use vfio_dma::dma::{
-    Constraints, Direction, DmaError, PageSize, Placement, Pool, Request, Reservation, Strategy,
+    Allocator, Direction, DmaError, PageSize, Placement, Pool, Request, Reservation, Strategy,
 };
 
 use super::results::Allocation;
@@ -31,23 +30,22 @@ struct Way {
 
 /// The ways to get memory for a device.
 pub(super) struct Allocations {
-    device: Arc<Device>,
-    constraints: Constraints,
+    allocator: Allocator,
     ways: Vec<Way>,
     /// What one way may take over all rounds.
     share: Duration,
-    _pool: Option<Arc<Pool>>,
+    pool: Option<Arc<Pool>>,
 }
 
 impl Allocations {
     /// Every strategy that the device's translation has; `budget` is for all rounds of all.
-    pub(super) fn new(device: &Arc<Device>, constraints: Constraints, budget: Duration) -> Self {
-        let contiguous = |pages| match device.space().translation() {
+    pub(super) fn new(allocator: &Allocator, budget: Duration) -> Self {
+        let contiguous = |pages| match allocator.space().translation() {
             Translation::Iommu => Strategy::IommuContiguous(pages),
             Translation::Physical => Strategy::PhysicalContiguous(pages),
         };
         let reservation = Reservation { len: LEN, page_size: PageSize::Base };
-        let (pool, why) = match device.reserve(&[reservation], constraints) {
+        let (pool, why) = match allocator.reserve(&[reservation]) {
             Ok(pool) => (Some(pool), None),
             Err(error) => (None, Some(error.to_string())),
         };
@@ -65,7 +63,7 @@ impl Allocations {
         ways.extend(PageSize::DESCENDING.map(contiguous).map(way));
         ways.extend([Strategy::SmallerBlocks, Strategy::ScatterGather].map(way));
         let share = budget / ways.len() as u32;
-        Allocations { device: Arc::clone(device), constraints, ways, share, _pool: pool }
+        Allocations { allocator: allocator.clone(), ways, share, pool }
     }
 
     /// Gets and gives back memory in every way once.
@@ -82,18 +80,17 @@ impl Allocations {
                 Strategy::ScatterGather => Placement::ScatterGather,
                 _ => Placement::Auto,
             };
-            let request = Request::new(LEN, Direction::FromDevice)
-                .constraints(self.constraints)
-                .placement(placement)
-                .order([way.strategy]);
-            let before = self.device.space().usage();
+            let mut request =
+                Request::new(LEN, Direction::FromDevice).placement(placement).order([way.strategy]);
+            request.pool.clone_from(&self.pool);
+            let before = self.allocator.space().usage();
             let begin = Instant::now();
-            let placed = self.device.allocate(&request);
+            let placed = self.allocator.allocate(&request);
             let placing = begin.elapsed();
             match placed {
                 Ok(buffer) => {
                     way.segments = buffer.segments().len() as u64;
-                    let after = self.device.space().usage();
+                    let after = self.allocator.space().usage();
                     way.map_calls = after.map_calls - before.map_calls;
                     let begin = Instant::now();
                     let released = buffer.release();
@@ -134,9 +131,9 @@ impl Allocations {
 }
 
 /// The reason alone: the strategy is known.
-fn reason(error: &DeviceError, strategy: Strategy) -> String {
+fn reason(error: &DmaError, strategy: Strategy) -> String {
     match error {
-        DeviceError::Dma(DmaError::NoPlacement(report)) => {
+        DmaError::NoPlacement(report) => {
             report.reason(strategy).map_or_else(|| error.to_string(), ToString::to_string)
         }
         error => error.to_string(),
@@ -146,15 +143,16 @@ fn reason(error: &DeviceError, strategy: Strategy) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_dma::device::Device;
+    use vfio_dma::dma::DmaLimits;
     use vfio_dma_model::embedded::Embedded;
     use vfio_dma_model::ioat::IoatConfig;
 
     #[test]
     fn every_way_is_measured_or_says_why_not() {
         let model = Embedded::new(IoatConfig::default()).unwrap();
-        let device = Device::open(model).unwrap();
-        let constraints = Constraints::default();
-        let mut allocations = Allocations::new(&device, constraints, Duration::from_secs(10));
+        let device = Device::open(model.attach().unwrap()).unwrap();
+        let mut allocations = Allocations::new(device.allocator(), Duration::from_secs(10));
         for _ in 0..3 {
             allocations.round();
         }
@@ -172,16 +170,17 @@ mod tests {
         let base = find("4 KiB pages");
         assert_eq!((base.segments, base.map_calls, base.page_size), (1, 1, Some(4096)));
         assert_eq!(find("pool").map_calls, 0, "a pool is mapped already");
-        assert_eq!(device.space().usage().mappings, 1, "only the pool stays");
+        assert_eq!(device.space().usage().mappings, 0, "the pool goes with its handle");
     }
 
     #[test]
     fn a_reason_is_told_without_the_list_of_strategies() {
         let model = Embedded::new(IoatConfig::default()).unwrap();
-        let device = Device::open(model).unwrap();
+        let mut device = Device::open(model.attach().unwrap()).unwrap();
         // No page lies below the first one.
-        let constraints = Constraints { address_mask: 0xfff, ..Constraints::default() };
-        let mut allocations = Allocations::new(&device, constraints, Duration::from_secs(10));
+        let low = DmaLimits { address_mask: 0xfff, ..DmaLimits::default() };
+        device.set_dma_limits(low).unwrap();
+        let mut allocations = Allocations::new(device.allocator(), Duration::from_secs(10));
         allocations.round();
         for row in allocations.finish() {
             let failed = row.failed.unwrap();

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use vfio_dma::backend::Translation;
-use vfio_dma::device::Device;
-use vfio_dma::dma::{Buffer, Constraints, Direction, Pattern, Placement, Request, SgTable};
+use vfio_dma::dma::{Allocator, Buffer, Direction, Pattern, Placement, Request, SgTable};
+use vm_memory::VolatileSlice;
 
+use super::error::BenchError;
 use super::segments::{pieces, scattered};
-use crate::cli::Failure;
 
 /// Bytes compared at a time.
 const CHUNK: usize = 64 << 10;
@@ -34,11 +34,11 @@ struct Side {
 }
 
 impl Side {
-    fn new(len: usize) -> Result<Side, Failure> {
-        let failed = |error| format!("{len} bytes of memory to copy cannot be had: {error}");
+    fn new(len: usize) -> Result<Side, BenchError> {
+        let failed = |source| BenchError::NoMemory { len, source };
         let file = File::from(memfd_create("bench", MFdFlags::MFD_CLOEXEC).map_err(failed)?);
         file.set_len(len as u64)?;
-        let whole = NonZeroUsize::new(len).ok_or("a benchmark of no bytes")?;
+        let whole = NonZeroUsize::new(len).ok_or(BenchError::State("a benchmark of no bytes"))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // Filled in at once, so that no copy meets a page that is not there.
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
@@ -47,33 +47,29 @@ impl Side {
         Ok(Side { file, base, len })
     }
 
-    /// The address of a byte, of which `len` follow.
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "inside the memory");
-        self.base.as_ptr().wrapping_add(offset)
+    /// A part of it for volatile copies: a device may be using the rest.
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        // SAFETY: the mapping is never undone, and no reference points into it.
+        let whole = unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) };
+        whole.subslice(offset, len).expect("inside the memory")
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
-        let to = self.at(offset, from.len());
-        // SAFETY: `at` has checked the range, the mapping is never undone, and no reference
-        // points into it.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+        self.slice(offset, from.len()).copy_from(from);
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
-        let from = self.at(offset, into.len());
-        // SAFETY: as in `write`; what another party writes meanwhile is read as it comes.
-        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+        self.slice(offset, into.len()).copy_to(into);
     }
 
     /// Maps it for the device.
-    fn map(&self, device: &Device, request: &Request) -> Result<Arc<Buffer>, Failure> {
-        let buffer = if device.space().needs_fd() {
-            device.adopt_file(&self.file, 0, request)
+    fn map(&self, allocator: &Allocator, request: &Request) -> Result<Arc<Buffer>, BenchError> {
+        let buffer = if allocator.space().needs_fd() {
+            allocator.adopt_file(&self.file, 0, request)
         } else {
             // SAFETY: the mapping is never undone, and no Rust reference points into it:
             // `read`, `write` and `copy` use its address alone.
-            unsafe { device.adopt(self.base, request) }
+            unsafe { allocator.adopt(self.base, request) }
         };
         Ok(Arc::new(buffer?))
     }
@@ -95,8 +91,7 @@ pub(super) type Pair = (SgTable, SgTable);
 
 /// The memory that is copied.
 pub(super) struct Arena {
-    device: Arc<Device>,
-    constraints: Constraints,
+    allocator: Allocator,
     source: Side,
     target: Side,
     /// By bytes of a segment; `None` is contiguous.
@@ -111,13 +106,8 @@ impl Arena {
     /// # Errors
     ///
     /// Fails when there is no memory.
-    pub(super) fn new(
-        device: &Arc<Device>,
-        constraints: Constraints,
-        len: usize,
-        seed: u64,
-    ) -> Result<Arena, Failure> {
-        let len = len.next_multiple_of(device.space().granule().max(4096) as usize);
+    pub(super) fn new(allocator: &Allocator, len: usize, seed: u64) -> Result<Arena, BenchError> {
+        let len = len.next_multiple_of(allocator.space().granule().max(4096) as usize);
         let (source, target) = (Side::new(len)?, Side::new(len)?);
         // Repeated, for making bytes is slow; at no distance of whole segments, so that one
         // in the place of another shows.
@@ -126,14 +116,14 @@ impl Arena {
         for offset in (0..len).step_by(PERIOD) {
             source.write(offset, &repeated[..PERIOD.min(len - offset)]);
         }
-        let device = Arc::clone(device);
-        Ok(Arena { device, constraints, source, target, layouts: BTreeMap::new(), seed })
+        let allocator = allocator.clone();
+        Ok(Arena { allocator, source, target, layouts: BTreeMap::new(), seed })
     }
 
     /// Which layout has segments of this size: that of the size itself, or of the pages that
     /// pieces of it are taken from.
     fn layout_of(&self, segment: Option<u64>) -> Option<u64> {
-        let space = self.device.space();
+        let space = self.allocator.space();
         let granule = space.granule();
         match segment {
             // Without an IOMMU segments are where the pages are.
@@ -149,25 +139,25 @@ impl Arena {
     /// # Errors
     ///
     /// Fails when the placement cannot be had: its text has the reason.
-    pub(super) fn map(&mut self, segment: Option<u64>, len: usize) -> Result<(), Failure> {
+    pub(super) fn map(&mut self, segment: Option<u64>, len: usize) -> Result<(), BenchError> {
         let key = self.layout_of(segment);
         let has = |layout: &Layout| layout.source.len() >= len;
         if self.layouts.get(&key).is_some_and(has) {
             return Ok(());
         }
-        let before = self.device.space().usage().map_calls;
+        let before = self.allocator.space().usage().map_calls;
         let place = |side: &Side, direction| {
-            let mut request = Request::new(len, direction).constraints(self.constraints);
+            let mut request = Request::new(len, direction);
             request.placement = match key {
                 Some(_) => Placement::ScatterGather,
                 None => Placement::Contiguous,
             };
             request.longest_run = key.map(|bytes| bytes as usize);
-            side.map(&self.device, &request)
+            side.map(&self.allocator, &request)
         };
         let source = place(&self.source, Direction::ToDevice)?;
         let target = place(&self.target, Direction::FromDevice)?;
-        let calls = self.device.space().usage().map_calls - before;
+        let calls = self.allocator.space().usage().map_calls - before;
         let segments = source.segments().len() + target.segments().len();
         let calls_per_segment = calls as f64 / segments as f64;
         self.layouts.insert(key, Layout { source, target, calls_per_segment });
@@ -185,16 +175,17 @@ impl Arena {
         segment: Option<u64>,
         offset: usize,
         transfer: usize,
-    ) -> Result<(Pair, u64), Failure> {
+    ) -> Result<(Pair, u64), BenchError> {
         let key = self.layout_of(segment);
-        let layout = self.layouts.get(&key).ok_or("a layout that is not mapped")?;
+        let layout =
+            self.layouts.get(&key).ok_or(BenchError::State("a layout that is not mapped"))?;
         let runs = |buffer: &Buffer| buffer.segments_of(offset, transfer).map(Iterator::count);
         let runs = runs(&layout.source)? + runs(&layout.target)?;
         let calls = (runs as f64 * layout.calls_per_segment).ceil() as u64;
         let gather = |buffer: &Arc<Buffer>, ranges: &[(usize, usize)]| {
             SgTable::gather(ranges.iter().map(|&(at, len)| (Arc::clone(buffer), at, len)))
         };
-        let both = |ranges: &[(usize, usize)]| -> Result<Pair, Failure> {
+        let both = |ranges: &[(usize, usize)]| -> Result<Pair, BenchError> {
             Ok((gather(&layout.source, ranges)?, gather(&layout.target, ranges)?))
         };
         let size = match segment {
@@ -214,15 +205,13 @@ impl Arena {
                 return Ok(((source, target), calls));
             }
         }
-        Err(format!("in {ORDERS} orders some of {count} segments are neighbours").into())
+        Err(BenchError::Neighbours { orders: ORDERS, segments: count })
     }
 
     /// Copies with the processor.
     pub(super) fn copy(&mut self, offset: usize, len: usize) {
-        let (from, to) = (self.source.at(offset, len), self.target.at(offset, len));
-        // SAFETY: `at` has checked both ranges, which are of different mappings that are
-        // never undone; no reference points into them, and nothing is in flight.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+        let to = self.target.slice(offset, len);
+        self.source.slice(offset, len).copy_to_volatile_slice(to);
     }
 
     /// Makes every byte of the target wrong.
@@ -257,14 +246,16 @@ impl Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_dma::device::Device;
     use vfio_dma_model::embedded::Embedded;
     use vfio_dma_model::ioat::IoatConfig;
 
     #[test]
     fn no_two_segments_are_merged() {
-        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
+        let device =
+            Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
         const LEN: usize = 64 << 10;
-        let mut arena = Arena::new(&device, Constraints::default(), 4 * LEN, 1).unwrap();
+        let mut arena = Arena::new(device.allocator(), 4 * LEN, 1).unwrap();
         for segment in [None, Some(64), Some(1024), Some(3000), Some(4096), Some(8192)] {
             arena.map(segment, 4 * LEN).unwrap();
             let bytes = segment.unwrap_or(LEN as u64) as usize;
@@ -288,8 +279,9 @@ mod tests {
 
     #[test]
     fn a_wrong_byte_is_found() {
-        let device = Device::open(Embedded::new(IoatConfig::default()).unwrap()).unwrap();
-        let mut arena = Arena::new(&device, Constraints::default(), 1 << 20, 1).unwrap();
+        let device =
+            Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
+        let mut arena = Arena::new(device.allocator(), 1 << 20, 1).unwrap();
         arena.spoil(0, 1 << 20);
         assert!(matches!(arena.wrong(0, 1 << 20), Some((0, _, _))));
         arena.copy(0, 1 << 20);

@@ -9,13 +9,13 @@ use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::{IoatConfig, MAX_CHANNELS};
 use vfio_dma_model::link::{LinkConfig, LinkMeter};
 
+use super::error::BenchError;
 use super::ioat::{IoatSubject, open};
 use super::link::share;
 use super::measure::Measured;
 use super::plan::Spec;
 use super::results::Cell;
 use super::subject::{Extent, Subject as _, histogram};
-use crate::cli::Failure;
 
 /// Adds a link's share to each cell, the cheap ones first, until the time is over. Why a
 /// share is missing becomes a note.
@@ -43,14 +43,14 @@ fn fill(
     link: &LinkConfig,
     seed: u64,
     budget: Duration,
-) -> Result<usize, Failure> {
+) -> Result<usize, BenchError> {
     let begin = Instant::now();
     let specs: Vec<Spec> = cells.iter().map(spec).collect();
     let Some(channels) = specs.iter().map(|spec| spec.channels).max() else { return Ok(0) };
     let channels = u8::try_from(channels).unwrap_or(MAX_CHANNELS).min(MAX_CHANNELS);
     let meter = Arc::new(LinkMeter::new(*link));
     let config = IoatConfig { channels, meter: Some(Arc::clone(&meter)), ..IoatConfig::default() };
-    let engine = open(Device::open(Embedded::new(config)?)?)?;
+    let engine = open(Device::open(Embedded::new(config)?.attach()?)?)?;
     // A doorbell is a transfer's at any rate: what takes longer is not waited for.
     let mut model = IoatSubject::new(&engine, &specs, seed, Duration::from_secs(5))?;
     let mut order: Vec<usize> = (0..specs.len()).collect();

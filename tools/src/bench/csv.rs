@@ -6,9 +6,9 @@
 
 use ::csv::WriterBuilder;
 
+use super::error::BenchError;
 use super::link::OPERATIONS;
 use super::results::{Results, Series, Spread};
-use crate::cli::Failure;
 
 /// The columns before the figures.
 const KEYS: [&str; 13] = [
@@ -82,7 +82,7 @@ pub fn columns() -> Vec<String> {
 /// # Errors
 ///
 /// Fails when a column is filled that the table does not have.
-pub fn to_csv(results: &Results) -> Result<String, Failure> {
+pub fn to_csv(results: &Results) -> Result<String, BenchError> {
     let mut table = Table { columns: columns(), rows: Vec::new() };
     for memcpy in &results.memcpy {
         let mut row = table.row(results, "memcpy")?;
@@ -171,7 +171,7 @@ struct Table {
 }
 
 impl Table {
-    fn row(&mut self, results: &Results, kind: &str) -> Result<Row<'_>, Failure> {
+    fn row(&mut self, results: &Results, kind: &str) -> Result<Row<'_>, BenchError> {
         self.rows.push(vec![String::new(); self.columns.len()]);
         let fields = self.rows.last_mut().expect("a row was pushed");
         let mut row = Row { columns: &self.columns, fields };
@@ -181,13 +181,14 @@ impl Table {
         Ok(row)
     }
 
-    fn write(&self) -> Result<String, Failure> {
+    fn write(&self) -> Result<String, BenchError> {
         let mut writer = WriterBuilder::new().from_writer(Vec::new());
         writer.write_record(&self.columns)?;
         for row in &self.rows {
             writer.write_record(row)?;
         }
-        Ok(String::from_utf8(writer.into_inner()?)?)
+        let bytes = writer.into_inner().map_err(::csv::IntoInnerError::into_error)?;
+        Ok(String::from_utf8(bytes)?)
     }
 }
 
@@ -197,25 +198,25 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    fn put(&mut self, column: &str, value: impl ToString) -> Result<(), Failure> {
+    fn put(&mut self, column: &str, value: impl ToString) -> Result<(), BenchError> {
         let mut named = self.columns.iter().zip(self.fields.iter_mut());
         let (_, field) = named
             .find(|(name, _)| *name == column)
-            .ok_or_else(|| format!("the table has no column {column}"))?;
+            .ok_or_else(|| BenchError::NoColumn { column: column.to_owned() })?;
         *field = value.to_string();
         Ok(())
     }
 
-    fn maybe(&mut self, column: &str, value: Option<impl ToString>) -> Result<(), Failure> {
+    fn maybe(&mut self, column: &str, value: Option<impl ToString>) -> Result<(), BenchError> {
         value.map_or(Ok(()), |value| self.put(column, value))
     }
 
-    fn spread(&mut self, name: &str, spread: Option<&Spread>) -> Result<(), Failure> {
+    fn spread(&mut self, name: &str, spread: Option<&Spread>) -> Result<(), BenchError> {
         let Some(spread) = spread else { return Ok(()) };
         let (_, unit) = SPREADS
             .iter()
             .find(|(known, _)| *known == name)
-            .ok_or_else(|| format!("the table has no figure {name}"))?;
+            .ok_or_else(|| BenchError::NoFigure { figure: name.to_owned() })?;
         let Spread { median, p25, p75, min, max, rounds } = *spread;
         for (part, value) in PARTS.into_iter().zip([median, p25, p75, min, max]) {
             self.put(&format!("{name}_{part}_{unit}"), value)?;

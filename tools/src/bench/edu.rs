@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use vfio_dma::backend::Translation;
 use vfio_dma::devices::edu::Edu;
-use vfio_dma::dma::{
-    Buffer, Constraints, Direction, PageSize, Pattern, Placement, Request, Strategy,
-};
+use vfio_dma::dma::{Buffer, Direction, PageSize, Pattern, Placement, Request, Strategy};
 
 use super::arena::Arena;
+use super::error::BenchError;
 use super::plan::Spec;
 use super::subject::{Extent, Sample, Subject, histogram};
-use crate::cli::Failure;
 
 /// What the device moves at a time.
 const PIECE: u64 = 4 << 10;
@@ -39,16 +37,16 @@ impl EduSubject {
     /// # Errors
     ///
     /// Fails when there is no memory.
-    pub(super) fn new(edu: Edu, specs: &[Spec], seed: u64) -> Result<EduSubject, Failure> {
+    pub(super) fn new(edu: Edu, specs: &[Spec], seed: u64) -> Result<EduSubject, BenchError> {
         let len = specs.iter().map(Spec::extent).max().unwrap_or(1);
         let len = usize::try_from(len)?;
-        let arena = Arena::new(edu.device(), Constraints::default(), len, seed)?;
+        let arena = Arena::new(edu.device().allocator(), len, seed)?;
         Ok(EduSubject { edu, cells: BTreeMap::new(), arena, seed })
     }
 }
 
 impl Subject for EduSubject {
-    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, Failure> {
+    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
         let space = self.edu.device().space();
         let contiguous = match space.translation() {
             Translation::Iommu => Strategy::IommuContiguous(PageSize::Base),
@@ -65,7 +63,7 @@ impl Subject for EduSubject {
                     request.longest_run = Some(bytes as usize);
                 }
             }
-            self.edu.place(request)
+            self.edu.allocate(&request)
         };
         let mut source = place(Direction::ToDevice)?;
         let target = place(Direction::FromDevice)?;
@@ -80,8 +78,11 @@ impl Subject for EduSubject {
         number: usize,
         extent: Extent,
         latency: &mut Histogram<u64>,
-    ) -> Result<Sample, Failure> {
-        let cell = self.cells.get_mut(&number).ok_or("a variant that is not prepared")?;
+    ) -> Result<Sample, BenchError> {
+        let cell = self
+            .cells
+            .get_mut(&number)
+            .ok_or(BenchError::State("a variant that is not prepared"))?;
         let time = match extent {
             Extent::Once => Duration::ZERO,
             Extent::For(time) => time,
@@ -90,8 +91,10 @@ impl Subject for EduSubject {
         let (begin, mut transfers) = (Instant::now(), 0);
         let mut last = begin;
         loop {
-            let (source, target) =
-                cell.buffers.take().ok_or("the device keeps the buffers of a failed transfer")?;
+            let (source, target) = cell
+                .buffers
+                .take()
+                .ok_or(BenchError::State("the device keeps the buffers of a failed transfer"))?;
             let buffers = self.edu.copy(source, 0, target, 0, transfer as usize)?.wait()?;
             cell.buffers = Some(buffers);
             let now = Instant::now();
@@ -113,18 +116,21 @@ impl Subject for EduSubject {
         Ok(Sample { transfers, elapsed, descriptors: pieces, doorbells: pieces })
     }
 
-    fn verify(&mut self, number: usize) -> Result<Sample, Failure> {
-        let cell = self.cells.get_mut(&number).ok_or("a variant that is not prepared")?;
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        let cell = self
+            .cells
+            .get_mut(&number)
+            .ok_or(BenchError::State("a variant that is not prepared"))?;
         let (spec, len) = (cell.spec, cell.spec.transfer as usize);
         if let Some((_, target)) = &mut cell.buffers {
             Pattern::new(!self.seed).fill(target, 0, len, 0)?;
         }
         let sample = self.run(number, Extent::Once, &mut histogram())?;
         let cell = self.cells.get(&number).and_then(|cell| cell.buffers.as_ref());
-        let (_, target) = cell.ok_or("a variant without buffers")?;
+        let (_, target) = cell.ok_or(BenchError::State("a variant without buffers"))?;
         Pattern::new(self.seed)
             .check(target, 0, len, 0)?
-            .map_err(|wrong| format!("{spec}: what came back from the device: {wrong}"))?;
+            .map_err(|mismatch| BenchError::WrongPattern { spec, mismatch })?;
         Ok(sample)
     }
 

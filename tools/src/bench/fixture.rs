@@ -126,7 +126,7 @@ impl Generator {
 
     fn allocations(&mut self) -> Vec<Allocation> {
         let ways = [
-            ("pool reserved at open", None, Some(0.9e3), 1, 0),
+            ("reserved pool", None, Some(0.9e3), 1, 0),
             ("IOMMU-contiguous in pages of 1 GiB", Some(1 << 30), None, 0, 0),
             ("IOMMU-contiguous in pages of 2 MiB", Some(2 << 20), Some(21e3), 1, 1),
             ("IOMMU-contiguous in pages of 4 KiB", Some(4096), Some(310e3), 1, 1),

@@ -1,18 +1,17 @@
 //! Runs variants on I/OAT: several transfers in flight, a doorbell for each batch, polled.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
-use vfio_dma::dma::Constraints;
 
 use super::arena::{Arena, Pair};
+use super::error::BenchError;
 use super::plan::Spec;
 use super::subject::{Extent, Sample, Subject, histogram};
-use crate::cli::Failure;
 
 /// Descriptors of a channel's ring: two batches of the most transfers fit.
 pub(super) const RING: u32 = 4096;
@@ -36,7 +35,7 @@ struct Lane {
 
 impl Lane {
     /// Begins as many batches as may be in flight.
-    fn submit(&mut self, channel: &mut Channel) -> Result<(), Failure> {
+    fn submit(&mut self, channel: &mut Channel) -> Result<(), BenchError> {
         while self.quota > 0
             && self.idle.len() >= self.batch
             && (self.flying.is_empty() || channel.free() >= self.needs)
@@ -59,7 +58,7 @@ impl Lane {
         channel: &mut Channel,
         now: Instant,
         latency: &mut Histogram<u64>,
-    ) -> Result<u64, Failure> {
+    ) -> Result<u64, BenchError> {
         let mut ended = 0;
         // Those of a batch that end together are recorded together.
         let mut group = (now, 0);
@@ -71,7 +70,9 @@ impl Lane {
             let Some(finished) = channel.take(token)? else { break };
             self.flying.pop_front();
             let tables = finished.into_result()?;
-            let source = tables.source.ok_or("the driver did not give the source back")?;
+            let source = tables
+                .source
+                .ok_or(BenchError::State("the driver did not give the source back"))?;
             self.idle.push_back((source, tables.target));
             ended += 1;
             if group.0 != begin && group.1 > 0 {
@@ -109,9 +110,9 @@ pub(super) struct IoatSubject {
 /// # Errors
 ///
 /// Fails when the driver does.
-pub(super) fn open(device: Arc<Device>) -> Result<Ioat, Failure> {
+pub(super) fn open(device: Device) -> Result<Ioat, BenchError> {
     let config = Config { wait: WaitMode::Poll, ring_size: RING, ..Config::default() };
-    Ok(Ioat::open(device, config)?)
+    Ok(Ioat::probe(device, config)?)
 }
 
 impl IoatSubject {
@@ -125,14 +126,14 @@ impl IoatSubject {
         specs: &[Spec],
         seed: u64,
         timeout: Duration,
-    ) -> Result<IoatSubject, Failure> {
+    ) -> Result<IoatSubject, BenchError> {
         let mut extents = BTreeMap::new();
         for spec in specs {
             let extent: &mut u64 = extents.entry(spec.segment).or_default();
             *extent = spec.extent().max(*extent);
         }
         let len = usize::try_from(extents.values().copied().max().unwrap_or(1))?;
-        let arena = Arena::new(ioat.device(), Constraints::default(), len, seed)?;
+        let arena = Arena::new(ioat.allocator(), len, seed)?;
         let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
         let channels = (0..u8::try_from(count)?).map(|n| ioat.channel(n)).collect::<Result<_, _>>();
         let (channels, cells) = (channels?, BTreeMap::new());
@@ -146,7 +147,7 @@ impl IoatSubject {
 }
 
 impl Subject for IoatSubject {
-    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, Failure> {
+    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
         let extent = self.extents.get(&spec.segment).copied().unwrap_or(0).max(spec.extent());
         self.arena.map(spec.segment, usize::try_from(extent)?)?;
         let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
@@ -175,9 +176,12 @@ impl Subject for IoatSubject {
         number: usize,
         extent: Extent,
         latency: &mut Histogram<u64>,
-    ) -> Result<Sample, Failure> {
+    ) -> Result<Sample, BenchError> {
         let before = self.totals();
-        let cell = self.cells.get_mut(&number).ok_or("a variant that is not prepared")?;
+        let cell = self
+            .cells
+            .get_mut(&number)
+            .ok_or(BenchError::State("a variant that is not prepared"))?;
         let (quota, time) = match extent {
             Extent::Once => (cell.spec.depth().into(), Duration::MAX),
             Extent::For(time) => (u64::MAX, time),
@@ -190,8 +194,9 @@ impl Subject for IoatSubject {
         Ok(Sample { transfers, elapsed, descriptors, doorbells })
     }
 
-    fn verify(&mut self, number: usize) -> Result<Sample, Failure> {
-        let cell = self.cells.get(&number).ok_or("a variant that is not prepared")?;
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        let cell =
+            self.cells.get(&number).ok_or(BenchError::State("a variant that is not prepared"))?;
         let spec = cell.spec;
         let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
         let places = (0..spec.slots() as usize).map(|slot| slot * stride);
@@ -199,10 +204,7 @@ impl Subject for IoatSubject {
         let sample = self.run(number, Extent::Once, &mut histogram())?;
         for offset in places {
             if let Some((at, expected, found)) = self.arena.wrong(offset, transfer) {
-                return Err(format!(
-                    "{spec}: byte {at} of the target is {found:#04x}, it should be {expected:#04x}"
-                )
-                .into());
+                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
             }
         }
         Ok(sample)
@@ -222,7 +224,7 @@ fn drive(
     time: Duration,
     timeout: Duration,
     latency: &mut Histogram<u64>,
-) -> Result<(u64, Duration), Failure> {
+) -> Result<(u64, Duration), BenchError> {
     let begin = Instant::now();
     let (mut ended, mut last, mut asked) = (0, begin, begin);
     let mut looks = 0;
@@ -263,8 +265,7 @@ fn drive(
                 }
             }
             if now - last >= timeout {
-                let waited = timeout.as_secs();
-                return Err(format!("no transfer ended for {waited} s (--timeout)").into());
+                return Err(BenchError::Timeout { seconds: timeout.as_secs() });
             }
         }
         if now - last >= SPIN {

@@ -8,11 +8,11 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::allocation::Allocations;
+use super::error::BenchError;
 use super::plan::{Spec, bytes, fit, order};
 use super::results::{Allocation, Cell, Latency, Memcpy};
 use super::spread::{is_undecided, is_wide, ratio, spread};
 use super::subject::{Extent, Sample, Subject, histogram};
-use crate::cli::Failure;
 
 /// How it is measured.
 pub(super) struct Conduct<'a> {
@@ -207,11 +207,12 @@ impl Rounds {
         allocations: &mut Allocations,
         conduct: &Conduct<'_>,
         measured: &mut Measured,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BenchError> {
         let bar = progress(u64::from(conduct.rounds), "round");
         for round in 0..conduct.rounds {
             self.round(subject, conduct, round).map_err(|error| {
-                format!("in round {} of {}: {error}", round + 1, conduct.rounds)
+                let (round, rounds) = (round + 1, conduct.rounds);
+                BenchError::Round { round, rounds, source: error.into() }
             })?;
             allocations.round();
             bar.inc(1);
@@ -226,7 +227,7 @@ impl Rounds {
         subject: &mut dyn Subject,
         conduct: &Conduct<'_>,
         round: u32,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BenchError> {
         let Rounds { variants, copies, slice, .. } = self;
         variants.iter_mut().for_each(|variant| variant.rates.push(None));
         copies.iter_mut().for_each(|copy| copy.rates.push(None));
@@ -257,7 +258,7 @@ impl Rounds {
         subject: &mut dyn Subject,
         conduct: &Conduct<'_>,
         measured: &mut Measured,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BenchError> {
         let mut quickest: Vec<&Variant> = self.variants.iter().collect();
         quickest.sort_by_key(|variant| variant.beyond);
         let limit = conduct.budget.mul_f64(VERIFIED);
@@ -266,7 +267,7 @@ impl Rounds {
         for variant in quickest.iter().take_while(in_time) {
             check(conduct)
                 .and_then(|()| subject.verify(variant.number))
-                .map_err(|error| format!("after the last round: {error}"))?;
+                .map_err(|error| BenchError::AfterRounds { source: error.into() })?;
             done += 1;
         }
         if done < quickest.len() {
@@ -286,8 +287,8 @@ fn set_last(rates: &mut [Option<f64>], rate: f64) {
     }
 }
 
-fn check(conduct: &Conduct<'_>) -> Result<(), Failure> {
-    if conduct.interrupted.load(Ordering::Relaxed) { Err("interrupted".into()) } else { Ok(()) }
+fn check(conduct: &Conduct<'_>) -> Result<(), BenchError> {
+    if conduct.interrupted.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
 }
 
 /// Makes figures of the rounds.

@@ -11,6 +11,7 @@ pub mod compare;
 mod count;
 pub mod csv;
 mod edu;
+mod error;
 #[cfg(test)]
 mod fixture;
 mod ioat;
@@ -28,23 +29,23 @@ mod subject;
 mod table;
 pub mod units;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use vfio_dma::device::Device;
-use vfio_dma::devices::Driver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
-use vfio_dma::dma::Constraints;
+use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::{Driver, Identity, PciDriver};
+use vfio_dma::dma::Allocator;
 use vfio_dma_model::link::LinkConfig;
 
-use crate::cli::Failure;
 use allocation::Allocations;
 use measure::{Conduct, Measured, measure};
 use plan::{Wishes, plan, plan_edu};
 use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
+pub use error::BenchError;
 pub use outputs::{Kind, Output, Outputs};
 pub use table::table;
 
@@ -81,15 +82,15 @@ pub struct Options {
 /// Fails when the device cannot be opened, or what is asked for makes no sense.
 pub fn run(
     options: &Options,
-    driver: Driver,
-    device: &Arc<Device>,
+    driver: &Driver,
+    device: Device,
     interrupted: &AtomicBool,
-) -> Result<Results, Failure> {
+) -> Result<Results, BenchError> {
     let taken = jiff::Timestamp::now();
     let begin = Instant::now();
-    let location = device.backend().location();
-    let config = device.config();
-    let ids = format!("{:04x}:{:04x}", config.vendor_id()?, config.device_id()?);
+    let location = device.location().to_string();
+    let Identity { vendor, device: id, .. } = Identity::of(&device)?;
+    let ids = format!("{vendor:04x}:{id:04x}");
     let info = DeviceInfo {
         iommu: match (device.space().iommu().name(), location.as_str()) {
             ("model", _) => "embedded".into(),
@@ -102,11 +103,11 @@ pub fn run(
         channels: 1,
         completion: String::new(),
     };
-    let session = Session { options, device, interrupted, begin };
-    let (device_info, measured) = match driver {
-        Driver::Ioat => session.ioat(info)?,
-        Driver::Edu => session.edu(info)?,
-        other => return Err(format!("there is no benchmark for {other}").into()),
+    let session = Session { options, interrupted, begin };
+    let (device_info, measured) = match driver.name {
+        Ioat::NAME => session.ioat(device, info)?,
+        Edu::NAME => session.edu(device, info)?,
+        other => return Err(BenchError::NoBenchmark { driver: other.into() }),
     };
     let machine = setup::machine();
     let mut measured = measured;
@@ -163,15 +164,14 @@ fn beyond_memcpy(cells: &[Cell], machine: &Machine) -> Option<String> {
 
 struct Session<'a> {
     options: &'a Options,
-    device: &'a Arc<Device>,
     interrupted: &'a AtomicBool,
     begin: Instant,
 }
 
 impl Session<'_> {
-    fn ioat(&self, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+    fn ioat(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), BenchError> {
         let Options { seed, timeout, link, .. } = *self.options;
-        let engine = ioat::open(Arc::clone(self.device))?;
+        let engine = ioat::open(device)?;
         let (major, minor) = engine.version();
         let info = DeviceInfo {
             version: Some(format!("{major}.{minor}")),
@@ -193,7 +193,7 @@ impl Session<'_> {
             );
         }
         let mut subject = ioat::IoatSubject::new(&engine, &specs, seed, timeout)?;
-        let mut measured = self.measure(&mut subject, &specs, Constraints::default());
+        let mut measured = self.measure(&mut subject, &specs, engine.allocator());
         // The model that counts takes as much memory again.
         drop(subject);
         let mut left = self.budget().saturating_sub(self.begin.elapsed());
@@ -206,18 +206,17 @@ impl Session<'_> {
         Ok((info, Measured { notes, ..measured }))
     }
 
-    fn edu(&self, info: DeviceInfo) -> Result<(DeviceInfo, Measured), Failure> {
+    fn edu(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), BenchError> {
         let Options { seed, timeout, .. } = *self.options;
         let config = Config { completion: Completion::Msi, timeout, ..Config::default() };
-        let edu = Edu::open(Arc::clone(self.device), config)?;
+        let edu = Edu::probe(device, config)?;
         let (major, minor) = edu.version()?;
         let version = Some(format!("{major}.{minor}"));
         let info = DeviceInfo { version, completion: "by MSI".into(), ..info };
         let (specs, mut notes) = plan_edu(&self.options.wishes);
-        let mask = (1 << config.address_bits) - 1;
-        let constraints = Constraints { address_mask: mask, ..Constraints::default() };
+        let allocator = edu.device().allocator().clone();
         let mut subject = edu::EduSubject::new(edu, &specs, seed)?;
-        let mut measured = self.measure(&mut subject, &specs, constraints);
+        let mut measured = self.measure(&mut subject, &specs, &allocator);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
     }
@@ -226,11 +225,11 @@ impl Session<'_> {
         &self,
         subject: &mut dyn Subject,
         specs: &[plan::Spec],
-        constraints: Constraints,
+        allocator: &Allocator,
     ) -> Measured {
         let Options { rounds, slice, .. } = *self.options;
         let budget = self.budget();
-        let allocations = Allocations::new(self.device, constraints, budget / 10);
+        let allocations = Allocations::new(allocator, budget / 10);
         let conduct = Conduct {
             rounds,
             slice,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::cli::Failure;
+use super::error::BenchError;
 
 /// A file that results will be written to.
 #[derive(Debug)]
@@ -31,14 +31,14 @@ impl Output {
     /// # Errors
     ///
     /// Names the path, and why it cannot be written.
-    pub fn prepare(path: &Path) -> Result<Output, Failure> {
-        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    pub fn prepare(path: &Path) -> Result<Output, BenchError> {
+        let failed = |source| BenchError::CannotWrite { path: path.to_owned(), source };
         // What a link leads to is replaced, not the link.
         let target = path.is_symlink().then(|| fs::canonicalize(path)).and_then(Result::ok);
         let path = target.as_deref().unwrap_or(path);
         let place = match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => {
-                return Err(format!("{} is a directory", path.display()).into());
+                return Err(BenchError::IsDirectory { path: path.to_owned() });
             }
             Ok(metadata) if !metadata.is_file() => {
                 Place::Special(OpenOptions::new().write(true).open(path).map_err(failed)?)
@@ -68,7 +68,7 @@ impl Output {
     /// # Errors
     ///
     /// Names the file, and why it was not written, such as a full disk.
-    pub fn write(self, text: &str) -> Result<(), Failure> {
+    pub fn write(self, text: &str) -> Result<(), BenchError> {
         let Output { path, place } = self;
         let written = match place {
             Place::Special(mut file) => file.write_all(text.as_bytes()),
@@ -77,7 +77,7 @@ impl Output {
                 .and_then(|()| file.as_file().sync_all())
                 .and_then(|()| file.persist(&path).map_err(|error| error.error).map(drop)),
         };
-        written.map_err(|error| format!("{} was not written: {error}", path.display()).into())
+        written.map_err(|source| BenchError::NotWritten { path, source })
     }
 }
 
@@ -88,7 +88,7 @@ pub struct Outputs {
 }
 
 /// Makes a file's text of results.
-pub type Kind = fn(&super::results::Results) -> Result<String, Failure>;
+pub type Kind = fn(&super::results::Results) -> Result<String, BenchError>;
 
 impl Outputs {
     /// Adds a file, if there is to be one.
@@ -96,7 +96,7 @@ impl Outputs {
     /// # Errors
     ///
     /// As [`Output::prepare`].
-    pub fn add(&mut self, path: Option<&Path>, kind: Kind) -> Result<(), Failure> {
+    pub fn add(&mut self, path: Option<&Path>, kind: Kind) -> Result<(), BenchError> {
         if let Some(path) = path {
             self.files.push((Output::prepare(path)?, kind));
         }
@@ -105,7 +105,7 @@ impl Outputs {
 
     /// Writes all files, also when one of them fails; returns what failed.
     #[must_use]
-    pub fn write(self, results: &super::results::Results) -> Vec<Failure> {
+    pub fn write(self, results: &super::results::Results) -> Vec<BenchError> {
         let write =
             |(output, kind): (Output, Kind)| kind(results).and_then(|text| output.write(&text));
         self.files.into_iter().map(write).filter_map(Result::err).collect()

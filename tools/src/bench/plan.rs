@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::error::BenchError;
 use super::results::Series;
-use crate::cli::Failure;
 
 /// Time for each variant in a round, unless asked for otherwise.
 pub const SLICE: Duration = Duration::from_millis(25);
@@ -233,7 +233,7 @@ pub fn plan(
     wishes: &Wishes,
     channels: u32,
     ring: u64,
-) -> Result<(Vec<Spec>, Vec<String>), Failure> {
+) -> Result<(Vec<Spec>, Vec<String>), BenchError> {
     let Wishes { profile, .. } = *wishes;
     let mut notes = Vec::new();
     let sizes = sorted(wishes.sizes.clone().unwrap_or_else(|| profile.sizes()));
@@ -281,7 +281,7 @@ pub fn plan(
     }
     let most_channels = match wishes.channels {
         Some(asked) if asked > channels => {
-            return Err(format!("--channels {asked}: the device has {channels}").into());
+            return Err(BenchError::TooManyChannels { asked, channels });
         }
         asked => asked.unwrap_or(channels),
     };
@@ -294,12 +294,7 @@ pub fn plan(
         specs.push(contiguous(Series::Latency, transfer, 1, 1));
     }
     if specs.len() > MOST_VARIANTS {
-        return Err(format!(
-            "{} variants are asked for, the most is {MOST_VARIANTS}\n  remedy: fewer sizes \
-             (--size), segments (--segment) or batches (--batch) at a time",
-            specs.len()
-        )
-        .into());
+        return Err(BenchError::TooManyVariants { asked: specs.len(), most: MOST_VARIANTS });
     }
     Ok((specs, notes))
 }
@@ -344,24 +339,15 @@ pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
     (specs, notes)
 }
 
-fn check_segments(segments: &[u64], sizes: &[u64]) -> Result<(), Failure> {
+fn check_segments(segments: &[u64], sizes: &[u64]) -> Result<(), BenchError> {
     let longest = sizes.last().copied().unwrap_or(0);
     for &segment in segments {
         if segment >= longest {
-            return Err(format!(
-                "--segment {}: it is not smaller than any transfer, the longest of which is {}",
-                bytes(segment),
-                bytes(longest)
-            )
-            .into());
+            return Err(BenchError::LongSegment { segment, longest });
         }
         let used = sizes.iter().filter(|&&size| size > segment);
         if used.clone().all(|size| size.div_ceil(segment) > MOST_SEGMENTS_ASKED) {
-            return Err(format!(
-                "--segment {segment}: every transfer would have more than {MOST_SEGMENTS_ASKED} \
-                 segments"
-            )
-            .into());
+            return Err(BenchError::TooManySegments { segment, most: MOST_SEGMENTS_ASKED });
         }
     }
     Ok(())
@@ -472,9 +458,9 @@ mod tests {
         assert!(ask(&[4096], &many, None).is_ok());
         let sizes: Vec<u64> = (200..=300).collect();
         let error = ask(&sizes, &many, None).unwrap_err();
-        assert!(error.contains("the most is 1000") && error.contains("--size"), "{error}");
+        assert!(error.contains("the most is 1000"), "{error}");
         let error = ask(&[4096], &[1024], Some(3)).unwrap_err();
-        assert!(error.contains("--channels 3: the device has 2"), "{error}");
+        assert!(error.contains("3 channels are asked for: the device has 2"), "{error}");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::error::BenchError;
 use super::plan::Spec;
-use crate::cli::Failure;
 
 /// How much of a variant is run.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ pub(super) trait Subject {
     /// # Errors
     ///
     /// Fails when there is no memory for it, or no addresses: only this variant is affected.
-    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, Failure>;
+    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError>;
 
     /// Runs a variant that was prepared; records how long each transfer took, in ns.
     ///
@@ -52,14 +52,14 @@ pub(super) trait Subject {
         number: usize,
         extent: Extent,
         latency: &mut Histogram<u64>,
-    ) -> Result<Sample, Failure>;
+    ) -> Result<Sample, BenchError>;
 
     /// Runs each of a variant's places once and compares all bytes.
     ///
     /// # Errors
     ///
     /// Fails when the device does, or a byte is wrong.
-    fn verify(&mut self, number: usize) -> Result<Sample, Failure>;
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError>;
 
     /// Copies with the processor, where the variant's transfers are, for this long.
     fn copy(&mut self, spec: &Spec, time: Duration) -> Sample;

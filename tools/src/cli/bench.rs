@@ -12,9 +12,9 @@ use super::open::Reach;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 use crate::bench::compare::compare;
-use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes};
+use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes, bytes};
 use crate::bench::results::{Results, SCHEMA};
-use crate::bench::{self, Options, Output, Outputs, csv, report, table};
+use crate::bench::{self, BenchError, Options, Output, Outputs, csv, report, table};
 
 /// Measure contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
@@ -127,7 +127,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     outputs.add(args.plot.as_deref(), report::plot)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
-    let model = || Ok(Embedded::new(IoatConfig { channels: CHANNELS, ..IoatConfig::default() })?);
+    let model = || {
+        let config = IoatConfig { channels: CHANNELS, ..IoatConfig::default() };
+        Ok(Embedded::new(config)?.attach()?)
+    };
     let options = Options {
         wishes: Wishes {
             profile: args.profile,
@@ -143,9 +146,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         link: args.link,
     };
     args.reach.drive(device, model, |driver, device| {
-        let results = bench::run(&options, driver, &device, &interrupted)?;
+        let results = bench::run(&options, driver, device, &interrupted).map_err(in_options)?;
         // Before the device's driver is restored, which may fail.
-        let mut failures = outputs.write(&results);
+        let mut failures: Vec<Failure> =
+            outputs.write(&results).into_iter().map(Failure::from).collect();
         failures.extend(output::print(&table(&results)).err());
         failures.extend(results.ended_early.map(Failure::from));
         if failures.is_empty() {
@@ -154,6 +158,31 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
         Err(texts.join("\n").into())
     })
+}
+
+/// An error of what was asked for, in the words of this command's options.
+fn in_options(error: BenchError) -> Failure {
+    match error {
+        BenchError::TooManyChannels { asked, channels } => {
+            format!("--channels {asked}: the device has {channels}").into()
+        }
+        BenchError::TooManyVariants { .. } => format!(
+            "{error}\n  remedy: fewer sizes (--size), segments (--segment) or batches (--batch) \
+             at a time"
+        )
+        .into(),
+        BenchError::LongSegment { segment, longest } => format!(
+            "--segment {}: it is not smaller than any transfer, the longest of which is {}",
+            bytes(segment),
+            bytes(longest)
+        )
+        .into(),
+        BenchError::TooManySegments { segment, most } => {
+            format!("--segment {segment}: every transfer would have more than {most} segments")
+                .into()
+        }
+        error => error.into(),
+    }
 }
 
 /// Tells what changed between two files.
@@ -188,13 +217,39 @@ fn read(path: &Path) -> Result<Results, Failure> {
     serde_json::from_str(&text).map_err(other)
 }
 
-fn json(results: &Results) -> Result<String, Failure> {
+fn json(results: &Results) -> Result<String, BenchError> {
     Ok(serde_json::to_string_pretty(results)? + "\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_asked_for_is_refused_by_the_name_of_its_option() {
+        for (error, text) in [
+            (
+                BenchError::TooManyChannels { asked: 3, channels: 2 },
+                "--channels 3: the device has 2",
+            ),
+            (
+                BenchError::TooManyVariants { asked: 2000, most: 1000 },
+                "2000 variants are asked for, the most is 1000\n  remedy: fewer sizes (--size), \
+                 segments (--segment) or batches (--batch) at a time",
+            ),
+            (
+                BenchError::LongSegment { segment: 8192, longest: 4096 },
+                "--segment 8K: it is not smaller than any transfer, the longest of which is 4K",
+            ),
+            (
+                BenchError::TooManySegments { segment: 1, most: 1 << 20 },
+                "--segment 1: every transfer would have more than 1048576 segments",
+            ),
+            (BenchError::Interrupted, "interrupted"),
+        ] {
+            assert_eq!(in_options(error).to_string(), text);
+        }
+    }
 
     #[test]
     fn sizes_that_make_no_sense_are_refused() {

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use vfio_dma::pci::sysfs::Binding;
-use vfio_dma::pci::{Address, PciError, Sysfs};
+use vfio_dma::host::{Binding, Sysfs};
+use vfio_dma::pci::Address;
+use vfio_dma::pci::sysfs::SysfsError;
 
+use super::remedy::explain;
 use super::{Failure, output};
 
 /// Bind a device to vfio-pci; its driver is remembered for `unbind`
@@ -27,9 +29,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let binding = sysfs.bind(address)?;
     output::print(&describe(&binding))?;
     // The binding itself worked; what follows would fail when the device is opened.
-    match sysfs.viability(address).and_then(|viability| viability.check()) {
-        Err(warning @ (PciError::NoGroup { .. } | PciError::GroupNotViable { .. })) => {
-            output::complain(&format!("warning: it cannot be opened yet: {warning}"));
+    match sysfs.tree().viability(address).and_then(|viability| viability.check()) {
+        Err(warning @ (SysfsError::NoGroup { .. } | SysfsError::GroupNotViable { .. })) => {
+            output::complain(&format!("warning: it cannot be opened yet: {}", explain(&warning)));
         }
         result => result?,
     }
@@ -59,7 +61,8 @@ fn describe(binding: &Binding) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vfio_dma::pci::sysfs::{Former, IommuGroup};
+    use vfio_dma::host::Former;
+    use vfio_dma::pci::sysfs::IommuGroup;
 
     use super::*;
 

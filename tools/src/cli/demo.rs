@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::{Config, Ioat};
-use vfio_dma::devices::recognise;
+use vfio_dma::devices::{PciDriver, recognise};
 use vfio_dma::dma::Placement;
-use vfio_dma::pci::Sysfs;
+use vfio_dma::host::Sysfs;
 use vfio_dma_model::embedded::{Embedded, IommuOptions};
 use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
 
 use super::Failure;
+use super::open::identity;
 use super::output::print;
 use super::run::{Copied, Cost, copy};
 
@@ -92,7 +93,7 @@ fn fragmented() -> IommuOptions {
 /// The one program text for both.
 fn copied(iommu: IommuOptions) -> Result<Copied, Failure> {
     let model = Embedded::with_function(Model::new(IoatConfig::default())?, iommu);
-    let ioat = Ioat::open(Device::open(model)?, Config::default())?;
+    let ioat = Ioat::probe(Device::open(model.attach()?)?, Config::default())?;
     // Ctrl-C ends the process, and the model with it.
     let never = AtomicBool::new(false);
     copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never)
@@ -121,7 +122,7 @@ fn found() -> String {
     let driven: Vec<String> = devices
         .iter()
         .filter_map(|info| {
-            let known = recognise(info.vendor, info.device)?;
+            let known = recognise(&identity(info))?;
             let (address, driver) = (info.address, known.driver);
             Some(format!("  {address} {driver}: vfio-dma run --bind {address}"))
         })

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use vfio_dma::pci::Sysfs;
+use vfio_dma::host::Sysfs;
 
 pub(super) struct Machine {
     dir: tempfile::TempDir,

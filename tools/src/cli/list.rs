@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
-use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::pci::sysfs::{Bar, IommuGroup, PciDeviceInfo};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::devices::recognise;
+use vfio_dma::host::{Bar, PciDeviceInfo, Sysfs};
+use vfio_dma::pci::Address;
+use vfio_dma::pci::sysfs::IommuGroup;
 
+use super::open::identity;
 use super::{Failure, output};
 
 /// Show the PCI devices: ids, class, driver, IOMMU group, and which of them can be driven
@@ -53,14 +55,14 @@ pub struct Entry {
     /// `memory32`, `memory64`), `prefetchable`.
     pub bars: Vec<Bar>,
     /// Which driver of vfio-dma drives it: `edu`, `pci-testdev`, `ioat`; `null` for none.
-    pub supported_by: Option<Driver>,
+    pub supported_by: Option<&'static str>,
     /// What the device is, in words, where vfio-dma drives it.
     pub description: Option<&'static str>,
 }
 
 impl From<PciDeviceInfo> for Entry {
     fn from(info: PciDeviceInfo) -> Entry {
-        let known = recognise(info.vendor, info.device);
+        let known = recognise(&identity(&info));
         let id = |id| format!("{id:#06x}");
         Entry {
             address: info.address,
@@ -75,7 +77,7 @@ impl From<PciDeviceInfo> for Entry {
             iommu_group: info.group,
             numa_node: info.numa_node,
             bars: info.bars,
-            supported_by: known.map(|known| known.driver),
+            supported_by: known.map(|known| known.driver.name),
             description: known.map(|known| known.description),
         }
     }
@@ -124,7 +126,7 @@ fn table(devices: &[Entry]) -> String {
             format!("{}:{}", &entry.vendor[2..], &entry.device[2..]),
             entry.class_name.to_owned(),
             entry.driver.clone().unwrap_or_else(dash),
-            entry.supported_by.map_or_else(dash, |driver| driver.to_string()),
+            entry.supported_by.map_or_else(dash, str::to_owned),
             group,
             others,
         ]);

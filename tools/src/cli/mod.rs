@@ -14,6 +14,7 @@ pub mod list;
 pub mod model;
 mod open;
 mod output;
+mod remedy;
 pub mod run;
 pub mod size;
 pub mod unbind;
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
         Some(Command::Link(args)) => link::run(args),
     };
     result.unwrap_or_else(|failure| {
-        output::complain(&failure.to_string());
+        output::complain(&remedy::explain(&*failure));
         ExitCode::FAILURE
     })
 }

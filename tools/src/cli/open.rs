@@ -1,16 +1,16 @@
 //! Opening the device that a subcommand is to drive.
 
-use std::sync::Arc;
-
 use vfio_dma::backend::vfio::Access;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
-use vfio_dma::devices::{Driver, recognise};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::devices::{Driver, Identity, recognise};
+use vfio_dma::host::{PciDeviceInfo, Sysfs};
+use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
-use vfio_dma_model::embedded::Embedded;
+use vfio_dma_model::embedded::Attached;
 
 use super::Failure;
+use super::remedy::explain;
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
@@ -37,13 +37,16 @@ enum IommuArg {
     Noiommu,
 }
 
-impl From<IommuArg> for Access {
-    fn from(arg: IommuArg) -> Access {
-        match arg {
-            IommuArg::Auto => Access::Auto,
-            IommuArg::Type1 => Access::Type1,
-            IommuArg::Iommufd => Access::Iommufd,
-            IommuArg::Noiommu => Access::NoIommu,
+impl IommuArg {
+    fn session(self) -> Session {
+        match self {
+            IommuArg::Auto => Session::through(Access::Auto),
+            IommuArg::Type1 => Session::through(Access::Type1),
+            IommuArg::Iommufd => Session::through(Access::Iommufd),
+            // SAFETY: the user asked by name for the mode in which the device can reach all
+            // memory; the drivers give it the addresses of buffers that were placed for it,
+            // which stay locked and owned until it is done with them.
+            IommuArg::Noiommu => unsafe { Session::without_iommu() },
         }
     }
 }
@@ -54,34 +57,33 @@ impl Reach {
     pub(super) fn drive<T>(
         &self,
         device: &str,
-        model: impl FnOnce() -> Result<Arc<Embedded>, Failure>,
-        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+        model: impl FnOnce() -> Result<Attached, Failure>,
+        drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        match device {
-            MODEL => drive(Driver::Ioat, Device::open(model()?)?),
+        let device = match device {
+            MODEL => Device::open(model()?)?,
             // A PCI address has no slash; the path of a socket in this directory begins
             // with ./
-            path if path.contains('/') => {
-                let device = Device::open(VfioUser::connect(path)?)?;
-                let config = device.config();
-                let driver = known(path, config.vendor_id()?, config.device_id()?)?;
-                drive(driver, device)
-            }
-            address => self.drive_bound(address.parse()?, drive),
-        }
+            path if path.contains('/') => Device::open(VfioUser::connect(path)?)?,
+            address => return self.drive_bound(address.parse()?, drive),
+        };
+        let driver = known(device.location(), &Identity::of(&device)?)?;
+        drive(driver, device)
     }
 
     /// Drives a PCI device through VFIO.
     fn drive_bound<T>(
         &self,
         address: Address,
-        drive: impl FnOnce(Driver, Arc<Device>) -> Result<T, Failure>,
+        drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let sysfs = Sysfs::new();
         let info = sysfs.device(address)?;
-        let driver = known(&address.to_string(), info.vendor, info.device)?;
+        let driver = known(&address.to_string(), &identity(&info))?;
         let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
-        let outcome = Session::through(self.iommu.into())
+        let outcome = self
+            .iommu
+            .session()
             .open(address)
             .map_err(Failure::from)
             .and_then(|device| drive(driver, device));
@@ -89,16 +91,23 @@ impl Reach {
         match (outcome, restored) {
             (outcome, Ok(())) => outcome,
             (Ok(_), Err(error)) => Err(error.into()),
-            (Err(first), Err(second)) => Err(format!("{first}\n{second}").into()),
+            (Err(first), Err(second)) => {
+                Err(format!("{}\n{}", explain(&*first), explain(&second)).into())
+            }
         }
     }
 }
 
-/// The driver of a device with these ids.
-fn known(location: &str, vendor: u16, device: u16) -> Result<Driver, Failure> {
-    recognise(vendor, device).map(|known| known.driver).ok_or_else(|| {
+/// What sysfs says of a function, for who looks for its driver.
+pub(super) fn identity(info: &PciDeviceInfo) -> Identity {
+    Identity { vendor: info.vendor, device: info.device, class: info.class }
+}
+
+/// The driver of a device.
+fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure> {
+    recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
-            "{location} is {vendor:04x}:{device:04x}, which is not a device that vfio-dma drives\n  \
+            "{location} is {identity}, which is not a device that vfio-dma drives\n  \
              remedy: `vfio-dma list` marks those it drives"
         )
         .into()

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use vfio_dma::pci::sysfs::{Choice, Unbound};
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::{Choice, Sysfs, Unbound};
+use vfio_dma::pci::Address;
 
 use super::{Failure, output};
 
@@ -39,6 +39,7 @@ fn describe(unbound: &Unbound) -> String {
             format!("{address}: {state}: the kernel's choice, what it had before is not recorded\n")
         }
         Choice::Untouched => format!("{address}: was not bound to vfio-pci; {state}\n"),
+        other => format!("{address}: {state} ({other:?})\n"),
     }
 }
 

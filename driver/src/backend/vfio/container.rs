@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
 use vfio_ioctls::VfioContainer;
 
-use super::answer::{Answer, ask};
+use super::ioctl::done;
+use super::reply::{Reply, ask};
 use super::{check_unmapped, ioctl, map_error, os_error, unmap_error};
 use crate::backend::{Iommu, IommuInfo, MapRequest, Result, Translation};
 
@@ -24,11 +25,11 @@ impl fmt::Debug for Container {
     }
 }
 
-/// Decodes VFIO_IOMMU_GET_INFO's answer.
-fn decode(answer: &Answer) -> IommuInfo {
-    let flags = answer.u32(offset_of!(uapi::vfio_iommu_type1_info, flags)).unwrap_or(0);
+/// Decodes the reply to VFIO_IOMMU_GET_INFO.
+fn decode(reply: &Reply) -> IommuInfo {
+    let flags = reply.u32(offset_of!(uapi::vfio_iommu_type1_info, flags)).unwrap_or(0);
     let page_sizes = if flags & uapi::VFIO_IOMMU_INFO_PGSIZES != 0 {
-        answer.u64(offset_of!(uapi::vfio_iommu_type1_info, iova_pgsizes)).unwrap_or(0)
+        reply.u64(offset_of!(uapi::vfio_iommu_type1_info, iova_pgsizes)).unwrap_or(0)
     } else {
         0
     };
@@ -43,19 +44,19 @@ fn decode(answer: &Answer) -> IommuInfo {
     let mut ranges_known = false;
     if flags & uapi::VFIO_IOMMU_INFO_CAPS != 0 {
         use uapi::vfio_iommu_type1_info_cap_iova_range as Ranges;
-        let chain = answer.capabilities(offset_of!(uapi::vfio_iommu_type1_info, cap_offset));
+        let chain = reply.capabilities(offset_of!(uapi::vfio_iommu_type1_info, cap_offset));
         for (id, offset) in chain {
             match id {
                 uapi::VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE => {
                     let count = offset + offset_of!(Ranges, nr_iovas);
                     let first = offset + offset_of!(Ranges, iova_ranges);
-                    if let Some(pairs) = answer.pairs(count, first) {
+                    if let Some(pairs) = reply.pairs(count, first) {
                         info.ranges = pairs.into_iter().map(|(start, end)| start..=end).collect();
                         ranges_known = true;
                     }
                 }
                 uapi::VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL => {
-                    info.available_mappings = answer
+                    info.available_mappings = reply
                         .u32(offset + offset_of!(uapi::vfio_iommu_type1_info_dma_avail, avail));
                 }
                 _ => {}
@@ -76,15 +77,15 @@ impl Iommu for Container {
     }
 
     fn info(&self) -> Result<IommuInfo> {
-        let answer = ask(0, |info| {
+        let reply = ask(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
             unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
         });
-        let answer = answer.map_err(|errno| {
+        let reply = reply.map_err(|errno| {
             os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
         })?;
-        Ok(decode(&answer))
+        Ok(decode(&reply))
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
@@ -103,11 +104,14 @@ impl Iommu for Container {
             size: request.len as u64,
         };
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
-        let done = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
-        done.map(drop).map_err(|errno| {
-            let exhausted = "the container has no mapping left: raise dma_entry_limit of the module \
-                             vfio_iommu_type1, or use fewer and larger buffers";
-            map_error(request, errno, (errno == Errno::ENOSPC).then_some(exhausted))
+        let status = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
+        done(status).map_err(|errno| {
+            let exhausted = (errno == Errno::ENOSPC).then(|| {
+                "the container has no mapping left: raise dma_entry_limit of the module \
+                 vfio_iommu_type1, or use fewer and larger buffers"
+                    .into()
+            });
+            map_error(request, errno, exhausted)
         })
     }
 
@@ -119,8 +123,8 @@ impl Iommu for Container {
             ..Default::default()
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
-        unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) }
-            .map_err(|errno| unmap_error(iova, len, errno))?;
+        let status = unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) };
+        done(status).map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.size)
     }
 }
@@ -129,9 +133,9 @@ impl Iommu for Container {
 mod tests {
     use super::*;
 
-    /// An answer as the kernel lays it out: the structure (24 bytes), then the
+    /// A reply as the kernel lays it out: the structure (24 bytes), then the
     /// capabilities: id u16, version u16, next u32, contents.
-    fn answer() -> Vec<u8> {
+    fn reply() -> Vec<u8> {
         let mut bytes = Vec::new();
         for word in [112u32, 3] {
             bytes.extend(word.to_ne_bytes());
@@ -155,25 +159,25 @@ mod tests {
 
     #[test]
     fn ranges_page_sizes_and_available_mappings_are_decoded() {
-        let info = decode(&Answer::new(answer()));
+        let info = decode(&Reply::new(reply()));
         assert_eq!(info.page_sizes, 0x4020_1000);
         assert_eq!(info.ranges, vec![0..=0xfedf_ffff, 0xfef0_0000..=0x7f_ffff_ffff]);
         assert_eq!(info.available_mappings, Some(65_535));
     }
 
     #[test]
-    fn a_chain_that_loops_or_leaves_the_answer_ends() {
-        let mut looping = answer();
+    fn a_chain_that_loops_or_leaves_the_reply_ends() {
+        let mut looping = reply();
         looping[28..32].copy_from_slice(&24u32.to_ne_bytes());
-        assert_eq!(decode(&Answer::new(looping)).available_mappings, None);
-        let mut outside = answer();
+        assert_eq!(decode(&Reply::new(looping)).available_mappings, None);
+        let mut outside = reply();
         outside[28..32].copy_from_slice(&0xffff_fff0u32.to_ne_bytes());
-        assert_eq!(decode(&Answer::new(outside)).ranges.len(), 2);
-        for len in 0..answer().len() {
-            decode(&Answer::new(answer()[..len].to_vec()));
+        assert_eq!(decode(&Reply::new(outside)).ranges.len(), 2);
+        for len in 0..reply().len() {
+            decode(&Reply::new(reply()[..len].to_vec()));
         }
-        let mut many = answer();
+        let mut many = reply();
         many[32..36].copy_from_slice(&u32::MAX.to_ne_bytes());
-        assert!(!decode(&Answer::new(many)).ranges.is_empty(), "the fallback ranges");
+        assert!(!decode(&Reply::new(many)).ranges.is_empty(), "the fallback ranges");
     }
 }

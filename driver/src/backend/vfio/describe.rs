@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
 
-use super::answer::{Answer, ask};
 use super::ioctl;
+use super::reply::{Reply, ask};
 use crate::backend::{IrqKind, Region, RegionInfo};
 
 /// A region, and where it starts in the device's descriptor.
@@ -30,19 +30,19 @@ impl Description {
     /// Reads the description from a device's descriptor.
     pub(super) fn read(device: RawFd) -> nix::Result<Description> {
         let region = |index| {
-            let answer = ask(index, |info| {
+            let reply = ask(index, |info| {
                 // SAFETY: `ask` gives the kernel as much room as it says.
                 unsafe { ioctl::device_get_region_info(device, info) }
             });
-            absent_is_none(answer.map(|answer| region(&answer)))
+            absent_is_none(reply.map(|reply| region(&reply)))
         };
         let vectors = |kind: IrqKind| {
-            let answer = ask::<uapi::vfio_irq_info>(kind.index(), |info| {
+            let reply = ask::<uapi::vfio_irq_info>(kind.index(), |info| {
                 // SAFETY: `ask` gives the kernel as much room as it says.
                 unsafe { ioctl::device_get_irq_info(device, info) }
             });
-            let count = |answer: Answer| answer.u32(offset_of!(uapi::vfio_irq_info, count));
-            absent_is_none(answer.map(|answer| count(answer).unwrap_or(0)))
+            let count = |reply: Reply| reply.u32(offset_of!(uapi::vfio_irq_info, count));
+            absent_is_none(reply.map(|reply| count(reply).unwrap_or(0)))
         };
         Ok(Description {
             regions: (0..=Region::Config.index()).map(region).collect::<nix::Result<_>>()?,
@@ -65,18 +65,18 @@ impl Description {
 }
 
 /// The kernel says EINVAL of an index that the device does not have.
-fn absent_is_none<T: Default>(answer: nix::Result<T>) -> nix::Result<T> {
-    if answer.as_ref().is_err_and(|errno| *errno == Errno::EINVAL) {
+fn absent_is_none<T: Default>(reply: nix::Result<T>) -> nix::Result<T> {
+    if reply.as_ref().is_err_and(|errno| *errno == Errno::EINVAL) {
         return Ok(T::default());
     }
-    answer
+    reply
 }
 
-/// Decodes VFIO_DEVICE_GET_REGION_INFO's answer.
-fn region(answer: &Answer) -> Placed {
+/// Decodes the reply to VFIO_DEVICE_GET_REGION_INFO.
+fn region(reply: &Reply) -> Placed {
     use uapi::vfio_region_info as Info;
-    let flags = answer.u32(offset_of!(Info, flags)).unwrap_or(0);
-    let size = answer.u64(offset_of!(Info, size)).unwrap_or(0);
+    let flags = reply.u32(offset_of!(Info, flags)).unwrap_or(0);
+    let size = reply.u64(offset_of!(Info, size)).unwrap_or(0);
     let mut info = RegionInfo {
         size,
         readable: flags & uapi::VFIO_REGION_INFO_FLAG_READ != 0,
@@ -85,7 +85,7 @@ fn region(answer: &Answer) -> Placed {
     };
     if flags & uapi::VFIO_REGION_INFO_FLAG_MMAP != 0 && size > 0 {
         let areas =
-            if flags & uapi::VFIO_REGION_INFO_FLAG_CAPS != 0 { sparse_areas(answer) } else { None };
+            if flags & uapi::VFIO_REGION_INFO_FLAG_CAPS != 0 { sparse_areas(reply) } else { None };
         // Without the capability the whole region can be mapped.
         let areas = areas.unwrap_or_else(|| vec![(0, size)]);
         info.mappable = areas
@@ -94,17 +94,17 @@ fn region(answer: &Answer) -> Placed {
             .filter(|range| !range.is_empty())
             .collect();
     }
-    Placed { info, position: answer.u64(offset_of!(Info, offset)).unwrap_or(0) }
+    Placed { info, position: reply.u64(offset_of!(Info, offset)).unwrap_or(0) }
 }
 
 /// The (offset, length) pairs that can be mapped, where the kernel names them. A list that
 /// is cut off counts as empty: then every access is trapped.
-fn sparse_areas(answer: &Answer) -> Option<Vec<(u64, u64)>> {
+fn sparse_areas(reply: &Reply) -> Option<Vec<(u64, u64)>> {
     use uapi::vfio_region_info_cap_sparse_mmap as Sparse;
-    let chain = answer.capabilities(offset_of!(uapi::vfio_region_info, cap_offset));
+    let chain = reply.capabilities(offset_of!(uapi::vfio_region_info, cap_offset));
     let (_, at) =
         chain.into_iter().find(|(id, _)| *id == uapi::VFIO_REGION_INFO_CAP_SPARSE_MMAP)?;
-    let areas = answer.pairs(at + offset_of!(Sparse, nr_areas), at + offset_of!(Sparse, areas));
+    let areas = reply.pairs(at + offset_of!(Sparse, nr_areas), at + offset_of!(Sparse, areas));
     Some(areas.unwrap_or_default())
 }
 
@@ -112,9 +112,9 @@ fn sparse_areas(answer: &Answer) -> Option<Vec<(u64, u64)>> {
 mod tests {
     use super::*;
 
-    /// An answer as the kernel lays it out: argsz, flags, index, cap_offset (u32 each),
+    /// A reply as the kernel lays it out: argsz, flags, index, cap_offset (u32 each),
     /// size, offset (u64 each), then capabilities.
-    fn answer(flags: u32, cap_offset: u32, areas: &[(u64, u64)]) -> Vec<u8> {
+    fn reply(flags: u32, cap_offset: u32, areas: &[(u64, u64)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend([4096, flags, 0, cap_offset].into_iter().flat_map(u32::to_ne_bytes));
         bytes.extend([0x4000u64, 2 << 40].into_iter().flat_map(u64::to_ne_bytes));
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn sparse_areas_are_clipped_to_the_region() {
         let areas = [(0, 0x1000), (0x2000, 0), (0x3000, u64::MAX), (0x8000, 0x1000)];
-        let found = region(&Answer::new(answer(0b1111, 32, &areas)));
+        let found = region(&Reply::new(reply(0b1111, 32, &areas)));
         assert_eq!((found.position, found.info.size), (2 << 40, 0x4000));
         assert!(found.info.readable && found.info.writable);
         assert_eq!(found.info.mappable, [0..0x1000, 0x3000..0x4000]);
@@ -138,17 +138,17 @@ mod tests {
 
     #[test]
     fn without_the_capability_all_or_nothing_is_mappable() {
-        let all = region(&Answer::new(answer(0b0111, 0, &[])));
+        let all = region(&Reply::new(reply(0b0111, 0, &[])));
         assert_eq!(all.info.mappable, std::iter::once(0..0x4000).collect::<Vec<_>>());
-        let none = region(&Answer::new(answer(0b0001, 0, &[])));
+        let none = region(&Reply::new(reply(0b0001, 0, &[])));
         assert!(none.info.readable && !none.info.writable && none.info.mappable.is_empty());
     }
 
     #[test]
-    fn answers_that_are_cut_off_map_nothing_outside() {
-        let whole = answer(0b1111, 32, &[(0, 0x1000)]);
+    fn replies_that_are_cut_off_map_nothing_outside() {
+        let whole = reply(0b1111, 32, &[(0, 0x1000)]);
         for len in 0..whole.len() {
-            let found = region(&Answer::new(whole[..len].to_vec()));
+            let found = region(&Reply::new(whole[..len].to_vec()));
             assert!(found.info.mappable.iter().all(|area| area.end <= found.info.size), "{len}");
         }
     }

@@ -11,29 +11,33 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio as uapi;
 
+use super::claim::Claim;
 use super::describe::Description;
+use super::ioctl::done;
 use super::{ioctl, os_error};
 use crate::backend::{
     Backend, BackendError, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
 };
 use crate::pci::Address;
 
-/// A PCI device opened through VFIO, whichever way: regions, interrupts and reset are
+/// A PCI device opened through VFIO, by whichever method: regions, interrupts and reset are
 /// requests to its descriptor in all of them.
 pub struct Device {
     /// Keeps the descriptor open, and whatever that takes; dropped first.
     owner: Box<dyn AsRawFd + Send + Sync>,
     description: Description,
-    address: Address,
     iommu: Arc<dyn Iommu>,
+    /// Given back when the descriptor is closed.
+    claim: Claim,
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("vfio::Device").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("vfio::Device").field("address", &self.address()).finish_non_exhaustive()
     }
 }
 
@@ -41,9 +45,10 @@ impl Device {
     /// A device whose descriptor is open as long as `owner` lives.
     pub(super) fn new(
         owner: Box<dyn AsRawFd + Send + Sync>,
-        address: Address,
+        claim: Claim,
         iommu: Arc<dyn Iommu>,
     ) -> Result<Device> {
+        let address = claim.address();
         let description = Description::read(owner.as_raw_fd()).map_err(|errno| {
             os_error(format!("{address}: asking for regions and interrupts"), errno, None)
         })?;
@@ -54,7 +59,11 @@ impl Device {
                 by: format!("the kernel's VFIO for {address}"),
             });
         }
-        Ok(Device { owner, description, address, iommu })
+        Ok(Device { owner, description, iommu, claim })
+    }
+
+    fn address(&self) -> Address {
+        self.claim.address()
     }
 
     fn fd(&self) -> i32 {
@@ -88,11 +97,11 @@ impl Device {
         len: usize,
         source: io::Error,
     ) -> BackendError {
-        let action = format!("{}: {verb} {len} bytes at {region} {offset:#x}", self.address);
+        let action = format!("{}: {verb} {len} bytes at {region} {offset:#x}", self.address());
         let remedy = (source.raw_os_error() == Some(libc::EIO)).then(|| {
             "memory or I/O space is disabled in the device's command register, or the device \
              is gone"
-                .to_string()
+                .into()
         });
         BackendError::Os { action, source, remedy }
     }
@@ -104,7 +113,7 @@ impl Device {
         action: u32,
         count: u32,
         events: Option<&[BorrowedFd<'_>]>,
-    ) -> nix::Result<()> {
+    ) -> nix::Result<libc::c_int> {
         const HEADER: usize = offset_of!(uapi::vfio_irq_set, data);
         let fds = events.unwrap_or_default();
         // u32 elements, so that the structure inside is aligned.
@@ -121,13 +130,13 @@ impl Device {
         }
         // SAFETY: the descriptor is a device, and the structure is followed by as many
         // descriptors as its size says.
-        unsafe { ioctl::device_set_irqs(self.fd(), words.as_ptr().cast()) }.map(drop)
+        unsafe { ioctl::device_set_irqs(self.fd(), words.as_ptr().cast()) }
     }
 }
 
 impl Backend for Device {
     fn location(&self) -> String {
-        self.address.to_string()
+        self.address().to_string()
     }
 
     fn region_info(&self, region: Region) -> Result<RegionInfo> {
@@ -167,9 +176,9 @@ impl Backend for Device {
         protection.set(ProtFlags::PROT_WRITE, info.writable);
         let position = self.position(region, area.start, len.get())?;
         let action =
-            || format!("{}: mapping {len} bytes of {region} at {:#x}", self.address, area.start);
+            || format!("{}: mapping {len} bytes of {region} at {:#x}", self.address(), area.start);
         let position = libc::off_t::try_from(position)
-            .map_err(|_| os_error(action(), nix::errno::Errno::EOVERFLOW, None))?;
+            .map_err(|_| os_error(action(), Errno::EOVERFLOW, None))?;
         let file = self.file();
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
         let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &*file, position) }
@@ -187,24 +196,24 @@ impl Backend for Device {
         if requested == 0 || requested > available {
             return Err(BackendError::NoVectors { kind, requested, available });
         }
-        self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, requested, Some(events)).map_err(
-            |errno| {
-                let action = format!("{}: enabling {requested} {kind} vectors", self.address);
-                let remedy = (errno == nix::errno::Errno::EINVAL).then(|| {
-                    "another kind of interrupt is enabled on the device: disable it first".into()
-                });
-                os_error(action, errno, remedy)
-            },
-        )
+        let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
+        let status = self.set_irqs(kind, trigger, requested, Some(events)).map_err(|errno| {
+            let action = format!("{}: enabling {requested} {kind} vectors", self.address());
+            let remedy = (errno == Errno::EINVAL).then(|| {
+                "another kind of interrupt is enabled on the device: disable it first".into()
+            });
+            os_error(action, errno, remedy)
+        })?;
+        check_enabled(kind, requested, status)
     }
 
     fn irq_disable(&self, kind: IrqKind) -> Result<()> {
-        match self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None) {
+        match done(self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None)) {
             Ok(()) => Ok(()),
             // The kernel says EINVAL when vectors of the kind are not enabled.
-            Err(nix::errno::Errno::EINVAL) => Ok(()),
+            Err(Errno::EINVAL) => Ok(()),
             Err(errno) => {
-                Err(os_error(format!("{}: disabling {kind} vectors", self.address), errno, None))
+                Err(os_error(format!("{}: disabling {kind} vectors", self.address()), errno, None))
             }
         }
     }
@@ -212,29 +221,42 @@ impl Backend for Device {
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
         let action =
             if masked { uapi::VFIO_IRQ_SET_ACTION_MASK } else { uapi::VFIO_IRQ_SET_ACTION_UNMASK };
-        self.set_irqs(IrqKind::Intx, action, 1, None).map_err(|errno| {
+        done(self.set_irqs(IrqKind::Intx, action, 1, None)).map_err(|errno| {
             let verb = if masked { "masking" } else { "unmasking" };
-            os_error(format!("{}: {verb} INTx", self.address), errno, None)
+            os_error(format!("{}: {verb} INTx", self.address()), errno, None)
         })
     }
 
     fn reset(&self) -> Result<()> {
         // SAFETY: the descriptor is a device.
-        unsafe { ioctl::device_reset(self.fd()) }.map(drop).map_err(|errno| {
-            let remedy = (errno == nix::errno::Errno::ENOTTY || errno == nix::errno::Errno::EINVAL)
-                .then(|| {
-                    format!(
-                        "the kernel knows no way to reset this function alone; \
+        let status = unsafe { ioctl::device_reset(self.fd()) };
+        done(status).map_err(|errno| {
+            let remedy = (errno == Errno::ENOTTY || errno == Errno::EINVAL).then(|| {
+                format!(
+                    "the kernel knows no way to reset this function alone; \
                          /sys/bus/pci/devices/{}/reset_method lists those it has",
-                        self.address
-                    )
-                });
-            os_error(format!("{}: resetting the function", self.address), errno, remedy)
+                    self.address()
+                )
+                .into()
+            });
+            os_error(format!("{}: resetting the function", self.address()), errno, remedy)
         })
     }
 
     fn iommu(&self) -> &Arc<dyn Iommu> {
         &self.iommu
+    }
+}
+
+/// What VFIO_DEVICE_SET_IRQS says when vectors are to be connected: 0, or how many the
+/// machine could give the device of those asked for; none is connected then
+/// (`vfio_msi_enable` in the kernel's `drivers/vfio/pci/vfio_pci_intrs.c`).
+fn check_enabled(kind: IrqKind, requested: u32, status: libc::c_int) -> Result<()> {
+    match u32::try_from(status) {
+        Ok(0) => Ok(()),
+        available => {
+            Err(BackendError::NoVectors { kind, requested, available: available.unwrap_or(0) })
+        }
     }
 }
 
@@ -266,6 +288,24 @@ impl Drop for Mapping {
         // SAFETY: the mapping is the value's own; the trait's users do not outlive it.
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
             log::error!("unmapping {} bytes of a BAR at {:?}: {errno}", self.len, self.base);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_vectors_than_asked_for_are_no_success() {
+        check_enabled(IrqKind::MsiX, 8, 0).unwrap();
+        for (status, expected) in [(1, 1), (7, 7), (-1, 0)] {
+            match check_enabled(IrqKind::MsiX, 8, status) {
+                Err(BackendError::NoVectors { kind: IrqKind::MsiX, requested: 8, available }) => {
+                    assert_eq!(available, expected);
+                }
+                other => panic!("{status}: {other:?}"),
+            }
         }
     }
 }

@@ -9,12 +9,14 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 
+use super::claim::Claim;
 use super::{
-    CONTAINER_NODE, Container, Device, Target, busy, node_error, os_error, precondition, rebind,
-    unsafe_interrupts,
+    CONTAINER_NODE, Container, Device, Target, busy, is_open_here, node_error, os_error,
+    precondition, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Result};
-use crate::pci::{Address, Sysfs};
+use crate::pci::sysfs::Tree;
+use crate::pci::{Address, Remedy};
 
 impl Container {
     /// Opens a new, empty container.
@@ -25,18 +27,21 @@ impl Container {
     pub fn new() -> Result<Arc<Container>> {
         let inner = VfioContainer::new(None).map_err(|error| match error {
             VfioError::OpenContainer(source) => {
-                node_error(Path::new(CONTAINER_NODE), source, || {
-                    "load VFIO: modprobe vfio-pci (kernel options CONFIG_VFIO, CONFIG_VFIO_PCI)"
-                        .into()
+                node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
+                    module: "vfio-pci",
+                    kernel: "CONFIG_VFIO, CONFIG_VFIO_PCI",
                 })
             }
             VfioError::VfioExtension => precondition(
                 format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
-                "modprobe vfio_iommu_type1 (kernel option CONFIG_VFIO_IOMMU_TYPE1)",
+                Remedy::LoadModule {
+                    module: "vfio_iommu_type1",
+                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
+                },
             ),
             other => precondition(
                 format!("{CONTAINER_NODE}: {other}"),
-                "this needs Linux with CONFIG_VFIO_CONTAINER, API version 0",
+                Remedy::KernelOptions { options: "CONFIG_VFIO_CONTAINER, API version 0" },
             ),
         })?;
         Ok(Arc::new(Container { inner: Arc::new(inner) }))
@@ -50,40 +55,38 @@ impl Container {
     ///
     /// [`BackendError::Precondition`] names what has to be done first: bind the device to
     /// vfio-pci, boot with an IOMMU, unbind the group's other members, give this user the
-    /// group's node, or end who uses it. [`BackendError::NotShareable`] when the group
-    /// cannot join a container that has others already.
+    /// group's node, or end who uses it. [`BackendError::AlreadyOpen`] and
+    /// [`BackendError::GroupAlreadyOpen`] when that is this process.
+    /// [`BackendError::NotShareable`] when the group cannot join a container that has others
+    /// already.
     pub fn open(self: &Arc<Container>, address: Address) -> Result<Device> {
-        let sysfs = Sysfs::new();
-        let Target { dir, group } = Target::translated(&sysfs, address)?;
+        let Target { dir, group } = Target::translated(&Tree::new(), address)?;
+        let claim = Claim::new(address, group.number)?;
         let node = group.node();
         // Opened here once, so that the reason is told; `VfioDevice` opens it again.
-        check_node(&node, address)?;
+        check_node(&node, address, group.number)?;
         let inner = VfioDevice::new(&dir, Arc::clone(&self.inner) as _, false)
-            .map_err(|error| explain(error, address, &node))?;
+            .map_err(|error| explain(error, address, &node, group.number))?;
         let owner = GroupDevice { inner: ManuallyDrop::new(inner), sysfs: dir, address };
-        Device::new(Box::new(owner), address, Arc::clone(self) as _)
+        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
     }
 }
 
 /// Whether the group's node can be opened, unless this process holds it already.
-fn check_node(node: &Path, address: Address) -> Result<()> {
+fn check_node(node: &Path, address: Address, group: u32) -> Result<()> {
     if is_open_here(node) {
         return Ok(());
     }
     match OpenOptions::new().read(true).write(true).open(node) {
         Ok(_) => Ok(()),
-        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => Err(busy(address, node)),
-        Err(source) => Err(node_error(node, source, || rebind(address))),
+        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
+            Err(busy(address, node, group))
+        }
+        Err(source) => Err(node_error(node, source, || Remedy::Rebind { address })),
     }
 }
 
-/// Whether this process has the node open.
-fn is_open_here(node: &Path) -> bool {
-    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    fds.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| target == node)
-}
-
-fn explain(error: VfioError, address: Address, node: &Path) -> BackendError {
+fn explain(error: VfioError, address: Address, node: &Path, group: u32) -> BackendError {
     match error {
         VfioError::GroupSetContainer => BackendError::NotShareable {
             location: address.to_string(),
@@ -98,9 +101,11 @@ fn explain(error: VfioError, address: Address, node: &Path) -> BackendError {
             None,
         ),
         VfioError::OpenGroup(source, _) if source.raw_os_error() == Some(libc::EBUSY) => {
-            busy(address, node)
+            busy(address, node, group)
         }
-        VfioError::GroupGetDeviceFD(errno) if errno.errno() == libc::EBUSY => busy(address, node),
+        VfioError::GroupGetDeviceFD(errno) if errno.errno() == libc::EBUSY => {
+            busy(address, node, group)
+        }
         VfioError::GroupGetDeviceFD(errno) => os_error(
             format!("opening {address} through {}", node.display()),
             Errno::from_raw(errno.errno()),
@@ -108,13 +113,11 @@ fn explain(error: VfioError, address: Address, node: &Path) -> BackendError {
         ),
         VfioError::GroupViable => precondition(
             format!("{address}: its IOMMU group is not viable, or in a container already"),
-            "bind every member of the group to vfio-pci or to no driver; `vfio-dma list` \
-             shows them",
+            Remedy::FreeGroup { members: Vec::new() },
         ),
-        other => precondition(
-            format!("{address}: opening the device: {other}"),
-            "`vfio-dma doctor` checks what VFIO needs",
-        ),
+        other => {
+            precondition(format!("{address}: opening the device: {other}"), Remedy::CheckSetup)
+        }
     }
 }
 

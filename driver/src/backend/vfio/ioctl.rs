@@ -3,17 +3,30 @@
 //! Numbers and structures are those of `include/uapi/linux/vfio.h` and `iommufd.h`; the
 //! structures come from `vfio-bindings` and `iommufd-bindings`.
 
+#[cfg(feature = "iommufd")]
 use iommufd_bindings::iommufd;
+use nix::errno::Errno;
+#[cfg(feature = "iommufd")]
+use vfio_bindings::bindings::vfio::vfio_device_detach_iommufd_pt;
 use vfio_bindings::bindings::vfio::{
-    vfio_device_detach_iommufd_pt, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
-    vfio_iommu_type1_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info, vfio_irq_info,
+    vfio_irq_set, vfio_region_info,
 };
+
+/// The outcome of a request that the header promises 0 for: another number is not success.
+pub(super) fn done(status: nix::Result<libc::c_int>) -> nix::Result<()> {
+    match status? {
+        0 => Ok(()),
+        _ => Err(Errno::EPROTO),
+    }
+}
 
 const TYPE: u8 = b';';
 const BASE: u8 = 100;
 
 nix::ioctl_write_ptr_bad!(
-    /// VFIO_DEVICE_SET_IRQS: connects, masks, unmasks or triggers vectors.
+    /// VFIO_DEVICE_SET_IRQS: connects, masks, unmasks or triggers vectors. A number above 0
+    /// says how many vectors could be had of those asked for, and none is connected.
     device_set_irqs,
     nix::request_code_none!(TYPE, BASE + 10),
     vfio_irq_set
@@ -81,15 +94,29 @@ nix::ioctl_readwrite_bad!(
     nix::request_code_none!(TYPE, BASE + 9),
     vfio_irq_info
 );
+#[cfg(feature = "iommufd")]
 nix::ioctl_write_ptr_bad!(
     /// VFIO_DEVICE_DETACH_IOMMUFD_PT: takes a device out of its IOAS.
     device_detach_iommufd_pt,
     nix::request_code_none!(TYPE, BASE + 20),
     vfio_device_detach_iommufd_pt
 );
+#[cfg(feature = "iommufd")]
 nix::ioctl_readwrite_bad!(
     /// IOMMU_IOAS_IOVA_RANGES: the ranges that an IOAS maps in, and their alignment.
     ioas_iova_ranges,
     nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_IOVA_RANGES),
     iommufd::iommu_ioas_iova_ranges
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_zero_is_success() {
+        assert_eq!(done(Ok(0)), Ok(()));
+        assert_eq!(done(Ok(3)), Err(Errno::EPROTO));
+        assert_eq!(done(Err(Errno::EBUSY)), Err(Errno::EBUSY));
+    }
+}

@@ -14,12 +14,15 @@ use vfio_bindings::bindings::vfio::vfio_device_detach_iommufd_pt;
 use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
 use vmm_sys_util::errno::Error as SysError;
 
+use super::claim::Claim;
+use super::ioctl::done;
 use super::{
     Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error, precondition,
     unmap_error, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
-use crate::pci::{Address, Sysfs};
+use crate::pci::sysfs::Tree;
+use crate::pci::{Address, Remedy};
 
 const IOMMU_NODE: &str = "/dev/iommu";
 
@@ -42,11 +45,13 @@ impl Ioas {
     /// Fails when the kernel has no iommufd, or this process may not use it.
     pub fn new() -> Result<Arc<Ioas>> {
         let iommufd = IommuFd::new().map_err(|error| match error {
-            IommufdError::OpenIommufd(source) => node_error(Path::new(IOMMU_NODE), source, || {
-                "load iommufd: modprobe iommufd (kernel option CONFIG_IOMMUFD, Linux 6.2); \
-                     opening devices through it takes CONFIG_VFIO_DEVICE_CDEV (Linux 6.6)"
-                    .into()
-            }),
+            IommufdError::OpenIommufd(source) => {
+                node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
+                    module: "iommufd",
+                    kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
+                         CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
+                })
+            }
             other => unexpected(IOMMU_NODE, &other),
         })?;
         let iommufd = Arc::new(iommufd);
@@ -67,27 +72,27 @@ impl Ioas {
     ///
     /// [`BackendError::Precondition`] names what has to be done first: bind the device to
     /// vfio-pci, boot with an IOMMU, unbind the group's other members, give this user the
-    /// device's node, or end who uses it. [`BackendError::NotShareable`] when the device
-    /// cannot be attached to the address space.
+    /// device's node, or end who uses it. [`BackendError::AlreadyOpen`] and
+    /// [`BackendError::GroupAlreadyOpen`] when that is this process.
+    /// [`BackendError::NotShareable`] when the device cannot be attached to the address space.
     pub fn open(self: &Arc<Ioas>, address: Address) -> Result<Device> {
-        let sysfs = Sysfs::new();
-        Target::translated(&sysfs, address)?;
+        let sysfs = Tree::new();
+        let group = Target::translated(&sysfs, address)?.group.number;
+        let claim = Claim::new(address, group)?;
         let node = node(&sysfs, address)?;
         let file =
             OpenOptions::new().read(true).write(true).open(&node).map_err(|source| match source
                 .raw_os_error()
             {
-                Some(libc::EBUSY) => busy(address, &node),
-                _ => node_error(&node, source, || {
-                    "this takes a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6) and udev or \
-                         devtmpfs on /dev"
-                        .into()
+                Some(libc::EBUSY) => busy(address, &node, group),
+                _ => node_error(&node, source, || Remedy::KernelOptions {
+                    options: "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), and udev or devtmpfs on /dev",
                 }),
             })?;
         let inner = VfioDevice::new_from_fd(file, Arc::clone(&self.inner), true)
-            .map_err(|error| explain(error, address, &node))?;
+            .map_err(|error| explain(error, address, &node, group))?;
         let owner = CdevDevice { inner: ManuallyDrop::new(inner), address };
-        Device::new(Box::new(owner), address, Arc::clone(self) as _)
+        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
     }
 
     fn fd(&self) -> RawFd {
@@ -108,10 +113,10 @@ impl Ioas {
             };
             // SAFETY: the descriptor is an iommufd, and `allowed_iovas` has room for
             // `num_iovas` ranges.
-            let answered = unsafe { ioctl::ioas_iova_ranges(self.fd(), &raw mut query) };
+            let status = unsafe { ioctl::ioas_iova_ranges(self.fd(), &raw mut query) };
             ranges.resize(query.num_iovas as usize, Default::default());
-            match answered {
-                Ok(_) => return Ok((ranges, query.out_iova_alignment)),
+            match done(status) {
+                Ok(()) => return Ok((ranges, query.out_iova_alignment)),
                 Err(Errno::EMSGSIZE) => {}
                 Err(errno) => return Err(errno),
             }
@@ -185,14 +190,13 @@ fn page_sizes(alignment: u64) -> u64 {
 }
 
 /// The device's character device.
-fn node(sysfs: &Sysfs, address: Address) -> Result<PathBuf> {
+fn node(sysfs: &Tree, address: Address) -> Result<PathBuf> {
     let mut nodes = sysfs.vfio_nodes(address);
     match (nodes.pop(), nodes.is_empty()) {
         (Some(node), true) => Ok(node),
         (None, _) => Err(precondition(
             format!("{address} has no character device: no directory vfio-dev in sysfs"),
-            "this takes a kernel with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6); on others use \
-             `--iommu type1`",
+            Remedy::UseType1,
         )),
         (Some(_), false) => Err(BackendError::Unsupported {
             what: "a device with several character devices".into(),
@@ -201,12 +205,12 @@ fn node(sysfs: &Sysfs, address: Address) -> Result<PathBuf> {
     }
 }
 
-fn explain(error: VfioError, address: Address, node: &Path) -> BackendError {
+fn explain(error: VfioError, address: Address, node: &Path, group: u32) -> BackendError {
     match error {
         VfioError::VfioDeviceBindIommufd(error) => match errno(error) {
             // Of a device that is bound already the kernel says EINVAL, of one whose group
             // is in use EBUSY.
-            Errno::EBUSY | Errno::EINVAL => busy(address, node),
+            Errno::EBUSY | Errno::EINVAL => busy(address, node, group),
             Errno::EPERM => unsafe_interrupts(address, "iommufd"),
             errno => os_error(format!("binding {address} to iommufd"), errno, None),
         },
@@ -228,7 +232,7 @@ fn errno(error: SysError) -> Errno {
 }
 
 fn unexpected(action: &str, error: &dyn std::error::Error) -> BackendError {
-    precondition(format!("{action}: {error}"), "`vfio-dma doctor` checks what VFIO needs")
+    precondition(format!("{action}: {error}"), Remedy::CheckSetup)
 }
 
 /// A device of its own character device, bound to iommufd.
@@ -253,9 +257,10 @@ impl Drop for CdevDevice {
         // `VfioDevice` panics when it cannot detach. It can if this did: to the kernel a
         // second time is no error.
         // SAFETY: the descriptor is a device, and the structure as large as it says.
-        match unsafe { ioctl::device_detach_iommufd_pt(fd, &raw const detach) } {
+        let status = unsafe { ioctl::device_detach_iommufd_pt(fd, &raw const detach) };
+        match done(status) {
             // SAFETY: not used again after this.
-            Ok(_) => unsafe { ManuallyDrop::drop(&mut self.inner) },
+            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.inner) },
             Err(errno) => {
                 log::error!(
                     "{}: detaching the device from iommufd: {errno}; its address space stays \

@@ -1,23 +1,25 @@
-//! Devices bound to vfio-pci, reached in one of three ways.
+//! Devices bound to vfio-pci, reached by one of three methods.
 //!
-//! | [`Access`] | nodes | address space |
+//! | address space | nodes | [`Access`] |
 //! |---|---|---|
-//! | `Type1` | `/dev/vfio/N` and `/dev/vfio/vfio` | [`Container`]: type1v2 |
-//! | `Iommufd` | `/dev/vfio/devices/vfioN` and `/dev/iommu` | [`Ioas`] |
-//! | `NoIommu` | `/dev/vfio/noiommu-N` and `/dev/vfio/vfio` | [`NoIommu`]: physical addresses |
+//! | [`Container`]: type1v2 | `/dev/vfio/N` and `/dev/vfio/vfio` | `Type1` |
+//! | `Ioas` (feature `iommufd`) | `/dev/vfio/devices/vfioN` and `/dev/iommu` | `Iommufd` |
+//! | [`NoIommu`]: physical addresses | `/dev/vfio/noiommu-N` and `/dev/vfio/vfio` | none: `unsafe` |
 //!
-//! Each opens a [`Device`]. `vfio-ioctls` opens groups, containers, IOASes and devices;
-//! what it does not expose, and what it would answer without saying why it failed, are
+//! Each opens a [`Device`], a function once in a process. `vfio-ioctls` opens groups, containers, IOASes and devices;
+//! what it does not expose, and what it would refuse without saying why it failed, are
 //! requests of our own (`ioctl.rs`).
 
-mod answer;
+mod claim;
 mod container;
 mod describe;
 mod device;
 mod group;
 mod ioctl;
+#[cfg(feature = "iommufd")]
 mod iommufd;
 mod noiommu;
+mod reply;
 
 use std::fmt;
 use std::io;
@@ -28,29 +30,29 @@ use nix::sys::resource::{Resource, getrlimit};
 
 pub use container::Container;
 pub use device::Device;
+#[cfg(feature = "iommufd")]
 pub use iommufd::Ioas;
 pub use noiommu::NoIommu;
 
 use super::{BackendError, MapRequest, Result};
-use crate::pci::sysfs::{IommuGroup, VFIO_PCI};
-use crate::pci::{Address, PciError, Sysfs};
+use crate::pci::sysfs::{IommuGroup, SysfsError, Tree, VFIO_PCI};
+use crate::pci::{Address, Remedy};
 
 /// The device node of the container.
 const CONTAINER_NODE: &str = "/dev/vfio/vfio";
 
-/// The way that devices are opened through VFIO.
+/// The method by which devices are opened through VFIO and an IOMMU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Access {
-    /// Type1 where it works, else iommufd. Never no-IOMMU mode, which takes protection away.
+    /// Type1 where it works, else iommufd, where the crate has that feature.
     #[default]
     Auto,
     /// The IOMMU group, in a container with the type1v2 IOMMU.
     Type1,
     /// The device's own character device, in an IOAS of iommufd (Linux 6.6).
+    #[cfg(feature = "iommufd")]
     Iommufd,
-    /// The group that VFIO makes up for a device without an IOMMU: the device reaches all
-    /// memory, by physical address.
-    NoIommu,
 }
 
 impl fmt::Display for Access {
@@ -58,8 +60,8 @@ impl fmt::Display for Access {
         f.write_str(match self {
             Access::Auto => "auto",
             Access::Type1 => "type1",
+            #[cfg(feature = "iommufd")]
             Access::Iommufd => "iommufd",
-            Access::NoIommu => "noiommu",
         })
     }
 }
@@ -72,24 +74,22 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Checks what every way needs.
-    fn bound(sysfs: &Sysfs, address: Address) -> Result<Target> {
-        let info = sysfs.device(address)?;
-        let Some(group) = info.group else {
-            return Err(PciError::NoGroup { address }.into());
-        };
-        if info.driver.as_deref() != Some(VFIO_PCI) {
-            let bound = info.driver.map_or("no driver".into(), |name| format!("the driver {name}"));
+    /// Checks what every method needs.
+    fn bound(sysfs: &Tree, address: Address) -> Result<Target> {
+        let driver = sysfs.driver(address)?;
+        let group = sysfs.group(address)?.ok_or(SysfsError::NoGroup { address })?;
+        if driver.as_deref() != Some(VFIO_PCI) {
+            let bound = driver.map_or("no driver".into(), |name| format!("the driver {name}"));
             return Err(precondition(
                 format!("{address} is bound to {bound}, not to vfio-pci"),
-                format!("vfio-dma bind {address}"),
+                Remedy::BindToVfioPci { address },
             ));
         }
         Ok(Target { dir: sysfs.device_dir(address)?, group })
     }
 
-    /// Checks what every way through an IOMMU needs.
-    pub(crate) fn translated(sysfs: &Sysfs, address: Address) -> Result<Target> {
+    /// Checks what every method through an IOMMU needs.
+    pub(crate) fn translated(sysfs: &Tree, address: Address) -> Result<Target> {
         let target = Target::bound(sysfs, address)?;
         if target.group.noiommu {
             return Err(precondition(
@@ -97,9 +97,7 @@ impl Target {
                     "{address} has no IOMMU: {} is of VFIO's no-IOMMU mode",
                     target.group.node().display()
                 ),
-                "enable the IOMMU in the firmware and on the kernel command line \
-                 (intel_iommu=on); or, accepting that the device reaches all memory, ask for \
-                 that mode by name (`--iommu noiommu`)",
+                Remedy::AskForNoIommu,
             ));
         }
         sysfs.viability(address)?.check()?;
@@ -107,38 +105,46 @@ impl Target {
     }
 }
 
-fn os_error(action: String, errno: Errno, remedy: Option<String>) -> BackendError {
+fn os_error(action: String, errno: Errno, remedy: Option<Remedy>) -> BackendError {
     BackendError::Os { action, source: io::Error::from(errno), remedy }
 }
 
-fn precondition(problem: impl Into<String>, remedy: impl Into<String>) -> BackendError {
+fn precondition(problem: impl Into<String>, remedy: impl Into<Remedy>) -> BackendError {
     BackendError::Precondition { problem: problem.into(), remedy: remedy.into() }
 }
 
-fn busy(address: Address, node: &Path) -> BackendError {
-    let node = node.display();
+/// What the kernel's EBUSY means. Whoever has the function open may be this process, which is
+/// not to end itself.
+fn busy(address: Address, node: &Path, group: u32) -> BackendError {
+    if let Some(holder) = claim::other_of_group(address, group) {
+        let (location, holder) = (address.to_string(), holder.to_string());
+        return BackendError::GroupAlreadyOpen { location, group, holder };
+    }
+    if is_open_here(node) {
+        return BackendError::AlreadyOpen { location: address.to_string() };
+    }
+    let shown = node.display();
     precondition(
-        format!("{address} is busy: {node}, or the group that it belongs to, is open already"),
-        format!("end the process that has it open; `fuser -v {node}` names it"),
+        format!("{address} is busy: {shown}, or the group that it belongs to, is open already"),
+        Remedy::EndHolders { node: Some(node.to_owned()) },
     )
 }
 
-fn rebind(address: Address) -> String {
-    format!("bind the device again: vfio-dma unbind {address} && vfio-dma bind {address}")
+/// Whether this process has the node open.
+fn is_open_here(node: &Path) -> bool {
+    let fds = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    fds.filter_map(|entry| std::fs::read_link(entry.path()).ok()).any(|target| target == node)
 }
 
-fn unsafe_interrupts(address: Address, module: &str) -> BackendError {
+fn unsafe_interrupts(address: Address, module: &'static str) -> BackendError {
     precondition(
         format!("{address}: the IOMMU does not remap interrupts, the kernel refuses"),
-        format!(
-            "enable interrupt remapping in the firmware, or, accepting that the device can \
-             forge interrupts, set allow_unsafe_interrupts=1 of the module {module}"
-        ),
+        Remedy::AllowUnsafeInterrupts { module },
     )
 }
 
 /// Why a device node could not be opened; `missing` says what makes it appear.
-fn node_error(node: &Path, source: io::Error, missing: impl Fn() -> String) -> BackendError {
+fn node_error(node: &Path, source: io::Error, missing: impl FnOnce() -> Remedy) -> BackendError {
     let name = node.display();
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
@@ -148,7 +154,7 @@ fn node_error(node: &Path, source: io::Error, missing: impl Fn() -> String) -> B
             let user = nix::unistd::geteuid();
             precondition(
                 format!("{name}: {source} for user {user}"),
-                format!("run as root, or give the user access: chown {user} {name}"),
+                Remedy::GrantAccess { user: user.as_raw(), node: node.to_owned() },
             )
         }
         _ => BackendError::Os { action: format!("opening {name}"), source, remedy: None },
@@ -157,15 +163,13 @@ fn node_error(node: &Path, source: io::Error, missing: impl Fn() -> String) -> B
 
 /// A refused map, with what can be done about it; `remedy` is for what is particular to
 /// the kind of address space.
-fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<&str>) -> BackendError {
+fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<Remedy>) -> BackendError {
     let MapRequest { iova, len, access, .. } = request;
     let common = || match errno {
         Errno::ENOMEM => Some(match getrlimit(Resource::RLIMIT_MEMLOCK) {
-            Ok((soft, _)) if soft != libc::RLIM_INFINITY => format!(
-                "the limit on locked memory is {soft} bytes and the buffer has {len}: raise \
-                 RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf), or \
-                 ask for a smaller buffer"
-            ),
+            Ok((limit, _)) if limit != libc::RLIM_INFINITY => {
+                Remedy::RaiseMemlock { limit, needed: *len as u64 }
+            }
             _ => "the kernel has no memory for the mapping; ask for a smaller buffer".into(),
         }),
         Errno::EINVAL => Some(
@@ -176,7 +180,7 @@ fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<&str>) -> Ba
         Errno::EEXIST => Some("the IOVA is mapped already".into()),
         _ => None,
     };
-    let remedy = remedy.map(str::to_owned).or_else(common);
+    let remedy = remedy.or_else(common);
     os_error(format!("mapping {len} bytes at IOVA {iova:#x} ({access})"), errno, remedy)
 }
 
@@ -192,4 +196,48 @@ fn check_unmapped(iova: u64, len: usize, found: u64) -> Result<()> {
     let action =
         format!("unmapping {len} bytes at IOVA {iova:#x} (only {found} bytes were mapped)");
     Err(os_error(action, Errno::ENOENT, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::claim::Claim;
+    use super::*;
+
+    #[test]
+    fn a_process_is_never_told_to_end_itself() {
+        let opened = std::fs::File::open("/dev/null").unwrap();
+        let first: Address = "fff2:00:00.0".parse().unwrap();
+        let second: Address = "fff2:00:00.1".parse().unwrap();
+        let (group, absent) = (0xfff2_0000, Path::new("/dev/vfio/4294901760"));
+        let text = |error: BackendError| error.to_string();
+        assert!(text(busy(second, absent, group)).contains("fuser -v /dev/vfio/4294901760"));
+        let error = busy(second, Path::new("/dev/null"), group);
+        assert!(matches!(error, BackendError::AlreadyOpen { .. }), "{error}");
+        let claim = Claim::new(first, group).unwrap();
+        let error = busy(second, absent, group);
+        assert!(matches!(error, BackendError::GroupAlreadyOpen { .. }), "{error}");
+        let text = text(error);
+        assert!(text.contains("same session") && text.contains("fff2:00:00.0"), "{text}");
+        drop((claim, opened));
+    }
+
+    #[test]
+    fn a_target_is_bound_has_a_group_and_its_remedies_are_typed() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = Tree::at(root.path());
+        let address: Address = "0000:00:05.0".parse().unwrap();
+        let refused = |tree: &Tree| Target::translated(tree, address).map(drop).unwrap_err();
+        assert_eq!(refused(&tree).remedy(), Some(&Remedy::ListFunctions));
+        let dir = root.path().join("bus/pci/devices/0000:00:05.0");
+        std::fs::create_dir_all(&dir).unwrap();
+        assert_eq!(refused(&tree).remedy(), Some(&Remedy::EnableIommu));
+        let group = root.path().join("kernel/iommu_groups/3");
+        std::fs::create_dir_all(group.join("devices")).unwrap();
+        std::os::unix::fs::symlink(&group, dir.join("iommu_group")).unwrap();
+        assert_eq!(refused(&tree).remedy(), Some(&Remedy::BindToVfioPci { address }));
+        std::os::unix::fs::symlink("/drivers/vfio-pci", dir.join("driver")).unwrap();
+        Target::translated(&tree, address).map(drop).unwrap();
+        std::fs::write(group.join("name"), "vfio-noiommu\n").unwrap();
+        assert_eq!(refused(&tree).remedy(), Some(&Remedy::AskForNoIommu));
+    }
 }

@@ -13,11 +13,12 @@ use std::sync::{Arc, Once};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
 
-use super::{
-    CONTAINER_NODE, Device, Target, busy, ioctl, node_error, os_error, precondition, rebind,
-};
+use super::claim::Claim;
+use super::ioctl::done;
+use super::{CONTAINER_NODE, Device, Target, busy, ioctl, node_error, os_error, precondition};
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
-use crate::pci::{Address, PciError, Sysfs};
+use crate::pci::sysfs::{SysfsError, Tree};
+use crate::pci::{Address, Remedy};
 
 /// The switch of the mode, below sysfs' root.
 const PARAMETER: &str = "module/vfio/parameters/enable_unsafe_noiommu_mode";
@@ -40,34 +41,44 @@ impl NoIommu {
     /// [`BackendError::Precondition`] names what has to be done first: switch the mode on,
     /// bind the device to vfio-pci, gain `CAP_SYS_RAWIO`, give this user the nodes, or end
     /// who uses the device; it also refuses a device that has an IOMMU.
-    pub fn open(self: &Arc<NoIommu>, address: Address) -> Result<Device> {
-        let sysfs = Sysfs::new();
+    /// [`BackendError::AlreadyOpen`] when this process has the device open.
+    ///
+    /// # Safety
+    ///
+    /// Nothing keeps the device from reading and writing any memory of the machine, that of
+    /// the kernel and of this process included. As long as the device may start DMA, every
+    /// address that it is given, through registers or memory that it reads, must be that of
+    /// memory that it may access in that way, and that memory must stay where it is.
+    pub unsafe fn open(self: &Arc<NoIommu>, address: Address) -> Result<Device> {
+        let sysfs = Tree::new();
         let group = match Target::bound(&sysfs, address) {
             Ok(Target { group, .. }) if group.noiommu => group,
             Ok(Target { group, .. }) => {
                 return Err(precondition(
                     format!("{address} has an IOMMU: it is in IOMMU group {}", group.number),
-                    "use it, with `--iommu type1` or `--iommu iommufd`",
+                    Remedy::UseIommu,
                 ));
             }
-            Err(BackendError::Pci(error)) if matches!(*error, PciError::NoGroup { .. }) => {
+            Err(BackendError::Sysfs(error)) if matches!(*error, SysfsError::NoGroup { .. }) => {
                 return Err(no_group(&sysfs, address));
             }
             Err(error) => return Err(error),
         };
+        let claim = Claim::new(address, group.number)?;
         let container = open_container()?;
+        let number = group.number;
         let node = group.node();
         let group =
             OpenOptions::new().read(true).write(true).open(&node).map_err(|source| match source
                 .raw_os_error()
             {
                 Some(libc::EPERM) => not_privileged(address, &node),
-                Some(libc::EBUSY) => busy(address, &node),
-                _ => node_error(&node, source, || rebind(address)),
+                Some(libc::EBUSY) => busy(address, &node, number),
+                _ => node_error(&node, source, || Remedy::Rebind { address }),
             })?;
-        let owner = open_device(address, &node, group, container)?;
+        let owner = open_device(&claim, &node, number, group, container)?;
         warn(address);
-        Device::new(Box::new(owner), address, Arc::clone(self) as _)
+        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
     }
 }
 
@@ -120,10 +131,9 @@ impl AsRawFd for NoIommuDevice {
 fn open_container() -> Result<File> {
     let container =
         OpenOptions::new().read(true).write(true).open(CONTAINER_NODE).map_err(|source| {
-            node_error(Path::new(CONTAINER_NODE), source, || {
-                "load VFIO: modprobe vfio-pci (kernel options CONFIG_VFIO_CONTAINER, \
-                 CONFIG_VFIO_PCI)"
-                    .into()
+            node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
+                module: "vfio-pci",
+                kernel: "CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
             })
         })?;
     let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
@@ -139,29 +149,32 @@ fn open_container() -> Result<File> {
     // SAFETY: the argument is a number.
     let has = unsafe { ioctl::check_extension(container.as_raw_fd(), KIND) }
         .map_err(|errno| os_error(asking("no-IOMMU mode"), errno, None))?;
-    if has == 1 { Ok(container) } else { Err(switched_off(&Sysfs::new())) }
+    // "1, or some other positive integer" (the header) when it has.
+    if has > 0 { Ok(container) } else { Err(switched_off(&Tree::new())) }
 }
 
 /// `VFIO_NOIOMMU_IOMMU` as the argument of requests.
 const KIND: libc::c_int = uapi::VFIO_NOIOMMU_IOMMU as libc::c_int;
 
 fn open_device(
-    address: Address,
+    claim: &Claim,
     node: &Path,
+    number: u32,
     group: File,
     container: File,
 ) -> Result<NoIommuDevice> {
+    let address = claim.address();
     let failed = |doing: &str, errno| match errno {
         Errno::EPERM => not_privileged(address, node),
-        Errno::EBUSY => busy(address, node),
+        Errno::EBUSY => busy(address, node, number),
         errno => os_error(format!("{address}: {doing}"), errno, None),
     };
     let container_fd = container.as_raw_fd();
     // SAFETY: the descriptor is a group, and the argument points to a descriptor.
-    unsafe { ioctl::group_set_container(group.as_raw_fd(), &raw const container_fd) }
+    done(unsafe { ioctl::group_set_container(group.as_raw_fd(), &raw const container_fd) })
         .map_err(|errno| failed("putting its group into a container", errno))?;
     // SAFETY: the descriptor is a container, and the argument a number.
-    unsafe { ioctl::set_iommu(container_fd, KIND) }
+    done(unsafe { ioctl::set_iommu(container_fd, KIND) })
         .map_err(|errno| failed("setting the container to no-IOMMU mode", errno))?;
     let name = CString::new(address.to_string()).expect("an address has no NUL in it");
     // SAFETY: the descriptor is a group, and the argument a string that ends.
@@ -184,36 +197,32 @@ fn warn(address: Address) {
 }
 
 /// Why a device without an IOMMU has no group either.
-fn no_group(sysfs: &Sysfs, address: Address) -> BackendError {
+fn no_group(sysfs: &Tree, address: Address) -> BackendError {
     match mode(sysfs) {
         Some(true) => precondition(
             format!("{address} has no group: it was not bound to vfio-pci in no-IOMMU mode"),
-            format!("vfio-dma unbind {address}; vfio-dma bind {address}"),
+            Remedy::Rebind { address },
         ),
         _ => switched_off(sysfs),
     }
 }
 
-fn switched_off(sysfs: &Sysfs) -> BackendError {
+fn switched_off(sysfs: &Tree) -> BackendError {
     let path = sysfs.root().join(PARAMETER);
     match mode(sysfs) {
         None => precondition(
             format!("no-IOMMU mode is not there: {} is missing", path.display()),
-            "modprobe vfio enable_unsafe_noiommu_mode=1, on a kernel with CONFIG_VFIO_NOIOMMU",
+            Remedy::EnableNoIommu { parameter: None },
         ),
         Some(_) => precondition(
             "no-IOMMU mode is switched off",
-            format!(
-                "accepting that the device reaches all memory: echo Y > {}, and bind the device \
-                 again",
-                path.display()
-            ),
+            Remedy::EnableNoIommu { parameter: Some(path) },
         ),
     }
 }
 
 /// Whether the mode is on; `None` when the kernel does not have it.
-fn mode(sysfs: &Sysfs) -> Option<bool> {
+fn mode(sysfs: &Tree) -> Option<bool> {
     let text = std::fs::read_to_string(sysfs.root().join(PARAMETER)).ok()?;
     Some(text.trim() == "Y")
 }
@@ -225,7 +234,7 @@ fn not_privileged(address: Address, node: &Path) -> BackendError {
             node.display(),
             nix::unistd::geteuid()
         ),
-        "run as root, or give the program the capability: setcap cap_sys_rawio+ep PROGRAM",
+        Remedy::GrantCapability { capability: "cap_sys_rawio" },
     )
 }
 
@@ -236,7 +245,7 @@ mod tests {
     #[test]
     fn each_state_of_the_parameter_has_its_remedy() {
         let root = tempfile::tempdir().unwrap();
-        let sysfs = Sysfs::at(root.path());
+        let sysfs = Tree::at(root.path());
         let address = "0000:00:05.0".parse().unwrap();
         let text = || no_group(&sysfs, address).to_string();
         assert!(text().contains("CONFIG_VFIO_NOIOMMU"), "{}", text());
@@ -245,7 +254,7 @@ mod tests {
         std::fs::write(&parameter, "N\n").unwrap();
         assert!(text().contains("echo Y > ") && text().contains("no-IOMMU"), "{}", text());
         std::fs::write(&parameter, "Y\n").unwrap();
-        assert!(text().contains("vfio-dma bind 0000:00:05.0"), "{}", text());
+        assert_eq!(no_group(&sysfs, address).remedy(), Some(&Remedy::Rebind { address }));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! on it cannot be told from what was awaited; every later call fails with the same reason.
 
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,15 +15,17 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
-    UnixAddr, connect, recvmsg, sendmsg, shutdown, socket,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect,
+    sendmsg, shutdown, socket,
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::message::{
     Command, ERROR, Header, MAX_MESSAGE, NO_REPLY, TYPE_COMMAND, TYPE_MASK, TYPE_REPLY,
 };
+use super::receive::receive;
 use crate::backend::{BackendError, Result};
+use crate::pci::Remedy;
 
 /// The most descriptors that the kernel passes in one message (`SCM_MAX_FD` in `net/scm.h`).
 pub(super) const MAX_FDS: usize = 253;
@@ -129,7 +131,6 @@ impl Connection {
             out: Vec::new(),
             payload: Vec::new(),
             fds: Vec::new(),
-            control: nix::cmsg_space!([RawFd; MAX_FDS]),
         };
         Ok(Connection { location, timeout, stream: Mutex::new(stream) })
     }
@@ -221,12 +222,17 @@ impl Connection {
 
 fn connect_error(location: String, errno: Errno) -> BackendError {
     let (problem, remedy) = match errno {
-        Errno::ENOENT => ("there is no such socket", "start a server there"),
-        Errno::ECONNREFUSED => {
-            ("no server listens on this socket", "start a server there; the last one has ended")
+        Errno::ENOENT => {
+            ("there is no such socket", start_server(&location, "start a server there"))
         }
-        Errno::EAGAIN => ("the server does not accept clients", "end those that it serves"),
-        Errno::EACCES => ("this user may not use the socket", "give the user write access to it"),
+        Errno::ECONNREFUSED => (
+            "no server listens on this socket",
+            start_server(&location, "start a server there; the last one has ended"),
+        ),
+        Errno::EAGAIN => ("the server does not accept clients", "end those that it serves".into()),
+        Errno::EACCES => {
+            ("this user may not use the socket", "give the user write access to it".into())
+        }
         errno => {
             return BackendError::Os {
                 action: format!("{location}: connecting"),
@@ -235,10 +241,11 @@ fn connect_error(location: String, errno: Errno) -> BackendError {
             };
         }
     };
-    BackendError::Precondition {
-        problem: format!("{location}: {problem}"),
-        remedy: format!("{remedy}, such as vfio-dma model --socket {location}"),
-    }
+    BackendError::Precondition { problem: format!("{location}: {problem}"), remedy }
+}
+
+fn start_server(location: &str, first: &'static str) -> Remedy {
+    Remedy::StartServer { socket: location.into(), first }
 }
 
 /// When a call is over at the latest, and how long that was from its start.
@@ -263,9 +270,6 @@ struct Stream {
     payload: Vec<u8>,
     /// Its descriptors.
     fds: Vec<OwnedFd>,
-    /// Room for the control message of as many descriptors as the kernel passes at once:
-    /// it is never cut, which would leave descriptors open that nobody knows.
-    control: Vec<u8>,
 }
 
 impl Stream {
@@ -392,26 +396,24 @@ impl Stream {
     fn fill(&mut self, buffer: &mut [u8], deadline: Deadline) -> std::result::Result<(), Broken> {
         let mut got = 0;
         while got < buffer.len() {
-            let mut bytes = [IoSliceMut::new(&mut buffer[got..])];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let socket = self.socket.as_raw_fd();
-            let received = match recvmsg::<()>(socket, &mut bytes, Some(&mut self.control), flags) {
+            let received = receive(self.socket.as_fd(), &mut buffer[got..], &mut self.fds);
+            let received = match received {
                 Ok(received) => received,
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => {
-                    self.wait(PollFlags::POLLIN, deadline)?;
-                    continue;
-                }
-                Err(errno) => return Err(Broken::io("reading", errno)),
-            };
-            for control in received.cmsgs().map_err(|e| Broken::io("reading", e))? {
-                if let ControlMessageOwned::ScmRights(fds) = control {
-                    for fd in fds {
-                        // SAFETY: the kernel just made this descriptor for us; nobody else
-                        // knows it.
-                        self.fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+                    Errno::EINTR => continue,
+                    Errno::EAGAIN => {
+                        self.wait(PollFlags::POLLIN, deadline)?;
+                        continue;
                     }
-                }
+                    errno => return Err(Broken::io("reading", errno)),
+                },
+            };
+            if received.truncated {
+                return Err(Broken(
+                    "no room for the descriptors of a message: raise the limit of open files \
+                     (ulimit -n)"
+                        .into(),
+                ));
             }
             if received.bytes == 0 {
                 return Err(Broken::closed());

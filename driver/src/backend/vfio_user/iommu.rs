@@ -121,11 +121,14 @@ impl Iommu for SocketIommu {
             return Err(BackendError::Os {
                 action: format!("{}: {action}", self.connection.location()),
                 source: std::io::Error::from_raw_os_error(libc::ENOSPC),
-                remedy: Some(format!(
-                    "all {} mappings that the server takes are in use: unmap some, or map longer \
-                     pieces",
-                    self.limit
-                )),
+                remedy: Some(
+                    format!(
+                        "all {} mappings that the server takes are in use: unmap some, or map \
+                         longer pieces",
+                        self.limit
+                    )
+                    .into(),
+                ),
             });
         }
         let request =

@@ -23,6 +23,7 @@
 mod connection;
 mod iommu;
 mod message;
+mod receive;
 mod region;
 #[cfg(test)]
 mod tests;
@@ -112,7 +113,7 @@ impl VfioUser {
     /// [`BackendError::Precondition`] when nobody listens there or this user may not connect;
     /// [`BackendError::Gone`] when the server does not speak the protocol, or not within
     /// [`TIMEOUT`]: most serve one client at a time.
-    pub fn connect(path: impl AsRef<Path>) -> Result<Arc<VfioUser>> {
+    pub fn connect(path: impl AsRef<Path>) -> Result<VfioUser> {
         VfioUser::connect_within(path, TIMEOUT)
     }
 
@@ -122,7 +123,7 @@ impl VfioUser {
     /// # Errors
     ///
     /// As [`VfioUser::connect`].
-    pub fn connect_within(path: impl AsRef<Path>, timeout: Duration) -> Result<Arc<VfioUser>> {
+    pub fn connect_within(path: impl AsRef<Path>, timeout: Duration) -> Result<VfioUser> {
         let connection = Arc::new(Connection::open(path.as_ref(), timeout.min(LONGEST))?);
         let location = connection.location().to_owned();
         let unsupported =
@@ -156,7 +157,7 @@ impl VfioUser {
             posts,
         };
         device.enable_spaces()?;
-        Ok(Arc::new(device))
+        Ok(device)
     }
 
     fn enable_spaces(&self) -> Result<()> {

@@ -52,10 +52,10 @@ impl Described {
             )
         };
         match ask(ROOM)? {
-            Answer::Region(described) => Ok(described),
-            Answer::TooLong(needed) => match ask(needed)? {
-                Answer::Region(described) => Ok(described),
-                Answer::TooLong(more) => Err(BackendError::Unsupported {
+            Decoded::Region(described) => Ok(described),
+            Decoded::TooLong(needed) => match ask(needed)? {
+                Decoded::Region(described) => Ok(described),
+                Decoded::TooLong(more) => Err(BackendError::Unsupported {
                     what: format!("a description of the {region} in {needed}, then {more} bytes"),
                     by: "this driver".into(),
                 }),
@@ -108,15 +108,15 @@ impl Described {
     }
 }
 
-/// A server's answer.
-enum Answer {
+/// What a reply says.
+enum Decoded {
     Region(Described),
     /// The description needs so many bytes.
     TooLong(u32),
 }
 
 /// Reads the description of region `index`, for which `room` bytes were offered.
-fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Answer, String> {
+fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Decoded, String> {
     let (described, _) = reply.parse::<RegionDescription>()?;
     if described.index != index {
         return Err(format!("region {} described, {index} asked for", described.index));
@@ -125,7 +125,7 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Answer
         return Err(format!("a description of {} bytes", described.argsz));
     }
     if described.argsz > room {
-        return Ok(Answer::TooLong(described.argsz));
+        return Ok(Decoded::TooLong(described.argsz));
     }
     let size = described.size;
     let mut info = RegionInfo {
@@ -138,7 +138,7 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Answer
     let file: Option<OwnedFd> = reply.fds.drain(..).next();
     let mappable = described.flags & uapi::VFIO_REGION_INFO_FLAG_MMAP != 0 && size > 0;
     let Some(file) = file.filter(|_| mappable) else {
-        return Ok(Answer::Region(Described { info, file: None }));
+        return Ok(Decoded::Region(Described { info, file: None }));
     };
     let sparse = if described.flags & uapi::VFIO_REGION_INFO_FLAG_CAPS != 0 {
         sparse_areas(reply.payload, described.cap_offset)?
@@ -158,7 +158,7 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Answer
         }
     }
     let file = Some((Arc::new(File::from(file)), described.offset));
-    Ok(Answer::Region(Described { info, file }))
+    Ok(Decoded::Region(Described { info, file }))
 }
 
 /// The areas of the capability VFIO_REGION_INFO_CAP_SPARSE_MMAP; `None` when it is not among

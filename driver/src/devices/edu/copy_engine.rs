@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Edu, Failed};
-use crate::device::Device;
 use crate::devices::{CopyEngine, CopyError, CopyFailed};
-use crate::dma::{Buffer, Request, SgTable};
+use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 
 fn failed(failed: Failed<(SgTable, SgTable)>) -> CopyFailed {
     let Failed { error, buffers } = failed;
@@ -14,20 +13,24 @@ fn failed(failed: Failed<(SgTable, SgTable)>) -> CopyFailed {
 }
 
 impl CopyEngine for Edu {
-    fn device(&self) -> &Arc<Device> {
-        Edu::device(self)
+    fn location(&self) -> &str {
+        self.device.location()
     }
 
-    fn place(&self, request: Request) -> Result<Buffer, CopyError> {
-        Ok(Edu::place(self, request)?)
+    fn space(&self) -> &Arc<AddressSpace> {
+        self.device.space()
     }
 
-    fn copy(
+    fn allocate(&self, request: &Request) -> Result<Buffer, CopyError> {
+        Ok(Edu::allocate(self, request)?)
+    }
+
+    fn copy_tables(
         &mut self,
         source: SgTable,
         target: SgTable,
         limit: Duration,
     ) -> Result<(SgTable, SgTable), CopyFailed> {
-        self.copy_tables(source, target).map_err(failed)?.wait_within(limit).map_err(failed)
+        Edu::copy_tables(self, source, target).map_err(failed)?.wait_within(limit).map_err(failed)
     }
 }

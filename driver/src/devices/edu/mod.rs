@@ -7,15 +7,16 @@
 //! This driver refuses such an address before the device sees it.
 //!
 //! ```no_run
+//! use vfio_dma::devices::PciDriver;
 //! use vfio_dma::devices::edu::{Config, Edu};
-//! use vfio_dma::dma::Direction;
+//! use vfio_dma::dma::{Direction, Request};
 //! use vfio_dma::session::Session;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Session::new().open("0000:00:05.0".parse()?)?;
-//! let mut edu = Edu::open(device, Config::default())?;
-//! let mut source = edu.allocate(100_000, Direction::ToDevice)?;
-//! let target = edu.allocate(100_000, Direction::FromDevice)?;
+//! let mut edu = Edu::probe(device, Config::default())?;
+//! let mut source = edu.allocate(&Request::new(100_000, Direction::ToDevice))?;
+//! let target = edu.allocate(&Request::new(100_000, Direction::FromDevice))?;
 //! source.write(0, b"hello")?;
 //! let (source, target) = edu.copy(source, 0, target, 0, 100_000)?.wait()?;
 //! # Ok(())
@@ -28,21 +29,26 @@ mod regs;
 mod tests;
 mod transfer;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::any::Any;
+use std::time::Duration;
 
+use super::{Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
+use crate::deadline::Deadline;
 use crate::device::{Device, DeviceError};
-use crate::dma::{Buffer, Direction, DmaError, Iova, Request, SgError};
-use crate::irq::{Interrupts, IrqError};
-use crate::mmio::{Bar, MmioError};
+use crate::dma::{Buffer, Direction, DmaError, DmaLimits, Iova, Request, SgError};
+use crate::irq::{IrqError, Vector};
+use crate::mmio::{Bar, MmioError, poll_until};
+use crate::queue::InFlight;
 
 use transfer::Job;
 pub use transfer::{Failed, Started, Transfer};
 
 /// How the driver learns that the device is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Completion {
     /// By a message-signalled interrupt.
     Msi,
@@ -112,6 +118,14 @@ pub enum EduError {
         /// The time allowed.
         waited: Duration,
     },
+    /// An interrupt was to be raised and none is in use.
+    #[error("{location} is driven without interrupts: {what} cannot be waited for")]
+    NoInterrupts {
+        /// The device.
+        location: String,
+        /// What was to be waited for.
+        what: &'static str,
+    },
     /// A transfer still runs; the device has one engine.
     #[error("{location} still runs a transfer")]
     Busy {
@@ -173,59 +187,86 @@ pub enum EduError {
 /// The driver of one edu device.
 #[derive(Debug)]
 pub struct Edu {
-    /// Declared first: dropped, and so disabled, before the device is let go.
-    interrupts: Option<Interrupts>,
+    /// What the device may be working on: the buffers, until it is quiet. Dropped first.
+    in_flight: InFlight<Box<dyn Any + Send>>,
+    /// What of it is left to do.
+    job: Option<Job>,
+    vector: Option<Vector>,
     bar: Bar,
-    device: Arc<Device>,
+    device: Device,
     config: Config,
     mask: u64,
-    /// What the device may be working on: owns the buffers until it is quiet.
-    job: Option<Job>,
     /// Bus mastering was taken away, and not given back.
-    silenced: bool,
+    is_quiesced: bool,
 }
 
-impl Edu {
+impl PciDriver for Edu {
+    const NAME: &'static str = "edu";
+    /// The ids of QEMU's `docs/specs/edu.rst`.
+    const MATCHES: &'static [Match] = &[Match::id(0x1234, 0x11e8, "QEMU educational device")];
+    type Config = Config;
+    type Error = EduError;
+
     /// Identifies the device, enables what tells completion, and switches bus mastering on.
     ///
     /// # Errors
     ///
     /// Fails when this is not an edu device, or something cannot be enabled.
-    pub fn open(device: Arc<Device>, config: Config) -> Result<Edu, EduError> {
-        let location = || device.backend().location();
-        let mask = match config.address_bits {
-            64 => u64::MAX,
-            bits @ 12..64 => (1 << bits) - 1,
-            bits => return Err(EduError::AddressBits { bits }),
+    fn probe(device: Device, config: Config) -> Result<Edu, ProbeFailed<EduError>> {
+        let (bar, mask) = match identify(&device, config) {
+            Ok(identified) => identified,
+            Err(error) => return Err(ProbeFailed::new(error, device)),
         };
-        let bar = device.bar(0)?;
-        if bar.size() < regs::BAR_SIZE {
-            return Err(EduError::SmallBar { location: location(), size: bar.size() });
+        let in_flight = InFlight::new(&device);
+        let (job, vector, is_quiesced) = (None, None, true);
+        let mut edu = Edu { in_flight, job, vector, bar, device, config, mask, is_quiesced };
+        match edu.set_up() {
+            Ok(()) => Ok(edu),
+            Err(error) => Err(ProbeFailed::new(error, edu.device)),
         }
-        match bar.get(regs::ID)? {
-            u32::MAX => {
-                return Err(EduError::Gone { location: location() });
-            }
-            id if id & 0xffff == regs::ID_LOW => {}
-            id => {
-                return Err(EduError::NotEdu { location: location(), id });
-            }
-        }
-        let mut edu =
-            Edu { interrupts: None, bar, device, config, mask, job: None, silenced: false };
-        edu.settle()?;
-        edu.interrupts = match config.completion {
-            Completion::Msi => Some(edu.device.interrupts(IrqKind::Msi, 1)?),
-            Completion::Intx => Some(edu.device.interrupts(IrqKind::Intx, 1)?),
+    }
+}
+
+/// Looks whether this is edu; returns its registers and its address mask.
+fn identify(device: &Device, config: Config) -> Result<(Bar, u64), EduError> {
+    let location = || device.location().to_string();
+    let mask = match config.address_bits {
+        64 => u64::MAX,
+        bits @ 12..64 => (1 << bits) - 1,
+        bits => return Err(EduError::AddressBits { bits }),
+    };
+    let bar = device.bar(0)?;
+    if bar.size() < regs::BAR_SIZE {
+        return Err(EduError::SmallBar { location: location(), size: bar.size() });
+    }
+    match bar.get(regs::ID)? {
+        u32::MAX => Err(EduError::Gone { location: location() }),
+        id if id & 0xffff == regs::ID_LOW => Ok((bar, mask)),
+        id => Err(EduError::NotEdu { location: location(), id }),
+    }
+}
+
+impl Edu {
+    fn set_up(&mut self) -> Result<(), EduError> {
+        let limits = DmaLimits { address_mask: self.mask, ..DmaLimits::default() };
+        self.device.set_dma_limits(limits)?;
+        self.settle()?;
+        let kind = match self.config.completion {
+            Completion::Msi => Some(IrqKind::Msi),
+            Completion::Intx => Some(IrqKind::Intx),
             Completion::Polled => None,
         };
-        edu.device.set_bus_master(true)?;
-        Ok(edu)
+        if let Some(kind) = kind {
+            self.vector = self.device.vectors(kind, 1)?.pop();
+        }
+        self.device.set_bus_master(true)?;
+        self.is_quiesced = false;
+        Ok(())
     }
 
     /// The opened device.
     #[must_use]
-    pub fn device(&self) -> &Arc<Device> {
+    pub fn device(&self) -> &Device {
         &self.device
     }
 
@@ -255,12 +296,12 @@ impl Edu {
     ///
     /// [`EduError::Timeout`] when the device does not finish in time.
     pub fn factorial(&mut self, n: u32) -> Result<u32, EduError> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = Deadline::after(self.config.timeout);
         self.wait_for("the former factorial", deadline, |edu| edu.computing().map(|busy| !busy))?;
-        let flag = if self.interrupts.is_some() { regs::STATUS_IRQ_FACTORIAL } else { 0 };
+        let flag = if self.vector.is_some() { regs::STATUS_IRQ_FACTORIAL } else { 0 };
         self.bar.set(regs::STATUS, flag)?;
         self.bar.set(regs::FACTORIAL, n)?;
-        if self.interrupts.is_some() {
+        if self.vector.is_some() {
             self.wait_for_cause("the factorial", regs::IRQ_FACTORIAL, deadline)?;
         }
         self.wait_for("the factorial", deadline, |edu| edu.computing().map(|busy| !busy))?;
@@ -271,20 +312,12 @@ impl Edu {
     ///
     /// # Errors
     ///
-    /// [`EduError::Timeout`] when it does not arrive, or interrupts are not in use.
+    /// [`EduError::Timeout`] when it does not arrive, [`EduError::NoInterrupts`] when
+    /// completion is polled.
     pub fn interrupt(&mut self, causes: u32) -> Result<(), EduError> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = Deadline::after(self.config.timeout);
         self.bar.set(regs::IRQ_RAISE, causes)?;
         self.wait_for_cause("the interrupt", causes, deadline)
-    }
-
-    /// Places a buffer under the device's address mask.
-    ///
-    /// # Errors
-    ///
-    /// Says what was tried and why it failed.
-    pub fn allocate(&self, len: usize, direction: Direction) -> Result<Buffer, EduError> {
-        self.place(Request::new(len, direction))
     }
 
     /// Places a buffer as requested, under the device's address mask.
@@ -292,9 +325,8 @@ impl Edu {
     /// # Errors
     ///
     /// Says what was tried and why it failed.
-    pub fn place(&self, mut request: Request) -> Result<Buffer, EduError> {
-        request.constraints.address_mask &= self.mask;
-        Ok(self.device.allocate(&request)?)
+    pub fn allocate(&self, request: &Request) -> Result<Buffer, EduError> {
+        Ok(self.device.allocate(request)?)
     }
 
     /// Resets the function and sets it up again as it was opened.
@@ -308,12 +340,12 @@ impl Edu {
         self.device.reset()?;
         self.settle()?;
         self.device.set_bus_master(true)?;
-        self.silenced = false;
+        self.is_quiesced = false;
         Ok(())
     }
 
     fn location(&self) -> String {
-        self.device.backend().location()
+        self.device.location().to_string()
     }
 
     /// Waits until the engine is idle and clears what is left of former interrupts.
@@ -321,7 +353,7 @@ impl Edu {
     /// A reset does not stop edu's engine: what was started goes on for its 100 ms, without
     /// reaching memory while bus mastering is off.
     fn settle(&mut self) -> Result<(), EduError> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = Deadline::after(self.config.timeout);
         self.wait_for("a former transfer", deadline, |edu| edu.running().map(|busy| !busy))?;
         self.bar.set(regs::STATUS, 0)?;
         self.bar.set(regs::IRQ_ACK, u32::MAX)?;
@@ -350,36 +382,33 @@ impl Edu {
         }
     }
 
-    /// Polls a condition every millisecond until it holds.
     fn wait_for(
         &self,
         what: &'static str,
-        deadline: Instant,
-        done: impl Fn(&Edu) -> Result<bool, EduError>,
+        deadline: Deadline,
+        is_done: impl Fn(&Edu) -> Result<bool, EduError>,
     ) -> Result<(), EduError> {
-        while !done(self)? {
-            if Instant::now() >= deadline {
-                return Err(self.timeout(what));
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        let done = poll_until(deadline.left(), || Ok::<_, EduError>(is_done(self)?.then_some(())))?;
+        done.ok_or_else(|| self.timeout(what))
     }
 
     /// Waits for an interrupt with these causes, acknowledges them and lets the line fire
-    /// again. Interrupts with other causes (a shared line) are passed over.
+    /// again. Interrupts with other causes (a shared line) are passed over, as long as the
+    /// deadline has not passed.
     fn wait_for_cause(
         &self,
         what: &'static str,
         causes: u32,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<(), EduError> {
-        let Some(interrupts) = &self.interrupts else {
-            return Err(self.timeout(what));
+        let Some(vector) = &self.vector else {
+            return Err(EduError::NoInterrupts { location: self.location(), what });
         };
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match interrupts.wait(0, left) {
+            // Read before the interrupt is looked for: a line that is stuck, or a device
+            // that repeats itself, is there every time.
+            let is_last = deadline.has_passed();
+            match vector.wait(deadline.left()) {
                 Ok(_) => {}
                 Err(IrqError::Timeout { .. }) => return Err(self.timeout(what)),
                 Err(error) => return Err(error.into()),
@@ -389,18 +418,13 @@ impl Edu {
                 return Err(self.gone());
             }
             self.bar.set(regs::IRQ_ACK, status & causes)?;
-            interrupts.unmask()?;
+            vector.unmask()?;
             if status & causes == causes {
                 return Ok(());
             }
-        }
-    }
-}
-
-impl Drop for Edu {
-    fn drop(&mut self) {
-        if let Some(job) = self.job.take() {
-            self.abandon(job);
+            if is_last {
+                return Err(self.timeout(what));
+            }
         }
     }
 }

@@ -1,12 +1,16 @@
 //! Transfers of edu: memory to device, device to memory, and memory to memory in pieces.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Edu, EduError, regs};
-use crate::dma::{Buffer, Direction, DmaError, Pieces, Segment, SgLimits, SgTable};
+use crate::deadline::Deadline;
+use crate::dma::{Buffer, Direction, DmaLimits, Pieces, Segment, SgTable};
+use crate::queue::Slot;
 
 /// One run of the engine.
 #[derive(Debug, Clone, Copy)]
@@ -18,37 +22,10 @@ struct Piece {
     way: u64,
 }
 
-/// What one side of a transfer holds.
-#[derive(Debug)]
-enum Held {
-    Buffer(Box<Buffer>),
-    Table(SgTable),
-}
-
-impl Held {
-    fn buffer(self) -> Option<Buffer> {
-        match self {
-            Held::Buffer(buffer) => Some(*buffer),
-            Held::Table(_) => None,
-        }
-    }
-
-    fn table(self) -> Option<SgTable> {
-        match self {
-            Held::Buffer(_) => None,
-            Held::Table(table) => Some(table),
-        }
-    }
-}
-
-/// Buffers that the device may be using, and the pieces that are left to start.
+/// What is left to do of the transfer whose buffers are in flight.
 #[derive(Debug)]
 pub(super) struct Job {
-    source: Option<Held>,
-    target: Option<Held>,
     pieces: VecDeque<Piece>,
-    /// A piece was started: there is something to wait for.
-    started: bool,
 }
 
 /// A transfer that failed, and the buffers when the device is known not to use them.
@@ -90,23 +67,24 @@ impl<T> std::error::Error for Failed<T> {
     }
 }
 
-/// A transfer that the device works on; it owns the buffers meanwhile.
+/// A transfer that the device works on; its buffers are the driver's meanwhile.
 ///
 /// Dropping it stops the device first, then frees the buffers. Forgetting it leaves the
 /// buffers with the driver, which refuses other transfers.
 #[must_use = "a transfer that is dropped is stopped"]
-pub struct Transfer<'a, T> {
+pub struct Transfer<'a, T: Send + 'static> {
     edu: &'a mut Edu,
-    take: fn(Job) -> Option<T>,
+    slot: Slot,
+    gives_back: PhantomData<T>,
 }
 
-impl<T> fmt::Debug for Transfer<'_, T> {
+impl<T: Send + 'static> fmt::Debug for Transfer<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transfer").field("job", &self.edu.job).finish_non_exhaustive()
     }
 }
 
-impl<T> Transfer<'_, T> {
+impl<T: Send + 'static> Transfer<'_, T> {
     /// Waits until every byte is moved, piece by piece, and returns the buffers.
     ///
     /// # Errors
@@ -114,7 +92,7 @@ impl<T> Transfer<'_, T> {
     /// When a piece does not finish in time or the device is gone. The device is stopped
     /// then, and the buffers come back with the error if that succeeded.
     pub fn wait(self) -> Result<T, Failed<T>> {
-        self.finish(None)
+        self.finish(Duration::MAX)
     }
 
     /// As [`Transfer::wait`], with a bound on the whole transfer, in addition to that of each
@@ -124,35 +102,34 @@ impl<T> Transfer<'_, T> {
     ///
     /// As [`Transfer::wait`].
     pub fn wait_within(self, limit: Duration) -> Result<T, Failed<T>> {
-        self.finish(Some(limit))
+        self.finish(limit)
     }
 
-    fn finish(self, limit: Option<Duration>) -> Result<T, Failed<T>> {
-        let result = self.edu.finish_pieces(limit);
-        let job = self.edu.job.take();
-        let take = self.take;
-        match (result, job) {
-            (Ok(()), Some(job)) => {
-                // The job was made with what `take` takes.
-                take(job)
-                    .ok_or_else(|| Failed { error: EduError::Dma(DmaError::Empty), buffers: None })
+    fn finish(self, limit: Duration) -> Result<T, Failed<T>> {
+        match self.edu.finish_pieces(limit) {
+            Ok(()) => {
+                self.edu.job = None;
+                let held = self.edu.in_flight.complete(self.slot);
+                let held = held.expect("nobody else completes a transfer");
+                Ok(given_back(held))
             }
-            (Err(error), Some(job)) => {
-                let buffers = self.edu.stop(job).and_then(take);
+            Err(error) => {
+                let buffers = self.edu.stop(self.slot).map(given_back);
                 Err(Failed::new(error, buffers))
-            }
-            (result, None) => {
-                let error = result.err().unwrap_or(EduError::Dma(DmaError::Empty));
-                Err(Failed::new(error, None))
             }
         }
     }
 }
 
-impl<T> Drop for Transfer<'_, T> {
+/// What was put in flight for a transfer that gives back a `T`.
+fn given_back<T: 'static>(held: Box<dyn Any + Send>) -> T {
+    *held.downcast().expect("a transfer holds what it gives back")
+}
+
+impl<T: Send + 'static> Drop for Transfer<'_, T> {
     fn drop(&mut self) {
-        if let Some(job) = self.edu.job.take() {
-            self.edu.abandon(job);
+        if self.edu.job.is_some() {
+            drop(self.edu.stop(self.slot));
         }
     }
 }
@@ -173,7 +150,7 @@ impl Edu {
         let plan = check_device_range(device_offset, len)
             .and_then(|()| self.range(&source, offset, len, Direction::ToDevice))
             .and_then(|from| self.plan(Some(from), None, device_offset));
-        self.begin(Some(Held::Buffer(source.into())), None, plan, |job| job.source?.buffer())
+        self.begin(source, plan)
     }
 
     /// Starts moving `len` bytes of the device's own buffer into `target` at `offset`.
@@ -191,7 +168,7 @@ impl Edu {
         let plan = check_device_range(device_offset, len)
             .and_then(|()| self.range(&target, offset, len, Direction::FromDevice))
             .and_then(|to| self.plan(None, Some(to), device_offset));
-        self.begin(None, Some(Held::Buffer(target.into())), plan, |job| job.target?.buffer())
+        self.begin(target, plan)
     }
 
     /// Starts moving `len` bytes from `source` to `target` through the device's buffer:
@@ -212,8 +189,7 @@ impl Edu {
             let to = self.range(&target, target_offset, len, Direction::FromDevice)?;
             self.plan(Some(from), Some(to), 0)
         });
-        let held = (Some(Held::Buffer(source.into())), Some(Held::Buffer(target.into())));
-        self.begin(held.0, held.1, plan, |job| job.source?.buffer().zip(job.target?.buffer()))
+        self.begin((source, target), plan)
     }
 
     /// Starts moving all of `source` to `target`, lists of any shape and of the same length,
@@ -228,43 +204,37 @@ impl Edu {
         source: SgTable,
         target: SgTable,
     ) -> Started<'_, (SgTable, SgTable)> {
-        let fit = Pieces::new(source.list(), target.list(), &SgLimits::default());
+        let fit = Pieces::new(source.list(), target.list(), &DmaLimits::default());
         let plan = fit.map(drop).map_err(EduError::from).and_then(|()| {
             let from = self.all_of(&source, Direction::ToDevice)?;
             self.plan(Some(from), Some(self.all_of(&target, Direction::FromDevice)?), 0)
         });
-        let held = (Some(Held::Table(source)), Some(Held::Table(target)));
-        self.begin(held.0, held.1, plan, |job| job.source?.table().zip(job.target?.table()))
+        self.begin((source, target), plan)
     }
 
-    fn begin<T>(
+    fn begin<T: Send + 'static>(
         &mut self,
-        source: Option<Held>,
-        target: Option<Held>,
+        buffers: T,
         plan: Result<VecDeque<Piece>, EduError>,
-        take: fn(Job) -> Option<T>,
     ) -> Started<'_, T> {
-        let ready = self.refuse_when_busy().and_then(|()| match self.silenced {
-            true => self.revive(Instant::now()),
+        let ready = self.refuse_when_busy().and_then(|()| match self.is_quiesced {
+            true => self.revive(Duration::ZERO),
             false => Ok(()),
         });
-        let pieces = match ready.and(plan) {
+        let mut pieces = match ready.and(plan) {
             Ok(pieces) => pieces,
-            Err(error) => {
-                let job = Job { source, target, pieces: VecDeque::new(), started: false };
-                return Err(Failed::new(error, take(job)));
-            }
+            Err(error) => return Err(Failed::new(error, Some(buffers))),
         };
-        let mut job = Job { source, target, pieces, started: false };
-        if let Some(piece) = job.pieces.pop_front() {
-            job.started = true;
+        let first = pieces.pop_front();
+        let slot = self.in_flight.insert(Box::new(buffers));
+        if let Some(piece) = first {
+            self.job = Some(Job { pieces });
             if let Err(error) = self.start(piece) {
-                let buffers = self.stop(job).and_then(take);
+                let buffers = self.stop(slot).map(given_back);
                 return Err(Failed::new(error, buffers));
             }
         }
-        self.job = Some(job);
-        Ok(Transfer { edu: self, take })
+        Ok(Transfer { edu: self, slot, gives_back: PhantomData })
     }
 
     pub(super) fn refuse_when_busy(&self) -> Result<(), EduError> {
@@ -354,30 +324,27 @@ impl Edu {
     }
 
     /// Waits for the running piece, starts the next, until none is left.
-    fn finish_pieces(&mut self, limit: Option<Duration>) -> Result<(), EduError> {
-        if self.job.as_ref().is_none_or(|job| !job.started) {
-            return Ok(());
-        }
-        // Without an end in practice when it is too far to be told.
-        let end = limit.and_then(|limit| Instant::now().checked_add(limit));
-        loop {
-            let piece = Instant::now() + self.config.timeout;
-            let deadline = end.map_or(piece, |end| end.min(piece));
-            self.finish_piece(deadline).map_err(|error| match (error, limit) {
-                (EduError::Timeout { location, what, .. }, Some(limit)) if deadline < piece => {
+    fn finish_pieces(&mut self, limit: Duration) -> Result<(), EduError> {
+        let whole = Deadline::after(limit);
+        while let Some(job) = &mut self.job {
+            let next = job.pieces.pop_front();
+            let piece = Deadline::after(self.config.timeout);
+            self.finish_piece(whole.min(piece)).map_err(|error| match error {
+                EduError::Timeout { location, what, .. } if !piece.has_passed() => {
                     EduError::Timeout { location, what, waited: limit }
                 }
-                (error, _) => error,
+                error => error,
             })?;
-            match self.job.as_mut().and_then(|job| job.pieces.pop_front()) {
+            match next {
                 Some(piece) => self.start(piece)?,
                 None => return Ok(()),
             }
         }
+        Ok(())
     }
 
     fn start(&self, piece: Piece) -> Result<(), EduError> {
-        let irq = if self.interrupts.is_some() { regs::COMMAND_IRQ } else { 0 };
+        let irq = if self.vector.is_some() { regs::COMMAND_IRQ } else { 0 };
         self.bar.set(regs::DMA_SOURCE, piece.source)?;
         self.bar.set(regs::DMA_DESTINATION, piece.target)?;
         self.bar.set(regs::DMA_COUNT, piece.len as u64)?;
@@ -385,50 +352,44 @@ impl Edu {
         Ok(self.bar.set(regs::DMA_COMMAND, regs::COMMAND_RUN | piece.way | irq)?)
     }
 
-    fn finish_piece(&self, deadline: Instant) -> Result<(), EduError> {
-        if self.interrupts.is_some() {
+    fn finish_piece(&self, deadline: Deadline) -> Result<(), EduError> {
+        if self.vector.is_some() {
             self.wait_for_cause("the transfer", regs::IRQ_DMA, deadline)?;
         }
         // Reading the bit is ordered before every load from the buffer.
         self.wait_for("the transfer", deadline, |edu| edu.running().map(|busy| !busy))
     }
 
-    /// Stops the device after a failure. Returns the job when the device reaches memory no
-    /// more; otherwise its buffers are never freed.
-    pub(super) fn stop(&mut self, job: Job) -> Option<Job> {
-        self.silenced = true;
+    /// Stops the device in mid-transfer. Returns the buffers when the device reaches memory
+    /// no more; otherwise they are never freed.
+    fn stop(&mut self, slot: Slot) -> Option<Box<dyn Any + Send>> {
+        self.job = None;
+        self.is_quiesced = true;
         if let Err(error) = self.device.quiesce() {
             log::error!(
                 "{}: cannot be stopped, its buffers stay mapped and allocated: {error}",
                 self.location()
             );
-            std::mem::forget(job);
+            self.in_flight.park();
             return None;
         }
         // The engine reaches no memory now. Let it run out, so that the next transfer does
         // not meet it, and give bus mastering back for that one.
-        if let Err(error) = self.revive(Instant::now() + Duration::from_secs(1)) {
+        if let Err(error) = self.revive(Duration::from_secs(1)) {
             log::warn!("{}: {error}; bus mastering stays off", self.location());
         }
-        Some(job)
+        self.in_flight.complete(slot)
     }
 
     /// Gives bus mastering back once the engine has run out: without it, edu would report a
     /// transfer as done that moved nothing.
-    fn revive(&mut self, deadline: Instant) -> Result<(), EduError> {
+    fn revive(&mut self, limit: Duration) -> Result<(), EduError> {
+        let deadline = Deadline::after(limit);
         self.wait_for("the stopped transfer", deadline, |edu| edu.running().map(|busy| !busy))?;
         self.bar.set(regs::IRQ_ACK, regs::IRQ_DMA)?;
         self.device.set_bus_master(true)?;
-        self.silenced = false;
+        self.is_quiesced = false;
         Ok(())
-    }
-
-    /// Stops the device if it works on the job, then frees the buffers.
-    pub(super) fn abandon(&mut self, job: Job) {
-        match self.running() {
-            Ok(false) => drop(job),
-            _ => drop(self.stop(job)),
-        }
     }
 }
 

@@ -3,25 +3,25 @@
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::task::Waker;
-use std::time::{Duration, Instant};
 
-use slab::Slab;
-
-use super::descriptor::Descriptor;
 use super::regs::{self, ChannelRegs, State};
-use super::transfer::{Job, Rest};
+use super::ring::Ring;
+use super::transfer::{Job, Remaining};
 use super::{ChannelErrors, Engine, IoatError};
-use crate::dma::{Constraints, Direction, Placement, Request};
-use crate::mmio::SplitOrder;
-use crate::ring::Ring;
+use crate::mmio::{SplitOrder, poll_until};
+use crate::queue::{InFlight, Slot, Wakers};
+
+/// How often a channel is armed that halts at once: an error of another channel may have come
+/// in between (before version 3.3 they share the mirror of CHANERR).
+const ARM_TRIES: u32 = 4;
 
 /// What a channel did so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Stats {
     /// Transfers that ended, well or not.
     pub transfers: u64,
-    /// Descriptors that the device did.
+    /// Descriptors that the device did, those for the mark counted in.
     pub descriptors: u64,
     /// Doorbells written.
     pub doorbells: u64,
@@ -29,8 +29,10 @@ pub struct Stats {
     pub interrupts: u64,
     /// Times that the channel was reset and set up again.
     pub recoveries: u64,
-    /// Recoveries because the device was done and had not said so.
+    /// Times that the device was done and had not said so.
     pub lost_completions: u64,
+    /// Completion words that named a descriptor which the device had not come to.
+    pub stale_completions: u64,
 }
 
 /// One channel of an I/OAT device.
@@ -41,59 +43,53 @@ pub struct Channel {
     pub(super) engine: Arc<Engine>,
     pub(super) index: u8,
     pub(super) regs: ChannelRegs,
-    /// Not dropped when the device cannot be stopped.
-    pub(super) ring: ManuallyDrop<Ring<Descriptor>>,
-    /// Every transfer that was not taken, by key.
-    pub(super) jobs: Slab<Job>,
-    /// The keys of those in flight, oldest first.
-    pub(super) order: VecDeque<usize>,
+    /// Kept by the device when the engine cannot be stopped.
+    pub(super) ring: ManuallyDrop<Ring>,
+    /// Every transfer that was not taken.
+    pub(super) jobs: InFlight<Job>,
+    /// Those in flight, oldest first.
+    pub(super) order: VecDeque<Slot>,
     /// The youngest, while parts of it wait for room in the ring.
-    pub(super) feeding: Option<Rest>,
+    pub(super) feeding: Option<Remaining>,
     /// Wrong completion words in a row, without any progress.
-    pub(super) lies: u32,
+    pub(super) bogus_completions: u32,
     /// Given up: nothing is in flight and nothing is taken on.
     pub(super) lost: bool,
-    /// The device could not be stopped: it may still reach the ring.
-    pub(super) loose: bool,
-    /// Collects who is to be woken, for an owner that wakes them later.
-    pub(super) woken: Option<Vec<Waker>>,
+    /// Nothing keeps the engine from reaching the ring.
+    pub(super) not_quiesced: bool,
+    /// Wakers that are done with; an owner that shares the channel runs them later.
+    pub(super) wakers: Wakers,
+    pub(super) is_shared: bool,
     pub(super) stats: Stats,
 }
 
 impl Channel {
     pub(super) fn open(engine: &Arc<Engine>, index: u8) -> Result<Channel, IoatError> {
         let regs = engine.claim(index)?;
-        let ring = Channel::make_ring(engine).inspect_err(|_| engine.release(index))?;
+        let size = engine.config.ring_size;
+        let ring = Ring::new(&engine.allocator, size, !engine.vectors.is_empty());
+        let ring = ring.inspect_err(|_| engine.release(index, true))?;
         let capacity = ring.capacity() as usize;
+        let jobs = InFlight::with_capacity(&engine.device(), capacity);
         let mut channel = Channel {
             engine: Arc::clone(engine),
             index,
             regs,
             ring: ManuallyDrop::new(ring),
-            jobs: Slab::with_capacity(capacity),
+            jobs,
             order: VecDeque::with_capacity(capacity),
             feeding: None,
-            lies: 0,
+            bogus_completions: 0,
             lost: false,
-            loose: false,
-            woken: None,
+            not_quiesced: false,
+            wakers: Wakers::default(),
+            is_shared: false,
             stats: Stats::default(),
         };
         // From here on a failure drops the channel, which stops it.
         channel.reset()?;
         channel.arm(0)?;
         Ok(channel)
-    }
-
-    fn make_ring(engine: &Engine) -> Result<Ring<Descriptor>, IoatError> {
-        let size = engine.config.ring_size;
-        let constraints = Constraints { alignment: 64, ..Constraints::default() };
-        // A size that is no ring's is refused before memory is taken for it.
-        let len = Ring::<Descriptor>::bytes(size.min(crate::ring::MAX_SIZE));
-        let request = Request::new(len, Direction::Bidirectional)
-            .constraints(constraints)
-            .placement(Placement::Contiguous);
-        Ok(Ring::new(engine.device.allocate(&request)?, size)?)
     }
 
     /// The number of the channel.
@@ -105,7 +101,7 @@ impl Channel {
     /// What the channel did so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.stats
+        Stats { stale_completions: self.ring.stale_words(), ..self.stats }
     }
 
     /// Descriptors that can be filled now.
@@ -130,7 +126,7 @@ impl Channel {
         if !self.lost {
             return Ok(());
         }
-        let location = self.engine.location();
+        let location = self.engine.location.clone();
         Err(IoatError::ChannelLost { location, channel: self.index })
     }
 
@@ -165,24 +161,27 @@ impl Channel {
     ///
     /// The channel must be halted.
     pub(super) fn arm(&mut self, position: u64) -> Result<(), IoatError> {
-        let bar = &self.engine.bar;
-        let chain = self.ring.restart(position)?;
-        self.clear_errors()?;
-        self.rearm_interrupt()?;
-        // Both addresses go in halves, low first, as every known driver writes them: the
-        // upper half of CHAINADDR is what arms the channel.
-        let completion = self.ring.completion_address();
-        bar.write64_split(self.regs.completion.offset(), completion.0, SplitOrder::LowFirst)?;
-        bar.write64_split(self.regs.chain.offset(), chain.0, SplitOrder::LowFirst)?;
-        let state = State::of(self.status()?);
-        let errors = self.errors()?;
-        if state == State::Halted && !errors.is_empty() {
-            let location = self.engine.location();
-            return Err(IoatError::NotArmed { location, channel: self.index, errors });
+        let (chain, completion) = self.ring.restart(position)?;
+        let mut halted = ChannelErrors::empty();
+        for _ in 0..ARM_TRIES {
+            self.clear_errors()?;
+            self.rearm_interrupt()?;
+            // Both addresses go in halves, low first, as every known driver writes them: the
+            // upper half of CHAINADDR is what arms the channel.
+            let bar = &self.engine.bar;
+            bar.write64_split(self.regs.completion.offset(), completion.0, SplitOrder::LowFirst)?;
+            bar.write64_split(self.regs.chain.offset(), chain.0, SplitOrder::LowFirst)?;
+            let state = State::of(self.status()?);
+            halted = self.errors()?;
+            if state != State::Halted || halted.is_empty() {
+                return wait_for(&self.engine, self.index, "arming", || {
+                    Ok(State::of(self.status()?) != State::Halted)
+                });
+            }
+            self.reset()?;
         }
-        wait_for(&self.engine, self.index, "arming", || {
-            Ok(State::of(self.status()?) != State::Halted)
-        })
+        let location = self.engine.location.clone();
+        Err(IoatError::NotArmed { location, channel: self.index, errors: halted })
     }
 
     /// Lets the next interrupt pass, and keeps errors halting and told.
@@ -199,7 +198,8 @@ impl Channel {
         self.engine.bar.set(self.regs.error, errors.bits())?;
         if self.engine.version < 0x33 {
             // Before version 3.3 the mirror in configuration space has to be cleared too.
-            let config = self.engine.device.config();
+            let mut device = self.engine.device();
+            let config = device.config_mut();
             let mirror = config.read_u32(regs::CONFIG_CHANERR_INT)?;
             if mirror != 0 {
                 config.write_u32(regs::CONFIG_CHANERR_INT, mirror)?;
@@ -208,9 +208,9 @@ impl Channel {
         Ok(())
     }
 
-    /// Stops the engine so that it reaches no memory any more: by suspending and resetting
-    /// it, or by taking the device's bus mastering away. `false` when neither works.
-    pub(super) fn silence(&self) -> bool {
+    /// Stops the engine so that it reaches no memory any more, by suspending and resetting
+    /// it; `false` when that does not work.
+    pub(super) fn stop(&self) -> bool {
         // An engine that does not suspend is stopped by RESET all the same; asking for the
         // status then pushes what it wrote before to memory.
         let suspended = self.suspend();
@@ -218,35 +218,31 @@ impl Channel {
         if let (Err(error), Ok(_)) = (suspended, &stopped) {
             log::warn!("{error}");
         }
-        let Err(error) = stopped else { return true };
-        log::warn!("{error}; bus mastering is switched off for the whole device");
-        match self.engine.device.quiesce() {
-            Ok(()) => true,
-            Err(error) => {
-                log::error!(
-                    "{} channel {} cannot be stopped, its buffers stay mapped and allocated: {error}",
-                    self.engine.location(),
-                    self.index
-                );
-                false
-            }
+        if let Err(error) = &stopped {
+            log::warn!("{error}: its memory is kept until the function is quiet");
         }
+        stopped.is_ok()
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        if !self.lost && !self.silence() {
-            self.loose = true;
-            for job in self.jobs.drain() {
-                job.leak();
-            }
+        let is_stopped = !self.lost && self.stop();
+        if is_stopped {
+            self.jobs.complete_all().for_each(drop);
+        } else if !self.lost {
+            self.not_quiesced = true;
         }
-        if !self.loose {
-            // SAFETY: the ring is not used again: this is the end of its channel.
-            unsafe { ManuallyDrop::drop(&mut self.ring) };
+        // SAFETY: the ring is not used again: this is the end of its channel.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        if self.not_quiesced {
+            self.jobs.park();
+            self.engine.device().park(ring);
+        } else {
+            self.jobs.complete_all().for_each(drop);
+            drop(ring);
         }
-        self.engine.release(self.index);
+        self.engine.release(self.index, is_stopped);
     }
 }
 
@@ -260,30 +256,19 @@ pub(super) fn reset(engine: &Engine, index: u8) -> Result<(), IoatError> {
     })
 }
 
-/// Looks at a register until a condition holds: at once for a while, then ever more seldom.
+/// Looks at a register until a condition holds, at most as long as a command may take.
 pub(super) fn wait_for(
     engine: &Engine,
     channel: u8,
     what: &'static str,
-    mut done: impl FnMut() -> Result<bool, IoatError>,
+    mut is_done: impl FnMut() -> Result<bool, IoatError>,
 ) -> Result<(), IoatError> {
-    let begin = Instant::now();
     let waited = engine.config.command_timeout;
-    let mut pause = Duration::from_micros(1);
-    // The time is read before the register: a process that did not run meanwhile still
-    // takes a last look.
-    loop {
-        let elapsed = begin.elapsed();
-        if done()? {
-            return Ok(());
-        }
-        if elapsed >= waited {
-            let location = engine.location();
-            return Err(IoatError::Timeout { location, channel, what, waited });
-        }
-        if elapsed > Duration::from_micros(50) {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
-        }
-    }
+    let done = poll_until(waited, || Ok::<_, IoatError>(is_done()?.then_some(())))?;
+    done.ok_or_else(|| IoatError::Timeout {
+        location: engine.location.clone(),
+        channel,
+        what,
+        waited,
+    })
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Channel, Finished, IoatError, Refused, Tables, WhenFull};
-use crate::device::Device;
 use crate::devices::{CopyEngine, CopyError, CopyFailed};
-use crate::dma::{Buffer, Request, SgTable};
+use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 
 fn failed(error: impl Into<CopyError>, tables: Option<Tables>) -> CopyFailed {
     let both = tables.and_then(|Tables { source, target }| Some((source?, target)));
@@ -15,15 +14,19 @@ fn failed(error: impl Into<CopyError>, tables: Option<Tables>) -> CopyFailed {
 
 /// The channel copies one list after another; a copy that is late is aborted.
 impl CopyEngine for Channel {
-    fn device(&self) -> &Arc<Device> {
-        &self.engine.device
+    fn location(&self) -> &str {
+        &self.engine.location
     }
 
-    fn place(&self, request: Request) -> Result<Buffer, CopyError> {
-        Ok(self.engine.device.allocate(&request).map_err(IoatError::from)?)
+    fn space(&self) -> &Arc<AddressSpace> {
+        self.engine.allocator.space()
     }
 
-    fn copy(
+    fn allocate(&self, request: &Request) -> Result<Buffer, CopyError> {
+        Ok(self.engine.allocator.allocate(request).map_err(IoatError::from)?)
+    }
+
+    fn copy_tables(
         &mut self,
         source: SgTable,
         target: SgTable,

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::backend::IrqKind;
 use crate::device::DeviceError;
+use crate::devices::Identity;
 use crate::dma::{Direction, DmaError, Iova, SgError, SgTable};
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
 use crate::pci::PciError;
-use crate::ring::RingError;
+use crate::queue::{QueueError, QueueSetupError};
 
 bitflags::bitflags! {
     /// Why a channel halted: the bits of CHANERR.
@@ -75,14 +76,12 @@ impl fmt::Display for ChannelErrors {
 #[non_exhaustive]
 pub enum IoatError {
     /// Vendor and device id are of another device.
-    #[error("{location} is {vendor:04x}:{device:04x}, I/OAT is 8086:2021 or 8086:0b00")]
+    #[error("{location} is {identity}, I/OAT is 8086:2021 or 8086:0b00")]
     NotIoat {
         /// The device.
         location: String,
-        /// Its vendor id.
-        vendor: u16,
-        /// Its device id.
-        device: u16,
+        /// What it says of itself.
+        identity: Identity,
     },
     /// The version is not one that the driver knows.
     #[error("{location} has version {}.{}, versions 3.2 to 3.4 are supported", .version >> 4, .version & 0xf)]
@@ -148,8 +147,12 @@ pub enum IoatError {
         /// Why.
         errors: ChannelErrors,
     },
-    /// The channel was given up after a failure; open the device again.
-    #[error("{location} channel {channel} was given up after a failure: open the device anew")]
+    /// The channel was given up after a failure. Once every channel is closed it can be opened
+    /// again, for which the function is reset.
+    #[error(
+        "{location} channel {channel} was given up after a failure: close every channel, and open \
+         it anew"
+    )]
     ChannelLost {
         /// The device.
         location: String,
@@ -182,9 +185,12 @@ pub enum IoatError {
     /// The lists make no transfer.
     #[error(transparent)]
     Sg(#[from] SgError),
-    /// The ring is full, cannot be made, or the device told nonsense about it.
+    /// The ring is full, or the device told nonsense about it.
     #[error(transparent)]
-    Ring(#[from] RingError),
+    Queue(#[from] QueueError),
+    /// The ring cannot be made.
+    #[error(transparent)]
+    QueueSetup(#[from] QueueSetupError),
     /// A register access failed.
     #[error(transparent)]
     Mmio(#[from] MmioError),
@@ -194,12 +200,15 @@ pub enum IoatError {
     /// A generic operation of the device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Configuration space did not answer.
-    #[error(transparent)]
-    Config(#[from] PciError),
     /// A buffer operation failed.
     #[error(transparent)]
     Dma(#[from] DmaError),
+}
+
+impl From<PciError> for IoatError {
+    fn from(error: PciError) -> IoatError {
+        DeviceError::from(error).into()
+    }
 }
 
 /// Why a transfer that was begun did not end well.
@@ -236,7 +245,7 @@ pub enum TransferError {
     Aborted,
     /// The completion word made no sense, so how far the transfer came is not known.
     #[error("the completion word is wrong: {0}")]
-    Completion(RingError),
+    Completion(QueueError),
     /// The channel cannot be used any more.
     #[error("the channel was lost: {0}")]
     Lost(String),
@@ -279,6 +288,7 @@ impl Finished {
     /// # Errors
     ///
     /// The error of the transfer.
+    #[inline]
     pub fn into_result(self) -> Result<Tables, TransferError> {
         self.result?;
         // Only a lost channel keeps tables, and its transfers have failed.

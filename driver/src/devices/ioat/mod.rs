@@ -9,19 +9,19 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
+//! use vfio_dma::devices::PciDriver;
 //! use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
-//! use vfio_dma::dma::{Direction, SgTable};
+//! use vfio_dma::dma::{Direction, Request};
 //! use vfio_dma::session::Session;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Session::new().open("0000:00:04.0".parse()?)?;
-//! let ioat = Ioat::open(device, Config::default())?;
+//! let ioat = Ioat::probe(device, Config::default())?;
 //! let mut channel = ioat.channel(0)?;
-//! let mut source = ioat.allocate(100_000, Direction::ToDevice)?;
-//! let target = ioat.allocate(100_000, Direction::FromDevice)?;
+//! let mut source = ioat.allocate(&Request::new(100_000, Direction::ToDevice))?;
+//! let target = ioat.allocate(&Request::new(100_000, Direction::FromDevice))?;
 //! source.write(0, b"hello")?;
-//! let transfer =
-//!     channel.copy(SgTable::of(source)?, SgTable::of(target)?, WhenFull::Return)?;
+//! let transfer = channel.copy(source.into(), target.into(), WhenFull::Return)?;
 //! let tables = channel.wait(transfer, Duration::from_secs(1))?.into_result()?;
 //! # drop(tables);
 //! # Ok(())
@@ -34,14 +34,16 @@
 //! value; the channel keeps them until the device is done and [`Channel::take`] or
 //! [`Channel::wait`] gives them back. A [`Token`] names the transfer meanwhile; losing it
 //! loses the result, nothing else. A channel that is dropped stops its engine first. When
-//! that fails, the device's bus mastering is switched off, and when that fails too, the
-//! buffers and the ring are never freed.
+//! that fails, its ring and its buffers are kept until the function is known to be quiet:
+//! when the last channel is closed, bus mastering is switched off. When that fails too, they
+//! are never freed. The other channels go on meanwhile.
 //!
 //! # What the device is trusted with
 //!
-//! Nothing that can be checked: the completion word must name a descriptor in flight, every
-//! wait for a register has a bound, and all ones mean that the device is gone. After an
-//! error the channel is reset and goes on; [`OnError`] says with what.
+//! Nothing that can be checked: the completion word must name a descriptor of the ring, and is
+//! confirmed by a number that the engine copies behind the data (see `ring.rs`); every wait
+//! for a register has a bound, and all ones mean that the device is gone. After an error the
+//! channel is reset and goes on; [`OnError`] says with what.
 
 mod channel;
 mod copy_engine;
@@ -50,22 +52,24 @@ mod error;
 mod feed;
 mod recovery;
 mod regs;
+mod ring;
 mod shared;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wait;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Driver, recognise};
+use super::{CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
 use crate::device::Device;
-use crate::dma::{Buffer, Direction, Request, SgLimits};
-use crate::irq::Interrupts;
+use crate::dma::{AddressSpace, Allocator, Buffer, DmaLimits, Request};
+use crate::irq::Vector;
 use crate::mmio::Bar;
 
+pub use crate::queue::WaitMode;
 pub use channel::{Channel, Stats};
 pub use error::{ChannelErrors, Finished, IoatError, Refused, Tables, TransferError};
 pub use shared::{Completion, SharedChannel};
@@ -73,34 +77,10 @@ pub use transfer::{Token, WhenFull};
 
 use regs::ChannelRegs;
 
-/// How a wait learns that the device is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WaitMode {
-    /// By looking at the completion word: quickest, and takes a processor.
-    Poll,
-    /// By an interrupt.
-    Interrupt(IrqKind),
-    /// By looking for a while, then by an interrupt.
-    Adaptive {
-        /// Kind of interrupt.
-        irq: IrqKind,
-        /// How long to look.
-        spin: Duration,
-    },
-}
-
-impl WaitMode {
-    fn irq(self) -> Option<IrqKind> {
-        match self {
-            WaitMode::Poll => None,
-            WaitMode::Interrupt(irq) | WaitMode::Adaptive { irq, .. } => Some(irq),
-        }
-    }
-}
-
 /// What becomes of the transfers behind one that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum OnError {
     /// They run, in their order, once the channel is set up again.
     RunTheRest,
@@ -113,8 +93,8 @@ pub enum OnError {
 pub struct Config {
     /// How waits learn of completion.
     pub wait: WaitMode,
-    /// Descriptors of each channel's ring: a power of two from 2 to 32,768. One less than
-    /// that can be in flight.
+    /// Descriptors of each channel's ring: from 4 to 32,768. Two less than that can be in
+    /// flight.
     pub ring_size: u32,
     /// What becomes of the transfers behind one that failed.
     pub on_error: OnError,
@@ -136,44 +116,41 @@ impl Default for Config {
 /// What the channels of a device share.
 #[derive(Debug)]
 struct Engine {
-    /// Declared first: dropped, and so disabled, before the device is let go.
-    interrupts: Option<Interrupts>,
+    /// One for each channel with MSI-X, one for all of them otherwise, none when polled.
+    vectors: Vec<Vector>,
     bar: Bar,
-    device: Arc<Device>,
+    /// For what is seldom: the parts that are used often are beside it.
+    device: Mutex<Device>,
+    allocator: Allocator,
+    location: String,
     config: Config,
     channels: u8,
     version: u8,
-    limits: SgLimits,
     can_fill: bool,
-    /// A bit for each channel that is open.
-    open: Mutex<u32>,
+    open: Mutex<Open>,
 }
 
-impl Engine {
-    fn location(&self) -> String {
-        self.device.backend().location()
-    }
+/// Bits for the channels of a device.
+#[derive(Debug, Default, Clone, Copy)]
+struct Open {
+    /// Those that are open.
+    open: u32,
+    /// Those whose engine could not be stopped: closed, or about to be.
+    not_stopped: u32,
+}
 
-    fn gone(&self) -> IoatError {
-        IoatError::Gone { location: self.location() }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change under these locks is whole before anything that can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn nonsense(&self, register: &'static str, value: u64, expected: &'static str) -> IoatError {
-        IoatError::Nonsense { location: self.location(), register, value, expected }
-    }
-
-    /// Clears what one vector for all channels needs cleared; nothing for MSI-X.
-    fn acknowledge(&self) -> Result<(), IoatError> {
-        let Some(interrupts) = &self.interrupts else { return Ok(()) };
-        if interrupts.kind() != IrqKind::MsiX {
-            // Reading takes the attention bits away; the master enable falls with the
-            // interrupt and is set again.
-            self.bar.get(regs::ATTNSTATUS)?;
-            self.bar.set(regs::INTRCTRL, regs::INTRCTRL_MASTER_ENABLE)?;
-            interrupts.unmask()?;
-        }
-        Ok(())
-    }
+/// What the device says of itself.
+struct Identified {
+    bar: Bar,
+    channels: u8,
+    version: u8,
+    can_fill: bool,
+    limits: DmaLimits,
 }
 
 /// An opened I/OAT device.
@@ -182,55 +159,89 @@ pub struct Ioat {
     engine: Arc<Engine>,
 }
 
-impl Ioat {
+impl PciDriver for Ioat {
+    const NAME: &'static str = "ioat";
+    /// The ids of the Xeon Scalable datasheets, volume 2.
+    const MATCHES: &'static [Match] = &[
+        Match::id(0x8086, 0x2021, "Intel I/OAT DMA engine, Skylake-SP"),
+        Match::id(0x8086, 0x0b00, "Intel I/OAT DMA engine, Ice Lake-SP"),
+    ];
+    type Config = Config;
+    type Error = IoatError;
+
     /// Identifies the device, resets every channel, enables interrupts and bus mastering.
     ///
     /// # Errors
     ///
     /// Fails when this is no I/OAT device of a known version, a channel does not reset, or
     /// something cannot be enabled.
-    pub fn open(device: Arc<Device>, config: Config) -> Result<Ioat, IoatError> {
-        let location = device.backend().location();
-        let (vendor, id) = (device.config().vendor_id()?, device.config().device_id()?);
-        let known = recognise(vendor, id).map(|known| known.driver);
-        if known != Some(Driver::Ioat) {
-            return Err(IoatError::NotIoat { location, vendor, device: id });
-        }
-        let bar = device.bar(0)?;
+    fn probe(mut device: Device, config: Config) -> Result<Ioat, ProbeFailed<IoatError>> {
+        let identified = identify(&device).and_then(|identified| {
+            device.set_dma_limits(identified.limits)?;
+            Ok(identified)
+        });
+        let Identified { bar, channels, version, can_fill, .. } = match identified {
+            Ok(identified) => identified,
+            Err(error) => return Err(ProbeFailed::new(error, device)),
+        };
         let mut engine = Engine {
-            interrupts: None,
+            vectors: Vec::new(),
             bar,
-            device,
+            allocator: device.allocator().clone(),
+            location: device.location().to_string(),
+            device: Mutex::new(device),
             config,
-            channels: 0,
-            version: 0,
-            limits: SgLimits::default(),
-            can_fill: false,
-            open: Mutex::new(0),
+            channels,
+            version,
+            can_fill,
+            open: Mutex::default(),
         };
-        engine.identify()?;
-        // What a former user left running would go on once bus mastering is back.
-        let reset = |engine: &Engine| {
-            (0..engine.channels).try_for_each(|index| channel::reset(engine, index))
-        };
-        match reset(&engine) {
-            Err(error @ IoatError::Timeout { .. }) => {
-                log::warn!("{error}; resetting the function");
-                engine.device.reset()?;
-                reset(&engine)?;
+        match engine.set_up() {
+            Ok(()) => Ok(Ioat { engine: Arc::new(engine) }),
+            Err(error) => {
+                let device = engine.device.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Err(ProbeFailed::new(error, device))
             }
-            result => result?,
         }
-        if let Some(kind) = config.wait.irq() {
-            let vectors = if kind == IrqKind::MsiX { engine.channels } else { 1 };
-            engine.interrupts = Some(engine.device.interrupts(kind, vectors.into())?);
-            let own = if kind == IrqKind::MsiX { regs::INTRCTRL_MSIX_VECTORS } else { 0 };
-            engine.bar.set(regs::INTRCTRL, regs::INTRCTRL_MASTER_ENABLE | own)?;
-        }
-        engine.device.set_bus_master(true)?;
-        Ok(Ioat { engine: Arc::new(engine) })
     }
+}
 
+/// Looks whether this is I/OAT, and what it can do.
+fn identify(device: &Device) -> Result<Identified, IoatError> {
+    let location = || device.location().to_string();
+    let identity = Identity::of(device)?;
+    if !Ioat::MATCHES.iter().any(|m| m.covers(&identity)) {
+        return Err(IoatError::NotIoat { location: location(), identity });
+    }
+    let nonsense = |register, value: u8, expected| {
+        let value = value.into();
+        Err(IoatError::Nonsense { location: location(), register, value, expected })
+    };
+    let bar = device.bar(0)?;
+    let version = bar.get(regs::CBVER)?;
+    if version == u8::MAX {
+        return Err(IoatError::Gone { location: location() });
+    }
+    if !(0x32..=0x34).contains(&version) {
+        return Err(IoatError::Version { location: location(), version });
+    }
+    let count = bar.get(regs::CHANCNT)?;
+    let channels = count & regs::COUNT_MASK;
+    let needed = regs::CHANNEL_STRIDE * (u64::from(channels) + 1);
+    if channels == 0 || needed > bar.size() {
+        return nonsense("CHANCNT", count, "at least one channel, and all of them inside BAR0");
+    }
+    let xfercap = bar.get(regs::XFERCAP)?;
+    let log = xfercap & regs::COUNT_MASK;
+    if log < 6 {
+        return nonsense("XFERCAP", xfercap, "log2 of a transfer of at least 64 bytes");
+    }
+    let can_fill = bar.get(regs::DMACAPABILITY)? & regs::CAPABILITY_FILL != 0;
+    let limits = DmaLimits { max_segment: 1 << log, ..DmaLimits::default() };
+    Ok(Identified { bar, channels, version, can_fill, limits })
+}
+
+impl Ioat {
     /// Opens a channel.
     ///
     /// # Errors
@@ -254,8 +265,8 @@ impl Ioat {
 
     /// What a descriptor can carry.
     #[must_use]
-    pub fn limits(&self) -> &SgLimits {
-        &self.engine.limits
+    pub fn limits(&self) -> &DmaLimits {
+        self.engine.allocator.limits()
     }
 
     /// Whether the device fills as well as copies.
@@ -264,19 +275,22 @@ impl Ioat {
         self.engine.can_fill
     }
 
-    /// The opened device.
+    /// How a user names the device: an address such as `0000:00:05.0`, a socket's path, `model`.
     #[must_use]
-    pub fn device(&self) -> &Arc<Device> {
-        &self.engine.device
+    pub fn location(&self) -> &str {
+        &self.engine.location
     }
 
-    /// Places a buffer for the device, which reaches all of a 64-bit address space.
-    ///
-    /// # Errors
-    ///
-    /// Says what was tried and why it failed.
-    pub fn allocate(&self, len: usize, direction: Direction) -> Result<Buffer, IoatError> {
-        self.place(&Request::new(len, direction))
+    /// The address space that its buffers are mapped in.
+    #[must_use]
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        self.engine.allocator.space()
+    }
+
+    /// What places memory for the device.
+    #[must_use]
+    pub fn allocator(&self) -> &Allocator {
+        &self.engine.allocator
     }
 
     /// Places a buffer as requested.
@@ -284,65 +298,152 @@ impl Ioat {
     /// # Errors
     ///
     /// Says what was tried and why it failed.
-    pub fn place(&self, request: &Request) -> Result<Buffer, IoatError> {
-        Ok(self.engine.device.allocate(request)?)
+    pub fn allocate(&self, request: &Request) -> Result<Buffer, IoatError> {
+        Ok(self.engine.allocator.allocate(request)?)
     }
 }
 
 impl Engine {
-    fn identify(&mut self) -> Result<(), IoatError> {
-        let version = self.bar.get(regs::CBVER)?;
-        if version == u8::MAX {
-            return Err(self.gone());
+    fn gone(&self) -> IoatError {
+        IoatError::Gone { location: self.location.clone() }
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        lock(&self.device)
+    }
+
+    /// Resets every channel, and enables interrupts and bus mastering.
+    fn set_up(&mut self) -> Result<(), IoatError> {
+        // What a former user left running would go on once bus mastering is back.
+        match self.reset_channels() {
+            Err(error @ IoatError::Timeout { .. }) => {
+                log::warn!("{error}; resetting the function");
+                self.device().reset()?;
+                self.reset_channels()?;
+            }
+            result => result?,
         }
-        if !(0x32..=0x34).contains(&version) {
-            return Err(IoatError::Version { location: self.location(), version });
+        if let Some(kind) = self.config.wait.irq() {
+            let vectors = if kind == IrqKind::MsiX { self.channels } else { 1 };
+            let vectors = self.device().vectors(kind, vectors.into())?;
+            self.vectors = vectors;
         }
-        let count = self.bar.get(regs::CHANCNT)?;
-        let channels = count & regs::COUNT_MASK;
-        let needed = regs::CHANNEL_STRIDE * (u64::from(channels) + 1);
-        if channels == 0 || needed > self.bar.size() {
-            let expected = "at least one channel, and all of them inside BAR0";
-            return Err(self.nonsense("CHANCNT", count.into(), expected));
+        self.enable()
+    }
+
+    fn reset_channels(&self) -> Result<(), IoatError> {
+        (0..self.channels).try_for_each(|index| channel::reset(self, index))
+    }
+
+    /// Lets interrupts through, and DMA.
+    fn enable(&self) -> Result<(), IoatError> {
+        if let Some(vector) = self.vectors.first() {
+            let own = match vector.kind() {
+                IrqKind::MsiX => regs::INTRCTRL_MSIX_VECTORS,
+                _ => 0,
+            };
+            self.bar.set(regs::INTRCTRL, regs::INTRCTRL_MASTER_ENABLE | own)?;
         }
-        let xfercap = self.bar.get(regs::XFERCAP)?;
-        let log = xfercap & regs::COUNT_MASK;
-        if log < 6 {
-            let expected = "log2 of a transfer of at least 64 bytes";
-            return Err(self.nonsense("XFERCAP", xfercap.into(), expected));
+        Ok(self.device().set_bus_master(true)?)
+    }
+
+    /// Clears what one vector for all channels needs cleared; nothing for MSI-X.
+    fn acknowledge(&self, vector: &Vector) -> Result<(), IoatError> {
+        if vector.kind() != IrqKind::MsiX {
+            // Reading takes the attention bits away; the master enable falls with the
+            // interrupt and is set again.
+            self.bar.get(regs::ATTNSTATUS)?;
+            self.bar.set(regs::INTRCTRL, regs::INTRCTRL_MASTER_ENABLE)?;
+            vector.unmask()?;
         }
-        self.version = version;
-        self.channels = channels;
-        self.limits = SgLimits { max_len: 1 << log, ..SgLimits::default() };
-        self.can_fill = self.bar.get(regs::DMACAPABILITY)? & regs::CAPABILITY_FILL != 0;
         Ok(())
+    }
+
+    /// The interrupt vector of a channel.
+    fn vector(&self, channel: u8) -> Option<&Vector> {
+        let first = self.vectors.first()?;
+        match first.kind() {
+            IrqKind::MsiX => self.vectors.get(usize::from(channel)),
+            _ => Some(first),
+        }
     }
 
     /// The limits again, for a hot path: that only the length is limited is known to the
     /// compiler here.
     #[inline]
-    fn cuts(&self) -> SgLimits {
-        SgLimits { max_len: self.limits.max_len, ..SgLimits::default() }
+    fn cuts(&self) -> DmaLimits {
+        DmaLimits { max_segment: self.allocator.limits().max_segment, ..DmaLimits::default() }
     }
 
-    /// Marks a channel as open.
+    /// Marks a channel as open. When an engine could not be stopped since, the function is
+    /// reset first, which takes that nobody else uses it.
     fn claim(&self, channel: u8) -> Result<ChannelRegs, IoatError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if channel >= self.channels || *open & 1 << channel != 0 {
-            let location = self.location();
+        let mut open = lock(&self.open);
+        let (location, bit) = (self.location.clone(), 1u32.checked_shl(channel.into()));
+        let bit = bit.filter(|_| channel < self.channels).unwrap_or(0);
+        if bit == 0 || open.open & bit != 0 {
             return Err(IoatError::NoChannel { location, channel, channels: self.channels });
         }
-        match &self.interrupts {
-            Some(interrupts) if interrupts.kind() != IrqKind::MsiX && *open != 0 => {
-                return Err(IoatError::SharedVector { kind: interrupts.kind() });
-            }
-            _ => {}
+        if let Some(vector) = self.vectors.first()
+            && vector.kind() != IrqKind::MsiX
+            && open.open != 0
+        {
+            return Err(IoatError::SharedVector { kind: vector.kind() });
         }
-        *open |= 1 << channel;
+        if open.not_stopped != 0 && open.open == 0 {
+            self.device().reset()?;
+            self.reset_channels()?;
+            self.enable()?;
+            open.not_stopped = 0;
+        }
+        if open.not_stopped & bit != 0 {
+            return Err(IoatError::ChannelLost { location, channel });
+        }
+        open.open |= bit;
         Ok(ChannelRegs::of(channel))
     }
 
-    fn release(&self, channel: u8) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) &= !(1 << channel);
+    /// Marks a channel as closed; with the last one, what runs on is kept from memory.
+    fn release(&self, channel: u8, is_stopped: bool) {
+        let mut open = lock(&self.open);
+        let bit = 1 << channel;
+        open.open &= !bit;
+        if !is_stopped {
+            open.not_stopped |= bit;
+        }
+        if open.open == 0
+            && open.not_stopped != 0
+            && let Err(error) = self.device().quiesce()
+        {
+            log::error!(
+                "{} cannot be stopped, its rings and buffers stay mapped and allocated: {error}",
+                self.location
+            );
+        }
+    }
+
+    /// Whether a channel is the only one that is open.
+    fn is_alone(&self, channel: u8) -> bool {
+        lock(&self.open).open & !(1 << channel) == 0
+    }
+}
+
+/// Opens the first channel as a copy engine, with the driver's defaults.
+pub(super) fn open_copy_engine(
+    device: Device,
+) -> Result<Box<dyn CopyEngine>, ProbeFailed<CopyError>> {
+    let ioat =
+        Ioat::probe(device, Config::default()).map_err(|failed| failed.map(CopyError::from))?;
+    match ioat.channel(0) {
+        Ok(channel) => Ok(Box::new(channel)),
+        Err(error) => Err(ProbeFailed::new(error.into(), ioat.into_device())),
+    }
+}
+
+impl Ioat {
+    /// The device, of which no channel is open.
+    fn into_device(self) -> Device {
+        let engine = Arc::into_inner(self.engine).expect("a channel that failed is gone");
+        engine.device.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

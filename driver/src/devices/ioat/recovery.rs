@@ -5,31 +5,33 @@
 //! before it, and the channel begins anew at the first of these. So nothing is done twice
 //! and nothing is left out.
 
-use super::descriptor::Descriptor;
 use super::regs::State;
 use super::{Channel, ChannelErrors, IoatError, OnError, TransferError};
-use crate::ring::{Format, LastDone, RingError};
-
-/// Whether a completion word, or CHANSTS, tells of a halt.
-#[inline]
-pub(super) fn is_halt(word: u64) -> bool {
-    State::of(word) == State::Halted
-}
+use crate::queue::{QueueError, Slot};
 
 /// How many wrong completion words a transfer survives without any progress.
-const LIES: u32 = 2;
+const BOGUS_COMPLETIONS: u32 = 2;
 
-/// Who fails.
+/// Why the channel is set up again, and so who fails.
 #[derive(Debug)]
-enum Blame {
-    /// Nobody: the device was done and had not said so.
-    Nobody,
-    /// The oldest in flight: the channel halted on it.
+enum Cause {
+    /// The device stands still for no reason of a transfer: nobody.
+    Stopped,
+    /// The channel halted: the oldest in flight.
     Halt,
-    /// The oldest in flight, if nothing moves any more: the completion word was wrong.
-    Lie(RingError),
-    /// All of them.
+    /// What the device writes was wrong: the oldest in flight, if nothing moves any more.
+    Bogus(QueueError),
+    /// The caller wishes it: all of them.
     Abort,
+}
+
+/// How an engine was stopped.
+struct Stopped {
+    /// CHANSTS and CHANERR while it stood, for RESET clears them.
+    status: u64,
+    errors: ChannelErrors,
+    /// It stood before RESET; else it may have done more than it said.
+    is_exact: bool,
 }
 
 impl Channel {
@@ -42,7 +44,9 @@ impl Channel {
     /// Fails when the engine cannot be stopped or set up again: the channel is lost then.
     pub fn abort(&mut self) -> Result<(), IoatError> {
         self.refuse_when_lost()?;
-        self.recover(Blame::Abort).map(drop)
+        let ended = self.recover(Cause::Abort).map(drop);
+        self.run_wakers();
+        ended
     }
 
     /// Asks the device itself, over the bus, how far it is; returns how many transfers
@@ -56,6 +60,12 @@ impl Channel {
     ///
     /// As [`Channel::poll`].
     pub fn check_device(&mut self) -> Result<usize, IoatError> {
+        let ended = self.ask_device();
+        self.run_wakers();
+        ended
+    }
+
+    fn ask_device(&mut self) -> Result<usize, IoatError> {
         if self.order.is_empty() {
             return Ok(0);
         }
@@ -64,55 +74,50 @@ impl Channel {
             Err(error) => return self.lose(error),
         };
         // Reading the register has pushed the device's earlier writes to memory before it
-        // (PCIe Base 4.0, 2.4.1): what the word does not say now, it will not say.
+        // (PCIe Base 4.0, 2.4.1): what memory does not say now, it will not say.
         let recoveries = self.stats.recoveries;
         let ended = self.poll()?;
-        if self.stats.recoveries != recoveries || self.ring.in_flight() == 0 {
+        if self.stats.recoveries != recoveries || self.ring.producer().in_flight() == 0 {
             return Ok(ended);
         }
         let more = match State::of(status) {
             State::Halted => self.recover_from_halt()?,
             // Nothing that this driver did leads there.
-            State::Suspended => self.recover(Blame::Nobody)?,
-            State::Idle if self.says_all(status) => {
-                self.stats.lost_completions += 1;
-                self.recover(Blame::Nobody)?
-            }
-            _ => 0,
+            State::Suspended => self.recover(Cause::Stopped)?,
+            _ => match self.ring.take_mark() {
+                // Done, and no completion word has told.
+                Ok(newly @ 1..) => {
+                    self.stats.lost_completions += 1;
+                    self.advanced(newly)?
+                }
+                Ok(0) if State::of(status) == State::Idle && self.ring.is_last(status) => {
+                    self.stats.lost_completions += 1;
+                    self.recover(Cause::Stopped)?
+                }
+                Ok(_) => 0,
+                Err(bogus) => self.recover_from_bogus(bogus)?,
+            },
         };
         Ok(ended + more)
     }
 
-    /// Whether a status tells that all that was published is done.
-    fn says_all(&self, status: u64) -> bool {
-        match Descriptor::last_done(status) {
-            LastDone::Address(address) => {
-                let last = self.ring.done() + u64::from(self.ring.in_flight()) - 1;
-                address == self.ring.address(last).0
-            }
-            _ => false,
-        }
-    }
-
     #[cold]
     pub(super) fn recover_from_halt(&mut self) -> Result<usize, IoatError> {
-        self.recover(Blame::Halt)
+        self.recover(Cause::Halt)
     }
 
     #[cold]
-    pub(super) fn recover_from_lie(&mut self, lie: RingError) -> Result<usize, IoatError> {
-        log::warn!("{} channel {}: {lie}", self.engine.location(), self.index);
-        self.recover(Blame::Lie(lie))
+    pub(super) fn recover_from_bogus(&mut self, bogus: QueueError) -> Result<usize, IoatError> {
+        log::warn!("{} channel {}: {bogus}", self.engine.location, self.index);
+        self.recover(Cause::Bogus(bogus))
     }
 
-    /// Makes the engine stand still and resets it; returns what it said while it stood, for
-    /// RESET clears that. The flag is `false` when only RESET stopped it: it may have done
-    /// more than it said.
-    fn stand(&self) -> Result<(u64, ChannelErrors, bool), IoatError> {
+    /// Makes the engine stand still and resets it.
+    fn stop_and_reset(&self) -> Result<Stopped, IoatError> {
         let mut status = self.status()?;
-        let mut stood = matches!(State::of(status), State::Halted | State::Suspended);
-        if !stood {
-            stood = match self.suspend() {
+        let mut is_exact = matches!(State::of(status), State::Halted | State::Suspended);
+        if !is_exact {
+            is_exact = match self.suspend() {
                 Ok(()) => true,
                 Err(error @ IoatError::Timeout { .. }) => {
                     log::warn!("{error}");
@@ -124,100 +129,107 @@ impl Channel {
         }
         let errors = self.errors()?;
         self.reset()?;
-        Ok((status, errors, stood))
+        Ok(Stopped { status, errors, is_exact })
     }
 
     /// Stops the engine, ends what has to end, and sets the channel up for the rest.
-    fn recover(&mut self, blame: Blame) -> Result<usize, IoatError> {
+    fn recover(&mut self, cause: Cause) -> Result<usize, IoatError> {
         self.stats.recoveries += 1;
-        let (status, errors, stood) = match self.stand() {
-            Ok(stood) => stood,
+        let Stopped { status, errors, is_exact } = match self.stop_and_reset() {
+            Ok(stopped) => stopped,
             Err(error) => return self.lose(error),
         };
-        let told = self.ring.reap_as(status);
-        if let Ok(done) = &told {
-            self.stats.descriptors += done.end - done.start;
+        let newly = self.ring.take_status(status);
+        if let Ok(newly) = newly {
+            self.stats.descriptors += newly;
         }
-        let moved = told.as_ref().is_ok_and(|done| !done.is_empty());
+        let moved = newly.as_ref().is_ok_and(|&newly| newly > 0);
         let mut ended = self.retire();
-        let blame = match (told, blame) {
+        let cause = match (newly, cause) {
             // Whatever is not known to be done may be half done.
-            _ if !stood => Blame::Abort,
+            _ if !is_exact => Cause::Abort,
             // Without CHANSTS there is nothing to go on from.
-            (Err(lie), _) => {
-                self.lies = LIES;
-                Blame::Lie(lie)
+            (Err(bogus), _) => {
+                self.bogus_completions = BOGUS_COMPLETIONS;
+                Cause::Bogus(bogus)
             }
-            (Ok(_), Blame::Lie(lie)) => {
-                self.lies = if moved { 1 } else { self.lies + 1 };
-                Blame::Lie(lie)
+            (Ok(_), Cause::Bogus(bogus)) => {
+                self.bogus_completions = if moved { 1 } else { self.bogus_completions + 1 };
+                Cause::Bogus(bogus)
             }
-            (Ok(_), blame) => blame,
+            (Ok(_), cause) => cause,
         };
-        let nobody = match &blame {
-            Blame::Nobody => true,
-            // CHANSTS tells what the word did not, so nothing has failed yet.
-            Blame::Lie(_) => self.lies < LIES,
-            Blame::Halt | Blame::Abort => false,
-        };
-        let one_fails = !nobody && self.ring.in_flight() > 0;
-        let rest_fails = match &blame {
-            Blame::Nobody => false,
-            Blame::Halt | Blame::Lie(_) => {
+        let done = self.ring.producer().done();
+        let at_marker = self.ring.is_marker(done);
+        let one_fails = self.ring.producer().in_flight() > 0
+            && match &cause {
+                Cause::Stopped => false,
+                // What carries no data fails no transfer: CHANSTS has told what it would.
+                Cause::Halt => !at_marker,
+                // CHANSTS tells what the word did not, so nothing has failed yet.
+                Cause::Bogus(_) => self.bogus_completions >= BOGUS_COMPLETIONS,
+                Cause::Abort => true,
+            };
+        let rest_fails = match &cause {
+            Cause::Stopped => false,
+            Cause::Halt | Cause::Bogus(_) => {
                 one_fails && self.engine.config.on_error == OnError::FailTheRest
             }
-            Blame::Abort => true,
+            Cause::Abort => true,
         };
+        let filled = self.ring.producer().filled();
         let next = match self.order.front() {
-            Some(&key) if one_fails => {
-                let error = self.describe(key, &blame, errors);
+            Some(&slot) if one_fails => {
+                let error = self.describe(slot, &cause, errors);
                 // One that streams has nothing behind it.
-                let next = self.jobs.get(key).and_then(|job| job.end);
+                let next = self.jobs.get(slot).and_then(|job| job.end);
                 self.order.pop_front();
-                self.end(key, Err(error));
+                self.end(slot, Err(error));
                 ended += 1;
-                self.lies = 0;
-                next.unwrap_or(self.ring.filled())
+                self.bogus_completions = 0;
+                next.unwrap_or(filled)
             }
-            _ => self.ring.done(),
+            _ if at_marker => done + 1,
+            _ => done,
         };
         let next = if rest_fails {
-            let error = match blame {
-                Blame::Abort => TransferError::Aborted,
+            let error = match cause {
+                Cause::Abort => TransferError::Aborted,
                 _ => TransferError::Behind,
             };
-            while let Some(key) = self.order.pop_front() {
-                self.end(key, Err(error.clone()));
+            while let Some(slot) = self.order.pop_front() {
+                self.end(slot, Err(error.clone()));
                 ended += 1;
             }
-            self.ring.filled()
+            filled
         } else {
             next
         };
         if let Err(error) = self.arm(next) {
             self.lose(error)?;
         }
-        self.feed_rest();
+        self.feed_remaining();
         match self.issue() {
             Ok(()) => Ok(ended),
             Err(error) => self.lose(error),
         }
     }
 
-    fn describe(&self, key: usize, blame: &Blame, errors: ChannelErrors) -> TransferError {
-        match blame {
-            Blame::Halt => {}
-            Blame::Lie(lie) => return TransferError::Completion(lie.clone()),
-            Blame::Abort | Blame::Nobody => return TransferError::Aborted,
+    fn describe(&self, slot: Slot, cause: &Cause, errors: ChannelErrors) -> TransferError {
+        match cause {
+            Cause::Halt => {}
+            Cause::Bogus(bogus) => return TransferError::Completion(bogus.clone()),
+            Cause::Abort | Cause::Stopped => return TransferError::Aborted,
         }
         // The one after the last that was done.
-        let position = self.ring.done();
-        let piece = self.jobs.get(key).and_then(|job| job.piece_at(position, &self.engine.limits));
-        match piece {
+        let position = self.ring.producer().done();
+        let data = self.ring.data_before(position);
+        let limits = self.engine.cuts();
+        match self.jobs.get(slot).and_then(|job| job.piece_at(data, &limits)) {
             Some((piece, what, done)) => TransferError::Halted {
                 errors,
                 piece,
-                slot: self.ring.slot(position),
+                slot: self.ring.producer().slot(position),
                 source_address: what.source.0,
                 target: what.target,
                 len: what.len,
@@ -227,28 +239,32 @@ impl Channel {
         }
     }
 
-    /// Gives the channel up: the device is kept from memory altogether, and every transfer
-    /// in flight ends. Its buffers come back if the device is known to be quiet.
+    /// Gives the channel up: every transfer in flight ends. Its buffers come back if the
+    /// device is known to be quiet; while other channels are open it is not stopped, and keeps
+    /// them.
     #[cold]
     pub(super) fn lose(&mut self, error: IoatError) -> Result<usize, IoatError> {
         log::error!("{error}: the channel is given up");
         self.lost = true;
         self.feeding = None;
-        if let Err(why) = self.engine.device.quiesce() {
-            self.loose = true;
-            log::error!(
-                "{} cannot be stopped, the buffers in flight stay mapped and allocated: {why}",
-                self.engine.location()
-            );
+        self.not_quiesced = true;
+        if self.engine.is_alone(self.index) {
+            match self.engine.device().quiesce() {
+                Ok(()) => self.not_quiesced = false,
+                Err(why) => log::error!(
+                    "{} cannot be stopped, the buffers in flight stay mapped and allocated: {why}",
+                    self.engine.location
+                ),
+            }
         }
         let reason = error.to_string();
-        while let Some(key) = self.order.pop_front() {
-            if self.loose
-                && let Some(job) = self.jobs.get_mut(key)
+        while let Some(slot) = self.order.pop_front() {
+            if self.not_quiesced
+                && let Some(tables) = self.jobs.get_mut(slot).and_then(|job| job.tables.take())
             {
-                std::mem::forget(job.tables.take());
+                self.engine.device().park(tables);
             }
-            self.end(key, Err(TransferError::Lost(reason.clone())));
+            self.end(slot, Err(TransferError::Lost(reason.clone())));
         }
         Err(error)
     }

@@ -1,23 +1,20 @@
 //! Transfers: submitted, fed into the ring piece by piece, ended, taken.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::descriptor::{COMPLETION, INTERRUPT, OP_COPY, OP_FILL};
-use super::feed::{fill_ring, turned};
+use super::descriptor::{OP_COPY, OP_FILL};
+use super::feed::{fill_ring, rotated};
+use super::ring::Look;
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
-use crate::dma::{Direction, Piece, Pieces, SgLimits, SgTable, Walk};
+use crate::dma::{Direction, DmaLimits, Piece, Pieces, SgTable, Walk};
+use crate::queue::{Slot, Wakers};
 
 /// Names a transfer of a channel.
 ///
 /// It can be copied; once the transfer's result was taken, it names nothing any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Token {
-    key: usize,
-    /// Different for every transfer of the process.
-    id: u64,
-}
+pub struct Token(pub(super) Slot);
 
 /// What a submission does when the ring has too little room.
 ///
@@ -35,14 +32,14 @@ pub enum WhenFull {
 /// A transfer, from its submission until its result is taken.
 #[derive(Debug)]
 pub(super) struct Job {
-    id: u64,
-    /// `None` when the device could not be stopped and they were leaked.
+    /// `None` when the device could not be stopped, and keeps them.
     pub(super) tables: Option<Tables>,
     /// The 8 bytes of a fill.
     pattern: Option<u64>,
     len: u64,
-    /// Position of the first descriptor, and one past the last when all are in the ring.
+    /// Number of its first descriptor among all that carried data.
     first: u64,
+    /// Position behind its last descriptor, when all are in the ring.
     pub(super) end: Option<u64>,
     /// Boxed, so that a transfer that goes well moves fewer bytes.
     pub(super) result: Option<Result<(), Box<TransferError>>>,
@@ -53,8 +50,8 @@ pub(super) struct Job {
 
 /// What of a transfer waits for room in the ring.
 #[derive(Debug)]
-pub(super) struct Rest {
-    key: usize,
+pub(super) struct Remaining {
+    slot: Slot,
     walk: Walk,
     /// Bytes that are not in the ring yet.
     left: u64,
@@ -62,9 +59,7 @@ pub(super) struct Rest {
 
 impl Job {
     fn new(tables: Tables, pattern: Option<u64>, first: u64) -> Job {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         Job {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
             len: tables.target.list().len(),
             tables: Some(tables),
             pattern,
@@ -76,27 +71,30 @@ impl Job {
         }
     }
 
-    /// Keeps the buffers mapped and allocated for ever: a device may still reach them.
-    pub(super) fn leak(mut self) {
-        if self.result.is_none() {
-            std::mem::forget(self.tables.take());
+    /// Ends it; whether nobody asks for the result.
+    #[inline]
+    fn end_with(&mut self, result: Result<(), Box<TransferError>>, wakers: &mut Wakers) -> bool {
+        self.result = Some(result);
+        if let Some(waker) = self.waker.take() {
+            wakers.wake.push(waker);
         }
+        self.detached
     }
 
-    /// What the descriptor at a position asks for: (number in the transfer, its piece,
-    /// bytes before it).
-    pub(super) fn piece_at(&self, position: u64, limits: &SgLimits) -> Option<(u64, Piece, u64)> {
+    /// What the descriptor asks for that was the data descriptor with this number of all that
+    /// the ring has had: (its number in the transfer, its piece, bytes before it).
+    pub(super) fn piece_at(&self, data: u64, limits: &DmaLimits) -> Option<(u64, Piece, u64)> {
         let tables = self.tables.as_ref()?;
         let target = tables.target.list().segments();
         let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
-        let number = position.checked_sub(self.first)?;
+        let number = data.checked_sub(self.first)?;
         let (mut walk, mut before) = (Walk::default(), 0);
         for _ in 0..number {
             before += walk.next(source, target, limits)?.len;
         }
         let mut piece = walk.next(source, target, limits)?;
         if let Some(pattern) = self.pattern {
-            piece.source.0 = turned(pattern, before);
+            piece.source.0 = rotated(pattern, before);
         }
         Some((number, piece, before))
     }
@@ -109,6 +107,7 @@ impl Channel {
     ///
     /// Gives the tables back when the lists do not fit each other, overlap, are mapped
     /// elsewhere or for another direction, the ring has no room, or the channel was lost.
+    #[inline]
     pub fn copy(
         &mut self,
         source: SgTable,
@@ -139,16 +138,21 @@ impl Channel {
         pattern: Option<u64>,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        let room = self.check(&tables).and_then(|needed| self.make_room(needed, when_full));
-        if let Err(error) = room {
-            return Err(Refused { error, tables });
+        let room = match self.check(&tables) {
+            Ok(needed) => self.make_room(needed, when_full),
+            Err(error) => Err(error),
+        };
+        match room {
+            Ok(()) => {}
+            Err(error) => return Err(Refused { error, tables }),
         }
-        let job = Job::new(tables, pattern, self.ring.filled());
-        let (id, left) = (job.id, job.len);
-        let key = self.jobs.insert(job);
-        self.order.push_back(key);
-        self.feed(Rest { key, walk: Walk::default(), left });
-        Ok(Token { key, id })
+        let first = self.ring.data_filled();
+        let job = Job::new(tables, pattern, first);
+        let left = job.len;
+        let slot = self.jobs.insert(job);
+        self.order.push_back(slot);
+        self.feed(Remaining { slot, walk: Walk::default(), left });
+        Ok(Token(slot))
     }
 
     /// Checks everything that can be known before the device is told anything; returns how
@@ -164,8 +168,8 @@ impl Channel {
         ];
         for (side, need) in sides {
             let Some(side) = side else { continue };
-            if !side.is_in(engine.device.space()) {
-                return Err(IoatError::ForeignBuffer { location: engine.location() });
+            if !side.is_in(engine.allocator.space()) {
+                return Err(IoatError::ForeignBuffer { location: engine.location.clone() });
             }
             if let Some(have) = side.wrong_direction(need) {
                 return Err(IoatError::WrongDirection { have, need });
@@ -187,7 +191,7 @@ impl Channel {
                 }
                 count
             }
-            None => return Err(IoatError::NoFill { location: engine.location() }),
+            None => return Err(IoatError::NoFill { location: engine.location.clone() }),
         };
         Ok(u32::try_from(needed).unwrap_or(u32::MAX))
     }
@@ -199,9 +203,7 @@ impl Channel {
             return Ok(());
         }
         if let WhenFull::Wait(limit) = when_full {
-            // Saturates to a wait that does not end in practice.
-            let deadline = Instant::now().checked_add(limit);
-            self.wait_until(deadline, "room in the ring", |c| c.lost || has_room(c)).or_else(
+            self.wait_until(limit, "room in the ring", |c| c.lost || has_room(c)).or_else(
                 |error| match error {
                     IoatError::Timeout { .. } => Ok(()),
                     error => Err(error),
@@ -213,47 +215,31 @@ impl Channel {
     }
 
     /// Fills descriptors with what waits for room in the ring.
-    pub(super) fn feed_rest(&mut self) {
-        if let Some(rest) = self.feeding.take() {
-            self.feed(rest);
+    pub(super) fn feed_remaining(&mut self) {
+        if let Some(remaining) = self.feeding.take() {
+            self.feed(remaining);
         }
     }
 
     /// Fills as many descriptors of a transfer as are free.
     #[inline]
-    fn feed(&mut self, Rest { key, walk, left }: Rest) {
-        let Some(job) = self.jobs.get_mut(key) else { return };
+    fn feed(&mut self, Remaining { slot, walk, left }: Remaining) {
+        let Some(job) = self.jobs.get_mut(slot) else { return };
         let Some(tables) = &job.tables else { return };
         let target = tables.target.list().segments();
         let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
-        let limits = self.engine.cuts();
-        let told = match self.engine.interrupts {
-            Some(_) => COMPLETION | INTERRUPT,
-            None => COMPLETION,
-        };
-        // Something of a transfer that fills the ring must tell, or it never goes on.
-        let quarter = u64::from(self.ring.size() / 4).max(1) - 1;
-        let free = self.ring.free();
-        // As many as are free can be reserved.
-        let Ok(batch) = self.ring.reserve(free) else { return };
-        let lists = (source, target);
-        let state = (walk, left);
+        let (limits, ring) = (self.engine.cuts(), &mut *self.ring);
+        let (lists, state) = ((source, target), (walk, left));
         let (walk, left) = match job.pattern {
-            None => {
-                fill_ring(batch, lists, &limits, state, quarter, (OP_COPY, told), |piece, _| {
-                    piece.source.0
-                })
-            }
-            Some(pattern) => {
-                fill_ring(batch, lists, &limits, state, quarter, (OP_FILL, told), |_, left| {
-                    turned(pattern, job.len - left)
-                })
-            }
+            None => fill_ring(ring, lists, &limits, state, OP_COPY, |piece, _| piece.source.0),
+            Some(pattern) => fill_ring(ring, lists, &limits, state, OP_FILL, |_, left| {
+                rotated(pattern, job.len - left)
+            }),
         };
         if left == 0 {
-            job.end = Some(self.ring.filled());
+            job.end = Some(self.ring.producer().filled());
         } else {
-            self.feeding = Some(Rest { key, walk, left });
+            self.feeding = Some(Remaining { slot, walk, left });
         }
     }
 
@@ -273,7 +259,8 @@ impl Channel {
     }
 
     /// Looks at the completion word, in memory, and ends the transfers that are done;
-    /// returns how many ended. What waits for room in the ring goes on.
+    /// returns how many ended. What waits for room in the ring goes on. The transfers of one
+    /// doorbell end together, once the last of them is done.
     ///
     /// A failure of the device ends transfers too, with their own errors, and is recovered
     /// from as configured; it is not an error of this call.
@@ -287,59 +274,65 @@ impl Channel {
         if self.order.is_empty() {
             return Ok(0);
         }
-        let word = self.ring.completion();
-        if super::recovery::is_halt(word) {
-            return self.recover_from_halt();
+        let ended = match self.ring.look() {
+            Ok(Look::Same) => Ok(0),
+            Ok(Look::Done(newly)) => self.advanced(newly),
+            Ok(Look::Halted) => self.recover_from_halt(),
+            Err(bogus) => self.recover_from_bogus(bogus),
+        };
+        self.run_wakers();
+        ended
+    }
+
+    /// The device is further by so many descriptors.
+    #[inline]
+    pub(super) fn advanced(&mut self, newly: u64) -> Result<usize, IoatError> {
+        self.stats.descriptors += newly;
+        self.bogus_completions = 0;
+        let ended = self.retire();
+        if self.feeding.is_some() {
+            self.feed_remaining();
+            self.issue()?;
         }
-        match self.ring.reap_as(word) {
-            Ok(done) if done.is_empty() => Ok(0),
-            Ok(done) => {
-                self.stats.descriptors += done.end - done.start;
-                self.lies = 0;
-                let ended = self.retire();
-                if self.feeding.is_some() {
-                    self.feed_rest();
-                    self.issue()?;
-                }
-                Ok(ended)
-            }
-            Err(lie) => self.recover_from_lie(lie),
-        }
+        Ok(ended)
     }
 
     /// Ends the transfers whose last descriptor is done.
     #[inline]
     pub(super) fn retire(&mut self) -> usize {
-        let mut ended = 0;
-        while let Some(&key) = self.order.front() {
-            match self.jobs.get(key).and_then(|job| job.end) {
-                Some(end) if end <= self.ring.done() => {
-                    self.order.pop_front();
-                    self.end(key, Ok(()));
-                    ended += 1;
-                }
-                _ => break,
+        let (mut ended, done) = (0, self.ring.producer().done());
+        while let Some(&slot) = self.order.front() {
+            let Some(job) = self.jobs.get_mut(slot) else { break };
+            if job.end.is_none_or(|end| end > done) {
+                break;
+            }
+            self.order.pop_front();
+            ended += 1;
+            if job.end_with(Ok(()), &mut self.wakers) {
+                self.jobs.complete(slot);
             }
         }
+        self.stats.transfers += ended as u64;
         ended
     }
 
     /// Ends a transfer that is not in the order any more.
-    #[inline]
-    pub(super) fn end(&mut self, key: usize, result: Result<(), TransferError>) {
+    pub(super) fn end(&mut self, slot: Slot, result: Result<(), TransferError>) {
         self.stats.transfers += 1;
-        if self.feeding.as_ref().is_some_and(|rest| rest.key == key) {
+        if self.feeding.as_ref().is_some_and(|remaining| remaining.slot == slot) {
             self.feeding = None;
         }
-        let Some(job) = self.jobs.get_mut(key) else { return };
-        job.result = Some(result.map_err(Box::new));
-        match (job.waker.take(), &mut self.woken) {
-            (Some(waker), Some(woken)) => woken.push(waker),
-            (Some(waker), None) => waker.wake(),
-            (None, _) => {}
+        let Some(job) = self.jobs.get_mut(slot) else { return };
+        if job.end_with(result.map_err(Box::new), &mut self.wakers) {
+            self.jobs.complete(slot);
         }
-        if job.detached {
-            self.jobs.remove(key);
+    }
+
+    /// Wakes who waits, unless an owner does that later.
+    #[inline]
+    pub(super) fn run_wakers(&mut self) {
+        if !self.is_shared && !self.wakers.is_empty() {
+            std::mem::take(&mut self.wakers).run();
         }
     }
 
@@ -350,7 +343,10 @@ impl Channel {
     /// [`IoatError::NoSuchTransfer`] when its result was taken.
     #[inline]
     pub fn is_finished(&self, token: Token) -> Result<bool, IoatError> {
-        Ok(self.job(token)?.result.is_some())
+        match self.jobs.get(token.0) {
+            Some(job) if !job.detached => Ok(job.result.is_some()),
+            _ => Err(IoatError::NoSuchTransfer),
+        }
     }
 
     /// The result of a transfer and its tables; `None` while it is in flight.
@@ -358,11 +354,19 @@ impl Channel {
     /// # Errors
     ///
     /// [`IoatError::NoSuchTransfer`] when its result was taken.
+    #[inline]
     pub fn take(&mut self, token: Token) -> Result<Option<Finished>, IoatError> {
-        if !self.is_finished(token)? {
-            return Ok(None);
+        match self.jobs.get(token.0) {
+            Some(job) if job.result.is_some() => {}
+            Some(job) if !job.detached => return Ok(None),
+            _ => return Err(IoatError::NoSuchTransfer),
         }
-        let Job { result, tables, .. } = self.jobs.remove(token.key);
+        let job = self.jobs.complete(token.0).ok_or(IoatError::NoSuchTransfer)?;
+        let Job { result, tables, waker, .. } = job;
+        if let Some(waker) = waker {
+            self.wakers.discard.push(waker);
+            self.run_wakers();
+        }
         Ok(result.map(|result| Finished { result: result.map_err(|error| *error), tables }))
     }
 
@@ -373,25 +377,29 @@ impl Channel {
     /// [`IoatError::NoSuchTransfer`] when its result was taken.
     pub fn detach(&mut self, token: Token) -> Result<(), IoatError> {
         if self.is_finished(token)? {
-            self.jobs.remove(token.key);
-        } else {
-            let job = self.job_mut(token)?;
+            drop(self.take(token)?);
+        } else if let Some(job) = self.jobs.get_mut(token.0) {
             job.detached = true;
-            job.waker = None;
+            self.wakers.discard.extend(job.waker.take());
+            self.run_wakers();
         }
         Ok(())
     }
 
-    #[inline]
-    fn job(&self, token: Token) -> Result<&Job, IoatError> {
-        match self.jobs.get(token.key) {
-            Some(job) if job.id == token.id && !job.detached => Ok(job),
-            _ => Err(IoatError::NoSuchTransfer),
-        }
-    }
-
-    pub(super) fn job_mut(&mut self, token: Token) -> Result<&mut Job, IoatError> {
-        self.job(token)?;
-        self.jobs.get_mut(token.key).ok_or(IoatError::NoSuchTransfer)
+    /// Has a waker woken when a transfer ends: by the call of [`Channel::service`],
+    /// [`Channel::poll`] or a wait that ends it.
+    ///
+    /// # Errors
+    ///
+    /// [`IoatError::NoSuchTransfer`] when its result was taken.
+    pub fn set_waker(&mut self, token: Token, waker: Waker) -> Result<(), IoatError> {
+        let known = self.is_finished(token);
+        let displaced = match self.jobs.get_mut(token.0) {
+            Some(job) if known.is_ok() => job.waker.replace(waker),
+            _ => Some(waker),
+        };
+        self.wakers.discard.extend(displaced);
+        self.run_wakers();
+        known.map(drop)
     }
 }

@@ -1,21 +1,82 @@
-//! Waiting: by looking at memory, by an interrupt, or by the one and then the other.
+//! A channel as a queue that is waited for.
 
-use std::os::fd::BorrowedFd;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::Waker;
+use std::time::Duration;
 
-use super::{Channel, Finished, IoatError, Token, WaitMode};
-use crate::irq::IrqError;
+use super::{Channel, Finished, IoatError, Token};
+use crate::irq::Vector;
+use crate::queue::{self, Queue, Transfers, Wakers};
 
-/// How long nothing may move until the device is asked over the bus; also how long one
-/// sleep lasts, so that an interrupt that got lost costs no more than this.
-const PATIENCE: Duration = Duration::from_millis(10);
+impl Queue for Channel {
+    type Error = IoatError;
 
-/// How often the completion word is looked at between two looks at the clock.
-const LOOKS: u32 = 64;
+    fn issue(&mut self) -> Result<(), IoatError> {
+        Channel::issue(self)
+    }
 
-/// How long to look without letting other threads run.
-const SPIN: Duration = Duration::from_millis(1);
+    fn poll(&mut self) -> Result<usize, IoatError> {
+        Channel::poll(self)
+    }
+
+    fn check_device(&mut self) -> Result<usize, IoatError> {
+        Channel::check_device(self)
+    }
+
+    fn done(&self) -> u64 {
+        self.ring.producer().done()
+    }
+
+    fn in_flight(&self) -> usize {
+        Channel::in_flight(self)
+    }
+
+    fn vector(&self) -> Option<&Vector> {
+        self.engine.vector(self.index)
+    }
+
+    fn arm_interrupt(&mut self) -> Result<(), IoatError> {
+        self.rearm_interrupt()
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Result<(), IoatError> {
+        self.stats.interrupts += 1;
+        match self.engine.vector(self.index) {
+            Some(vector) => self.engine.acknowledge(vector),
+            None => Ok(()),
+        }
+    }
+
+    fn timeout(&self, what: &'static str, waited: Duration) -> IoatError {
+        let (location, channel) = (self.engine.location.clone(), self.index);
+        IoatError::Timeout { location, channel, what, waited }
+    }
+}
+
+impl Transfers for Channel {
+    type Token = Token;
+    type Output = Finished;
+
+    fn take(&mut self, token: Token) -> Result<Option<Finished>, IoatError> {
+        Channel::take(self, token)
+    }
+
+    fn detach(&mut self, token: Token) -> Result<(), IoatError> {
+        Channel::detach(self, token)
+    }
+
+    fn set_waker(&mut self, token: Token, waker: Waker) -> Result<(), IoatError> {
+        Channel::set_waker(self, token, waker)
+    }
+
+    fn take_wakers(&mut self) -> Wakers {
+        std::mem::take(&mut self.wakers)
+    }
+
+    fn no_such_transfer(&self) -> IoatError {
+        IoatError::NoSuchTransfer
+    }
+}
 
 impl Channel {
     /// Waits until a transfer ended, and takes it.
@@ -25,9 +86,8 @@ impl Channel {
     /// [`IoatError::Timeout`] when it does not end in time: it is still in flight then, and
     /// can be waited for again, or [`Channel::abort`]ed. As [`Channel::poll`] otherwise.
     pub fn wait(&mut self, token: Token, timeout: Duration) -> Result<Finished, IoatError> {
-        self.job_mut(token)?;
-        let deadline = Instant::now().checked_add(timeout);
-        let waited = self.wait_until(deadline, "the transfer", |channel| {
+        self.is_finished(token)?;
+        let waited = self.wait_until(timeout, "the transfer", |channel| {
             channel.is_finished(token).unwrap_or(true)
         });
         // A lost channel has ended its transfers, and they say why.
@@ -43,100 +103,25 @@ impl Channel {
     ///
     /// As [`Channel::wait`].
     pub fn wait_all(&mut self, timeout: Duration) -> Result<(), IoatError> {
-        let deadline = Instant::now().checked_add(timeout);
-        self.wait_until(deadline, "all transfers", |channel| channel.order.is_empty())
+        self.wait_until(timeout, "all transfers", |channel| channel.order.is_empty())
     }
 
-    /// Waits until a condition holds; `None` waits without an end.
+    /// Waits until a condition holds, at most for so long.
     pub(super) fn wait_until(
         &mut self,
-        deadline: Option<Instant>,
+        limit: Duration,
         what: &'static str,
-        mut done: impl FnMut(&Channel) -> bool,
+        is_done: impl FnMut(&Channel) -> bool,
     ) -> Result<(), IoatError> {
-        self.issue()?;
-        let spin = match self.engine.config.wait {
-            WaitMode::Poll => None,
-            WaitMode::Interrupt(_) => Some(Duration::ZERO),
-            WaitMode::Adaptive { spin, .. } => Some(spin),
-        };
-        let mut looks = 0;
-        let mut clock: Option<Clock> = None;
-        loop {
-            self.poll()?;
-            if done(self) {
-                return Ok(());
-            }
-            looks += 1;
-            let sleepy = spin == Some(Duration::ZERO);
-            if looks < LOOKS && !sleepy {
-                std::hint::spin_loop();
-                continue;
-            }
-            looks = 0;
-            let now = Instant::now();
-            let done_now = self.ring.done();
-            let fresh = Clock { begin: now, moved: now, asked: now, done: done_now };
-            let clock = clock.get_or_insert(fresh);
-            if done_now != clock.done {
-                (clock.done, clock.moved) = (done_now, now);
-            }
-            let late = deadline.is_some_and(|deadline| now >= deadline);
-            if late || now - clock.moved.max(clock.asked) >= PATIENCE {
-                clock.asked = now;
-                self.check_device()?;
-                if done(self) {
-                    return Ok(());
-                }
-                if late {
-                    let (location, channel) = (self.engine.location(), self.index);
-                    let waited = now - clock.begin;
-                    return Err(IoatError::Timeout { location, channel, what, waited });
-                }
-            }
-            match spin {
-                Some(spin) if now - clock.begin >= spin => self.sleep(deadline, &mut done)?,
-                _ if now - clock.moved >= SPIN => std::thread::yield_now(),
-                _ => {}
-            }
-        }
-    }
-
-    /// Sleeps until an interrupt, or for [`PATIENCE`].
-    fn sleep(
-        &mut self,
-        deadline: Option<Instant>,
-        done: &mut impl FnMut(&Channel) -> bool,
-    ) -> Result<(), IoatError> {
-        let Some(vector) = self.vector() else { return Ok(()) };
-        // What ended before the interrupt was let through again raised none: look once more.
-        self.rearm_interrupt()?;
-        self.poll()?;
-        if done(self) {
-            return Ok(());
-        }
-        let left = deadline.map_or(PATIENCE, |d| d.saturating_duration_since(Instant::now()));
-        let Some(interrupts) = &self.engine.interrupts else { return Ok(()) };
-        match interrupts.wait(vector, left.min(PATIENCE)) {
-            Ok(_) => self.stats.interrupts += 1,
-            Err(IrqError::Timeout { .. }) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-        self.engine.acknowledge()
-    }
-
-    /// The interrupt vector of the channel.
-    fn vector(&self) -> Option<usize> {
-        let interrupts = self.engine.interrupts.as_ref()?;
-        let own = interrupts.kind() == crate::backend::IrqKind::MsiX;
-        Some(if own { self.index.into() } else { 0 })
+        let mode = self.engine.config.wait;
+        queue::wait_until(self, mode, limit, what, is_done)
     }
 
     /// The eventfd that the channel's interrupt signals, for a caller's own event loop;
     /// `None` without interrupts. When it is readable, call [`Channel::service`].
     #[must_use]
     pub fn event(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.interrupts.as_ref()?.event(self.vector()?).ok()
+        self.engine.vector(self.index).map(AsFd::as_fd)
     }
 
     /// What an event loop does when [`Channel::event`] is readable: ends what is done, wakes
@@ -147,57 +132,6 @@ impl Channel {
     ///
     /// As [`Channel::poll`].
     pub fn service(&mut self) -> Result<usize, IoatError> {
-        if let (Some(vector), Some(interrupts)) = (self.vector(), &self.engine.interrupts) {
-            match interrupts.wait(vector, Duration::ZERO) {
-                Ok(_) => {
-                    self.stats.interrupts += 1;
-                    self.engine.acknowledge()?;
-                }
-                Err(IrqError::Timeout { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let ended = self.poll()?;
-        if self.order.is_empty() || self.engine.interrupts.is_none() {
-            return Ok(ended);
-        }
-        // What ends from here on raises an interrupt; what ended just before is seen now.
-        self.rearm_interrupt()?;
-        Ok(ended + self.poll()?)
+        queue::service(self)
     }
-
-    /// Takes a transfer that ended, or has the task woken when it does: by the call of
-    /// [`Channel::service`], [`Channel::poll`] or a wait that ends it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Channel::take`].
-    pub fn poll_finished(
-        &mut self,
-        token: Token,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Finished, IoatError>> {
-        match self.take(token) {
-            Ok(Some(finished)) => return Poll::Ready(Ok(finished)),
-            Ok(None) => {}
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-        match self.job_mut(token) {
-            Ok(job) => match &mut job.waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                none => *none = Some(context.waker().clone()),
-            },
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-        Poll::Pending
-    }
-}
-
-/// The times of a wait: its begin, the last progress, the last question to the device; and
-/// how far the device was.
-struct Clock {
-    begin: Instant,
-    moved: Instant,
-    asked: Instant,
-    done: u64,
 }

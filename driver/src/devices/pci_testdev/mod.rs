@@ -17,8 +17,8 @@
 //! | 0x10 | | name | zero-terminated ASCII |
 
 use std::fmt;
-use std::sync::Arc;
 
+use super::{Match, PciDriver, ProbeFailed};
 use crate::backend::{BackendError, Region};
 use crate::device::{Device, DeviceError};
 use crate::mmio::{Bar, MmioError, ReadOnly, Reg, WriteOnly};
@@ -69,8 +69,9 @@ pub enum TestdevError {
 }
 
 /// How a BAR is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Access {
     /// By load and store.
     Mapped,
@@ -88,7 +89,8 @@ impl fmt::Display for Access {
 }
 
 /// What came of one test.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct TestResult {
     /// The BAR's number.
     pub bar: u8,
@@ -120,7 +122,8 @@ impl TestResult {
 }
 
 /// What came of the optional BAR2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Membar {
     /// Size in bytes.
     pub size: u64,
@@ -131,31 +134,46 @@ pub struct Membar {
 /// The driver of one pci-testdev.
 #[derive(Debug)]
 pub struct PciTestdev {
-    device: Arc<Device>,
     bars: Vec<(u8, Bar)>,
+    device: Device,
 }
 
-impl PciTestdev {
+impl PciDriver for PciTestdev {
+    const NAME: &'static str = "pci-testdev";
+    /// The ids of QEMU's `docs/specs/pci-testdev.rst`.
+    const MATCHES: &'static [Match] = &[Match::id(0x1b36, 0x0005, "QEMU PCI test device")];
+    type Config = ();
+    type Error = TestdevError;
+
     /// Opens the device's test BARs.
     ///
     /// # Errors
     ///
     /// Fails when it has none.
-    pub fn open(device: Arc<Device>) -> Result<PciTestdev, TestdevError> {
-        let mut bars = Vec::new();
-        for index in 0..2 {
-            match device.bar(index) {
-                Ok(bar) => bars.push((index, bar)),
-                Err(DeviceError::Mmio(MmioError::Backend(BackendError::NoRegion { .. }))) => {}
-                Err(error) => return Err(error.into()),
-            }
+    fn probe(device: Device, (): ()) -> Result<PciTestdev, ProbeFailed<TestdevError>> {
+        match open_bars(&device) {
+            Ok(bars) => Ok(PciTestdev { bars, device }),
+            Err(error) => Err(ProbeFailed::new(error, device)),
         }
-        if bars.is_empty() {
-            return Err(TestdevError::NoTest { region: Region::Bar(0) });
-        }
-        Ok(PciTestdev { device, bars })
     }
+}
 
+fn open_bars(device: &Device) -> Result<Vec<(u8, Bar)>, TestdevError> {
+    let mut bars = Vec::new();
+    for index in 0..2 {
+        match device.bar(index) {
+            Ok(bar) => bars.push((index, bar)),
+            Err(DeviceError::Mmio(MmioError::Backend(BackendError::NoRegion { .. }))) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if bars.is_empty() {
+        return Err(TestdevError::NoTest { region: Region::Bar(0) });
+    }
+    Ok(bars)
+}
+
+impl PciTestdev {
     /// Runs every test of every BAR with `writes` matching writes each.
     ///
     /// # Errors
@@ -187,7 +205,7 @@ impl PciTestdev {
     ///
     /// Fails when the BAR cannot be mapped or reached.
     pub fn membar(&self) -> Result<Option<Membar>, TestdevError> {
-        let info = self.device.backend().region_info(Region::Bar(2)).map_err(DeviceError::from)?;
+        let info = self.device.region(Region::Bar(2))?;
         if info.size == 0 {
             return Ok(None);
         }

@@ -10,8 +10,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
-/// Bytes of a frame.
-pub(in crate::dma) const FRAME: usize = 4096;
+use super::PageSize;
+
+/// Bytes of a frame: of a base page of the kernel.
+pub(in crate::dma) fn frame_bytes() -> usize {
+    PageSize::Base.bytes()
+}
 
 const PAGEMAP: &str = "/proc/self/pagemap";
 const FRAME_BITS: u64 = (1 << 55) - 1;
@@ -41,14 +45,16 @@ pub enum FrameError {
     },
 }
 
-/// The frame number of each page of `[base, base + len)`; both are multiples of 4 KiB.
+/// The frame number of each page of `[base, base + len)`; both are multiples of a
+/// base page.
 ///
 /// Pages have to be present (touched, or locked) and stay where they are only while
 /// nothing migrates them.
 pub(in crate::dma) fn frames(base: NonNull<u8>, len: usize) -> Result<Vec<u64>, FrameError> {
     let io = |error: io::Error| FrameError::Io { kind: error.kind() };
-    let mut bytes = vec![0; len / FRAME * 8];
-    let first = base.addr().get() / FRAME;
+    let frame_bytes = frame_bytes();
+    let mut bytes = vec![0; len / frame_bytes * 8];
+    let first = base.addr().get() / frame_bytes;
     File::open(PAGEMAP)
         .and_then(|file| file.read_exact_at(&mut bytes, first as u64 * 8))
         .map_err(io)?;
@@ -56,7 +62,9 @@ pub(in crate::dma) fn frames(base: NonNull<u8>, len: usize) -> Result<Vec<u64>, 
     let frames = entries.iter().enumerate().map(|(i, entry)| {
         let entry = u64::from_ne_bytes(*entry);
         match entry & FRAME_BITS {
-            _ if entry & PRESENT == 0 => Err(FrameError::Absent { address: (first + i) * FRAME }),
+            _ if entry & PRESENT == 0 => {
+                Err(FrameError::Absent { address: (first + i) * frame_bytes })
+            }
             // Frame 0 is never handed out: it holds the BIOS's data.
             0 => Err(FrameError::Hidden),
             frame => Ok(frame),
@@ -80,19 +88,19 @@ pub(in crate::dma) fn runs(frames: &[u64]) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dma::{Memory, PageSize};
+    use crate::dma::Memory;
 
     #[test]
     fn neighbours_make_one_run_and_only_ascending_ones() {
-        assert_eq!(runs(&[]), []);
+        assert!(runs(&[]).is_empty());
         assert_eq!(runs(&[5, 6, 7, 9, 8, 7, 1, 2]), [0..3, 3..4, 4..5, 5..6, 6..8]);
         assert_eq!(runs(&[u64::MAX, 0]), [0..1, 1..2]);
     }
 
     #[test]
     fn pages_that_were_never_touched_are_absent() {
-        let memory = Memory::allocate(FRAME, PageSize::Base, false).unwrap();
+        let memory = Memory::allocate(frame_bytes(), PageSize::Base, false).unwrap();
         let address = memory.base().addr().get();
-        assert_eq!(frames(memory.base(), FRAME), Err(FrameError::Absent { address }));
+        assert_eq!(frames(memory.base(), frame_bytes()), Err(FrameError::Absent { address }));
     }
 }

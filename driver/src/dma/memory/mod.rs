@@ -1,5 +1,6 @@
 //! The memory that backs a buffer.
 
+mod addresses;
 pub(super) mod frames;
 pub(super) mod lock;
 mod map;
@@ -7,21 +8,24 @@ mod page_size;
 pub(super) mod physical;
 
 use std::fmt;
+use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
-use nix::sys::mman::{MmapAdvise, madvise, mlock, munmap};
+use nix::sys::mman::{MmapAdvise, madvise, mlock};
 use vm_memory::VolatileSlice;
 
+use addresses::Addresses;
 pub use frames::FrameError;
 pub use page_size::PageSize;
 
 /// Why memory could not be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("{len} bytes of {page_size}: {action}: {source}{}", remedy_text(.remedy))]
+#[non_exhaustive]
 pub struct MemoryError {
     /// Bytes asked for, rounded up to whole pages.
     pub len: usize,
@@ -30,20 +34,39 @@ pub struct MemoryError {
     /// The step that failed.
     pub action: &'static str,
     /// The kernel's reason.
-    pub source: Errno,
+    pub source: io::Error,
     /// What would help.
     pub remedy: Option<String>,
 }
 
 impl MemoryError {
-    fn new(len: usize, page_size: PageSize, action: &'static str, source: Errno) -> MemoryError {
-        let remedy = remedy(len, page_size, source);
+    fn new(
+        len: usize,
+        page_size: PageSize,
+        action: &'static str,
+        source: impl Into<io::Error>,
+    ) -> MemoryError {
+        let source = source.into();
+        let remedy = remedy(len, page_size, &source);
         MemoryError { len, page_size, action, source, remedy }
     }
 }
 
 fn remedy_text(remedy: &Option<String>) -> String {
     remedy.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
+}
+
+/// An access that does not lie inside the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at offset {offset:#x} are outside of the memory's {size} bytes")]
+#[non_exhaustive]
+pub struct OutOfBounds {
+    /// First byte of the access.
+    pub offset: usize,
+    /// Length of the access in bytes.
+    pub len: usize,
+    /// Length of the memory in bytes.
+    pub size: usize,
 }
 
 /// A run of memory with one backing.
@@ -71,8 +94,8 @@ pub struct Memory {
     page_size: PageSize,
     /// Cover the memory in order.
     parts: Vec<Part>,
-    /// Unmapped when dropped; memory that a caller has lent is not.
-    owned: bool,
+    /// Unmapped when dropped. None for memory that a caller has lent.
+    own: Option<Addresses>,
 }
 
 // SAFETY: the mapping belongs to the value alone, or its owner vouched for it, and is only
@@ -107,15 +130,14 @@ impl Memory {
     ) -> Result<Memory, MemoryError> {
         let size = whole_pages(len, page_size)?;
         let len = size.get();
-        let error = |action, source| MemoryError::new(len, page_size, action, source);
+        let error = |action, source: Errno| MemoryError::new(len, page_size, action, source);
         let file = match with_file {
             true => Some(map::memfd(len, page_size).map_err(|(a, e)| error(a, e))?),
             false => None,
         };
-        let base = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
-        // From here on `memory` unmaps on every way out.
+        let own = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
         let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
-        let memory = Memory { base, len, page_size, parts, owned: true };
+        let memory = Memory { base: own.base(), len, page_size, parts, own: Some(own) };
         memory.keep_from_children()?;
         if page_size == PageSize::Transparent {
             memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
@@ -145,11 +167,12 @@ impl Memory {
                     at += run.get();
                 }
                 Err(error) if page_size == PageSize::Base => return Err(error),
-                // The pages went elsewhere since they were counted: smaller ones follow.
+                // The pages went elsewhere since they were counted: smaller ones follow. If
+                // the addresses were lost with them, base pages fail and end this.
                 Err(_) => {}
             }
         }
-        memory.keep_from_children()?;
+        memory.complete()?;
         Ok(memory)
     }
 
@@ -160,9 +183,9 @@ impl Memory {
         let len = size.get();
         let fits = |page: &PageSize| page.bytes() <= len;
         let align = PageSize::DESCENDING.into_iter().find(fits).unwrap_or(page_size).bytes();
-        let base = map::reserve(size, align)
-            .map_err(|errno| MemoryError::new(len, page_size, "mmap", errno))?;
-        Ok(Memory { base, len, page_size, parts: Vec::new(), owned: true })
+        let own = Addresses::reserve(size, align)
+            .map_err(|errno| MemoryError::new(len, page_size, "reserving addresses", errno))?;
+        Ok(Memory { base: own.base(), len, page_size, parts: Vec::new(), own: Some(own) })
     }
 
     /// Puts pages at `at`, which has none yet.
@@ -173,16 +196,14 @@ impl Memory {
         page_size: PageSize,
         with_file: bool,
     ) -> Result<Part, MemoryError> {
-        let error = |action, source| MemoryError::new(len.get(), page_size, action, source);
+        let error = |action, source: Errno| MemoryError::new(len.get(), page_size, action, source);
         let file = match with_file {
             true => Some(map::memfd(len.get(), page_size).map_err(|(a, e)| error(a, e))?),
             false => None,
         };
-        debug_assert!(at + len.get() <= self.len);
-        // SAFETY: `at` is inside the reservation, which is this value's own.
-        let start = unsafe { self.base.byte_add(at) };
-        // SAFETY: the range is inside the reservation and has no pages that anyone uses.
-        unsafe { map::map_over(start, len, page_size, file.as_ref()) }
+        let own = self.own.as_mut().ok_or_else(|| error("mmap", Errno::EPERM))?;
+        // SAFETY: the range has no pages that anyone uses.
+        let start = unsafe { own.put(at, len, page_size, file.as_ref()) }
             .map_err(|errno| error("mmap", errno))?;
         if page_size == PageSize::Transparent {
             // SAFETY: the range was mapped above. Without transparent huge pages in the
@@ -193,7 +214,7 @@ impl Memory {
     }
 
     /// Memory that somebody else has mapped and goes on owning: `[base, base + len)`, both
-    /// multiples of 4 KiB.
+    /// multiples of a base page.
     ///
     /// # Safety
     ///
@@ -201,7 +222,7 @@ impl Memory {
     /// and no Rust reference may point into it meanwhile.
     pub(super) unsafe fn lend(base: NonNull<u8>, len: NonZeroUsize) -> Memory {
         let parts = vec![Part { len: len.get(), file: None }];
-        Memory { base, len: len.get(), page_size: PageSize::Base, parts, owned: false }
+        Memory { base, len: len.get(), page_size: PageSize::Base, parts, own: None }
     }
 
     /// Maps `len` bytes of a file from `offset` on, shared, in whole pages of the file.
@@ -220,29 +241,41 @@ impl Memory {
         len: usize,
     ) -> Result<(Memory, usize), MemoryError> {
         const HUGETLBFS: i64 = 0x9584_58f6;
-        let error = |action, source| MemoryError::new(len, PageSize::Base, action, source);
+        let error = |action, source: Errno| MemoryError::new(len, PageSize::Base, action, source);
         let stat = nix::sys::stat::fstat(&file).map_err(|errno| error("fstat", errno))?;
         let end = offset.checked_add(len as u64).filter(|&end| end <= stat.st_size as u64);
         let Some(end) = end.filter(|_| len > 0) else {
             return Err(error("mapping past the end of the file", Errno::EINVAL));
         };
         let fs = nix::sys::statfs::fstatfs(&file).map_err(|errno| error("fstatfs", errno))?;
-        let page = if fs.filesystem_type().0 == HUGETLBFS { stat.st_blksize as u64 } else { 4096 };
+        let page = if fs.filesystem_type().0 == HUGETLBFS {
+            stat.st_blksize as u64
+        } else {
+            PageSize::Base.bytes() as u64
+        };
         let first = offset - offset % page;
         let whole = usize::try_from(end.next_multiple_of(page) - first).ok();
-        let size = whole.and_then(NonZeroUsize::new).ok_or(error("mmap", Errno::EOVERFLOW))?;
+        let size =
+            whole.and_then(NonZeroUsize::new).ok_or_else(|| error("mmap", Errno::EOVERFLOW))?;
         let own = file.as_fd().try_clone_to_owned();
-        let own = own.map_err(|e| error("dup", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-        let base = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
+        let own = own.map_err(|e| MemoryError::new(len, PageSize::Base, "dup", e))?;
+        let mapped = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
         let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
         let page_size = match page {
             0x4000_0000.. => PageSize::Huge1G,
             0x20_0000.. => PageSize::Huge2M,
             _ => PageSize::Base,
         };
-        let memory = Memory { base, len: size.get(), page_size, parts, owned: true };
+        let (base, len) = (mapped.base(), size.get());
+        let memory = Memory { base, len, page_size, parts, own: Some(mapped) };
         memory.keep_from_children()?;
         Ok((memory, (offset - first) as usize))
+    }
+
+    /// To be called once there are pages everywhere.
+    fn complete(&mut self) -> Result<(), MemoryError> {
+        self.own.iter_mut().for_each(Addresses::complete);
+        self.keep_from_children()
     }
 
     /// A child that shares the pages would make the next write here move them.
@@ -271,16 +304,16 @@ impl Memory {
         from: &Memory,
         pages: Range<usize>,
     ) -> Result<(), MemoryError> {
-        let len = pages.len() * frames::FRAME;
-        let offset = pages.start * frames::FRAME;
-        debug_assert!(at + len <= self.len && offset + len <= from.len);
+        let len = pages.len() * frames::frame_bytes();
+        let offset = pages.start * frames::frame_bytes();
+        let error = |errno: Errno| MemoryError::new(len, PageSize::Base, "mremap", errno);
+        debug_assert!(offset + len <= from.len);
+        let size = NonZeroUsize::new(len).ok_or_else(|| error(Errno::EINVAL))?;
+        let own = self.own.as_mut().ok_or_else(|| error(Errno::EPERM))?;
         // SAFETY: inside of `from`.
         let source = unsafe { from.base.byte_add(offset) };
-        // SAFETY: inside of this memory.
-        let target = unsafe { self.base.byte_add(at) };
         // SAFETY: two values' own mappings are disjoint, and nothing refers into either.
-        unsafe { map::move_pages(source, target, len) }
-            .map_err(|errno| MemoryError::new(len, PageSize::Base, "mremap", errno))
+        unsafe { own.take(at, source, size) }.map_err(error)
     }
 
     /// Where the memory starts in this process.
@@ -309,7 +342,7 @@ impl Memory {
 
     /// Whether it belongs to a caller, who unmaps it.
     pub(super) fn is_lent(&self) -> bool {
-        !self.owned
+        self.own.is_none()
     }
 
     /// The file behind it, where there is one that backs all of it.
@@ -345,24 +378,36 @@ impl Memory {
         whole.into_iter().chain(cut)
     }
 
+    /// Copies bytes out of the memory.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is not inside the memory.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        self.range(offset, into.len())?.copy_to(into);
+        Ok(())
+    }
+
+    /// Copies bytes into the memory, which a device may be using at the same time.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is not inside the memory.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
+        self.range(offset, from.len())?.copy_from(from);
+        Ok(())
+    }
+
+    fn range(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, OutOfBounds> {
+        let slice = self.as_volatile_slice().subslice(offset, len);
+        slice.map_err(|_| OutOfBounds { offset, len, size: self.len })
+    }
+
     /// The memory for volatile copies in and out.
-    #[must_use]
-    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+    pub(super) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         // SAFETY: the mapping is `len` bytes long and lives as long as `self`, which the
         // returned lifetime is tied to; nothing makes a reference into it.
         unsafe { VolatileSlice::new(self.base.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if !self.owned {
-            return;
-        }
-        // SAFETY: the mapping is this value's own, and nothing can reach it any more.
-        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
-            log::error!("unmapping {} bytes at {:?}: {errno}", self.len, self.base);
-        }
     }
 }
 
@@ -375,8 +420,9 @@ fn whole_pages(len: usize, page_size: PageSize) -> Result<NonZeroUsize, MemoryEr
 }
 
 /// What would help, with the figures of the pool.
-fn remedy(len: usize, page_size: PageSize, errno: Errno) -> Option<String> {
+fn remedy(len: usize, page_size: PageSize, source: &io::Error) -> Option<String> {
     let path = page_size.pool()?;
+    let errno = Errno::from_raw(source.raw_os_error()?);
     if !matches!(errno, Errno::ENOMEM | Errno::EINVAL | Errno::ENOENT | Errno::ENODEV) {
         return None;
     }
@@ -390,7 +436,6 @@ fn remedy(len: usize, page_size: PageSize, errno: Errno) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::VolatileMemory;
 
     #[test]
     fn every_kind_of_small_page_gives_zeroed_memory_that_keeps_what_is_written() {
@@ -404,13 +449,17 @@ mod tests {
             assert!(memory.len() >= 100_000 && memory.len().is_multiple_of(page_size.bytes()));
             assert_eq!(memory.base().addr().get() % page_size.bytes(), 0);
             assert_eq!(memory.file().is_some(), with_file);
-            let slice = memory.as_volatile_slice();
             let mut bytes = [1u8; 3];
-            slice.subslice(99_997, 3).unwrap().copy_to(&mut bytes);
+            memory.read(99_997, &mut bytes).unwrap();
             assert_eq!(bytes, [0; 3]);
-            slice.subslice(99_997, 3).unwrap().copy_from(&[7u8, 8, 9]);
-            slice.get_slice(99_997, 3).unwrap().copy_to(&mut bytes);
+            memory.write(99_997, &[7, 8, 9]).unwrap();
+            memory.read(99_997, &mut bytes).unwrap();
             assert_eq!(bytes, [7, 8, 9]);
+            let size = memory.len();
+            let outside = OutOfBounds { offset: size - 2, len: 3, size };
+            assert_eq!(memory.read(size - 2, &mut bytes), Err(outside));
+            assert_eq!(memory.write(size - 2, &bytes), Err(outside));
+            assert!(memory.read(usize::MAX, &mut bytes).is_err());
         }
     }
 

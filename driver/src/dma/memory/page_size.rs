@@ -1,21 +1,24 @@
 //! The pages that memory is made of.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 /// The size of a page of memory, as the kernel hands it out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub enum PageSize {
-    /// The base page: 4 KiB.
-    #[serde(rename = "4K")]
+    /// The base page: 4 KiB, or what the kernel was built for.
+    #[cfg_attr(feature = "serde", serde(rename = "4K"))]
     Base,
     /// Base pages that the kernel is asked to make huge (`MADV_HUGEPAGE`), 2 MiB aligned.
-    #[serde(rename = "transparent-2M")]
+    #[cfg_attr(feature = "serde", serde(rename = "transparent-2M"))]
     Transparent,
     /// A page of the 2 MiB pool (`/sys/kernel/mm/hugepages/hugepages-2048kB`).
-    #[serde(rename = "2M")]
+    #[cfg_attr(feature = "serde", serde(rename = "2M"))]
     Huge2M,
     /// A page of the 1 GiB pool (`/sys/kernel/mm/hugepages/hugepages-1048576kB`).
-    #[serde(rename = "1G")]
+    #[cfg_attr(feature = "serde", serde(rename = "1G"))]
     Huge1G,
 }
 
@@ -26,9 +29,9 @@ impl PageSize {
 
     /// Alignment and granularity in bytes.
     #[must_use]
-    pub const fn bytes(self) -> usize {
+    pub fn bytes(self) -> usize {
         match self {
-            PageSize::Base => 4096,
+            PageSize::Base => base_page(),
             PageSize::Transparent | PageSize::Huge2M => 2 << 20,
             PageSize::Huge1G => 1 << 30,
         }
@@ -52,10 +55,21 @@ impl PageSize {
     }
 }
 
+/// Bytes of the kernel's base page (`sysconf(_SC_PAGESIZE)`): 64 KiB in some kernels for
+/// 64-bit Arm.
+fn base_page() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+        // POSIX has every system answer; 4 KiB is what one that does not would have.
+        bytes.ok().flatten().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(4096)
+    })
+}
+
 impl fmt::Display for PageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            PageSize::Base => "4 KiB pages",
+            PageSize::Base => return write!(f, "{} KiB pages", self.bytes() >> 10),
             PageSize::Transparent => "transparent huge pages",
             PageSize::Huge2M => "2 MiB huge pages",
             PageSize::Huge1G => "1 GiB huge pages",

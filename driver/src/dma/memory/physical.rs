@@ -15,7 +15,7 @@ impl Memory {
 impl Memory {
     /// Makes every page present, the last one first.
     pub(in crate::dma) fn touch_downwards(&self) {
-        for offset in (0..self.len()).step_by(frames::FRAME).rev() {
+        for offset in (0..self.len()).step_by(frames::frame_bytes()).rev() {
             // SAFETY: inside of the memory.
             let page = unsafe { self.base().byte_add(offset) };
             // SAFETY: the memory is writable, zeroed and not used yet.
@@ -47,7 +47,8 @@ impl Blocks {
         let free = usize::try_from(page_size.free().unwrap_or(0)).unwrap_or(usize::MAX);
         let pages = (self.missing() / page_size.bytes()).min(free);
         let Some(len) = NonZeroUsize::new(pages * page_size.bytes()) else { return };
-        // Pages that went elsewhere since they were counted are made up for by small ones.
+        // Pages that went elsewhere since they were counted are made up for by small ones; if
+        // the addresses were lost with them, the next step says so.
         if let Ok(part) = self.memory.fill(self.filled, len, page_size, false) {
             self.push(part);
         }
@@ -59,7 +60,7 @@ impl Blocks {
         from: &Memory,
         pages: Range<usize>,
     ) -> Result<(), MemoryError> {
-        let len = pages.len() * frames::FRAME;
+        let len = pages.len() * frames::frame_bytes();
         self.memory.take_pages(self.filled, from, pages)?;
         self.push(Part { len, file: None });
         Ok(())
@@ -71,9 +72,9 @@ impl Blocks {
     }
 
     /// The memory, once nothing is missing.
-    pub(in crate::dma) fn finish(self) -> Result<Memory, MemoryError> {
+    pub(in crate::dma) fn finish(mut self) -> Result<Memory, MemoryError> {
         debug_assert_eq!(self.missing(), 0);
-        self.memory.keep_from_children()?;
+        self.memory.complete()?;
         Ok(self.memory)
     }
 }
@@ -86,8 +87,7 @@ mod tests {
     fn pages_keep_their_contents_when_they_move() {
         let from = Memory::allocate(4 * 4096, PageSize::Base, false).unwrap();
         for page in 0..4 {
-            let slice = from.as_volatile_slice().subslice(page * 4096, 1).unwrap();
-            slice.copy_from(&[page as u8 + 1]);
+            from.write(page * 4096, &[page as u8 + 1]).unwrap();
         }
         let mut blocks = Blocks::reserve(3 * 4096).unwrap();
         blocks.take(&from, 2..4).unwrap();
@@ -96,7 +96,7 @@ mod tests {
         let memory = blocks.finish().unwrap();
         let first = |memory: &Memory, page: usize| {
             let mut byte = [0u8];
-            memory.as_volatile_slice().subslice(page * 4096, 1).unwrap().copy_to(&mut byte);
+            memory.read(page * 4096, &mut byte).unwrap();
             byte[0]
         };
         assert_eq!([0, 1, 2].map(|page| first(&memory, page)), [3, 4, 1]);

@@ -2,37 +2,37 @@
 
 use std::time::Instant;
 
-use super::{Cause, Outcome, Reason, Report, Site, Strategy, Verdict, Won};
+use super::{Attempted, Context, Failed, Placed};
 use crate::backend::Translation;
-use crate::dma::{Buffer, DmaError};
+use crate::deadline::Deadline;
+use crate::dma::{Attempt, Buffer, Cause, DmaError, Outcome, Placement, Reason, Strategy};
 
 /// Waits until something is freed and tries the strategies before this one again, until
 /// the request's patience ends; a last time then, for memory that others freed.
-pub(super) fn wait(site: &Site<'_>, seen: u64, before: &[Strategy]) -> Verdict {
-    let patience = site.request.patience;
-    let begin = Instant::now();
-    // A deadline that no clock reaches is none that can be waited for.
-    let Some(deadline) = begin.checked_add(patience).filter(|_| !patience.is_zero()) else {
-        return Err(site.skipped(Cause::NoPatience));
-    };
+pub(super) fn wait(context: &Context<'_>, seen: u64, before: &[Strategy]) -> Attempted {
+    let patience = context.request.patience;
+    if patience.is_zero() {
+        return Err(context.skipped(Cause::NoPatience));
+    }
+    let (begin, deadline) = (Instant::now(), Deadline::after(patience));
     let (mut seen, first) = (seen, seen);
     let mut tries = 0;
     loop {
-        let freed = site.space.wait_for_free(seen, deadline);
-        seen = site.space.frees();
+        let freed = context.space.wait_for_free(seen, deadline);
+        seen = context.space.frees();
         tries += 1;
         for (i, &strategy) in before.iter().enumerate() {
             if strategy == Strategy::Deferred {
                 continue;
             }
-            if let Ok(won) = site.attempt(strategy, seen, &before[..i]) {
-                return Ok(Won { buffer: won.buffer, tries, through: Some(strategy) });
+            if let Ok(placed) = context.attempt(strategy, seen, &before[..i]) {
+                return Ok(Placed { buffer: placed.buffer, tries, through: Some(strategy) });
             }
         }
         if !freed {
             let milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
             let frees = seen.wrapping_sub(first);
-            return Err(site.declined(Cause::Waited { milliseconds, frees }, tries));
+            return Err(context.failed(Cause::Waited { milliseconds, frees }, tries));
         }
     }
 }
@@ -52,37 +52,40 @@ impl Buffer {
         if self.segments().len() == 1 {
             return Ok(());
         }
-        let (space, device, request) =
-            (self.space().clone(), self.device().clone(), self.request().clone());
-        let site = Site { space: &space, device: &device, request: &request };
-        let mut report = Report::new(&request);
+        let (space, owner, request) =
+            (self.space().clone(), self.owner().clone(), self.request().clone());
+        let limits = *self.limits();
+        let context = Context { space: &space, owner: &owner, limits, request: &request };
+        let mut report = context.report();
         let remapped = match space.translation() {
-            Translation::Iommu => self.remap().map_err(|error| site.failed(&error, 1)),
-            Translation::Physical => Err(site.skipped(Cause::Translation(Translation::Physical))),
+            Translation::Iommu => self
+                .remap(|len, align, skip| {
+                    let least = context.alignment_at(skip)?;
+                    Ok(space.take_run(len, align, least, limits.address_mask)?)
+                })
+                .map_err(|error| context.failed_by(&error, 1)),
+            Translation::Physical => {
+                Err(context.skipped(Cause::Translation(Translation::Physical)))
+            }
         };
         match remapped {
             Ok(()) => {
                 let (segments, map_calls) = (self.segments().len(), self.map_calls());
                 let outcome = Outcome::Placed { segments, map_calls, through: None };
-                report.attempts.push(super::Attempt {
-                    strategy: Strategy::Remap,
-                    tries: 1,
-                    outcome,
-                });
+                report.attempts.push(Attempt { strategy: Strategy::Remap, tries: 1, outcome });
                 self.set_report(report);
                 return Ok(());
             }
-            Err(declined) => report.attempts.push(declined.attempt(Strategy::Remap)),
+            Err(failed) => report.attempts.push(failed.attempt(Strategy::Remap)),
         }
-        let order = Strategy::order(super::Placement::Contiguous, space.translation());
+        let order = Strategy::order(Placement::Contiguous, space.translation());
         if self.is_lent() {
             let reason = Reason { asked: request.len as u64, cause: Cause::Lent };
-            let skipped =
-                |strategy| super::Declined { reason: reason.clone(), tries: 0 }.attempt(strategy);
+            let skipped = |strategy| Failed { reason: reason.clone(), tries: 0 }.attempt(strategy);
             report.attempts.extend(order.into_iter().map(skipped));
             return Err(DmaError::NoPlacement(report));
         }
-        let mut contiguous = site.run(&order, report).map_err(DmaError::NoPlacement)?;
+        let mut contiguous = context.run(&order, report).map_err(DmaError::NoPlacement)?;
         contiguous.copy_from(self)?;
         *self = contiguous;
         Ok(())

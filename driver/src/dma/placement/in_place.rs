@@ -5,63 +5,44 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::scatter::{scattered_runs, under_mask};
-use super::{Cause, Placement, Report, Request, Site, Strategy, Verdict, check, finish};
+use super::physical::under_mask;
+use super::scatter::scattered_runs;
+use super::{Attempted, Context, Placed, finish, page_of};
 use crate::backend::{Backend, Translation};
 use crate::dma::buffer::{clip, physical_runs};
-use crate::dma::{AddressSpace, Buffer, DmaError, Memory};
+use crate::dma::{
+    AddressSpace, Buffer, Cause, DmaError, DmaLimits, Memory, Placement, Request, Strategy,
+};
 
-/// Makes a buffer of a part of a file: a memfd, shared memory, or a file in a huge page
-/// file system. What is written to the buffer is written to the file.
-///
-/// The part starts `offset` bytes into the file and has the request's length; neither
-/// needs to be a multiple of a page, but the device is given whole pages. See
-/// [`Memory::of_file`] for what the file has to keep to. Files on disks can be given to
-/// a device that reads them; for one that writes them, the kernel refuses to pin the pages.
-///
-/// # Errors
-///
-/// Fails when the file is too short, cannot be mapped, or the pages cannot be given to the
-/// device; [`DmaError::NoPlacement`] has the reason.
-pub fn place_in_file(
+/// Makes a buffer of a part of a file, see
+/// [`Allocator::adopt_file`](crate::dma::Allocator::adopt_file).
+pub(in crate::dma) fn place_in_file(
+    owner: &Arc<dyn Backend>,
     space: &Arc<AddressSpace>,
-    device: &Arc<dyn Backend>,
+    limits: &DmaLimits,
     file: impl AsFd,
     offset: u64,
     request: &Request,
 ) -> Result<Buffer, DmaError> {
-    check(request)?;
-    let site = Site { space, device, request };
+    let context = Context::new(owner, space, limits, request)?;
     let (memory, skip) = Memory::of_file(file, offset, request.len)?;
-    report(&site, in_place(&site, memory, skip))
+    report(&context, in_place(&context, memory, skip))
 }
 
-/// Makes a buffer of an address range of this process: `request.len` bytes from `base` on.
-///
-/// # Errors
-///
-/// [`DmaError::NoPlacement`] with the reason when the pages cannot be given to the device.
+/// Makes a buffer of an address range of this process.
 ///
 /// # Safety
 ///
-/// Until [`Buffer::release`] returned `Ok` (or the buffer was dropped and nothing was
-/// logged as staying allocated), of the whole pages that hold the range:
-///
-/// - they stay mapped, readable and writable, at these addresses;
-/// - no Rust reference points into the range, and none to other bytes of these pages that
-///   a device writing past the range would change;
-/// - without an IOMMU they are not given to a child by `fork` while a device uses them:
-///   the first write afterwards would move them (`MADV_DONTFORK` prevents that). They stay
-///   locked (`mlock`) afterwards.
-pub unsafe fn place_in_range(
+/// As [`Allocator::adopt`](crate::dma::Allocator::adopt).
+pub(in crate::dma) unsafe fn place_in_range(
+    owner: &Arc<dyn Backend>,
     space: &Arc<AddressSpace>,
-    device: &Arc<dyn Backend>,
+    limits: &DmaLimits,
     base: NonNull<u8>,
     request: &Request,
 ) -> Result<Buffer, DmaError> {
-    check(request)?;
-    let site = Site { space, device, request };
-    let page = usize::try_from(space.granule()).unwrap_or(usize::MAX).max(4096);
+    let context = Context::new(owner, space, limits, request)?;
+    let page = page_of(space);
     let skip = base.addr().get() % page;
     let too_long = DmaError::TooLong { len: request.len };
     let whole = request.len.checked_add(skip).and_then(|len| len.checked_next_multiple_of(page));
@@ -70,51 +51,51 @@ pub unsafe fn place_in_range(
     let first = unsafe { base.byte_sub(skip) };
     // SAFETY: the caller vouches for the pages as long as the buffer lives.
     let memory = unsafe { Memory::lend(first, whole) };
-    report(&site, in_place(&site, memory, skip))
+    report(&context, in_place(&context, memory, skip))
 }
 
-fn report(site: &Site<'_>, verdict: Verdict) -> Result<Buffer, DmaError> {
-    let mut report = Report::new(site.request);
-    match verdict {
-        Ok(won) => Ok(finish(won, Strategy::InPlace, report)),
-        Err(declined) => {
-            report.attempts.push(declined.attempt(Strategy::InPlace));
+fn report(context: &Context<'_>, attempted: Attempted) -> Result<Buffer, DmaError> {
+    let mut report = context.report();
+    match context.checked(attempted) {
+        Ok(placed) => Ok(finish(placed, Strategy::InPlace, report)),
+        Err(failed) => {
+            report.attempts.push(failed.attempt(Strategy::InPlace));
             Err(DmaError::NoPlacement(report))
         }
     }
 }
 
-fn in_place(site: &Site<'_>, memory: Memory, skip: usize) -> Verdict {
-    match site.space.translation() {
-        Translation::Iommu => through_iommu(site, memory, skip)
-            .map(|buffer| Site::won(buffer, 1))
-            .map_err(|error| site.failed(&error, 1)),
-        Translation::Physical => physical(site, memory, skip),
+fn in_place(context: &Context<'_>, memory: Memory, skip: usize) -> Attempted {
+    match context.space.translation() {
+        Translation::Iommu => through_iommu(context, memory, skip)
+            .map(|buffer| Placed::new(buffer, 1))
+            .map_err(|error| context.failed_by(&error, 1)),
+        Translation::Physical => physical(context, memory, skip),
     }
 }
 
-fn through_iommu(site: &Site<'_>, memory: Memory, skip: usize) -> Result<Buffer, DmaError> {
-    let request = site.request;
+fn through_iommu(context: &Context<'_>, memory: Memory, skip: usize) -> Result<Buffer, DmaError> {
+    let request = context.request;
     let runs = match request.placement {
         Placement::Contiguous => {
-            let constraints = request.constraints.at_offset(skip)?;
-            site.space.take_run(memory.len(), memory.page_size().bytes() as u64, &constraints)?
+            let (least, mask) = (context.alignment_at(skip)?, context.limits.address_mask);
+            context.space.take_run(memory.len(), memory.page_size().bytes() as u64, least, mask)?
         }
-        Placement::Auto | Placement::ScatterGather => scattered_runs(site, memory.len(), skip)?,
+        Placement::Auto | Placement::ScatterGather => scattered_runs(context, memory.len(), skip)?,
     };
-    Buffer::map(site, memory, skip, runs)
+    context.map(memory, skip, runs)
 }
 
-fn physical(site: &Site<'_>, memory: Memory, skip: usize) -> Verdict {
-    let failed = |error: DmaError| site.failed(&error, 1);
+fn physical(context: &Context<'_>, memory: Memory, skip: usize) -> Attempted {
+    let failed = |error: DmaError| context.failed_by(&error, 1);
     memory.lock().map_err(DmaError::from).map_err(failed)?;
     let runs = physical_runs(&memory.frames().map_err(DmaError::from).map_err(failed)?);
-    under_mask(site, &runs, skip).map_err(failed)?;
-    let segments = clip(&runs, skip, site.request.len);
-    if site.request.placement == Placement::Contiguous && segments.len() > 1 {
+    under_mask(context, &runs, skip).map_err(failed)?;
+    let segments = clip(&runs, skip, context.request.len);
+    if context.request.placement == Placement::Contiguous && segments.len() > 1 {
         let longest = segments.iter().map(|segment| segment.len as u64).max().unwrap_or(0);
-        let needed = site.request.len as u64;
-        return Err(site.declined(Cause::NotContiguous { needed, longest, held: 0 }, 1));
+        let needed = context.request.len as u64;
+        return Err(context.failed(Cause::NotContiguous { needed, longest, held: 0 }, 1));
     }
-    Ok(Site::won(Buffer::physical(site, memory, skip, &runs), 1))
+    Ok(Placed::new(context.physical(memory, skip, &runs), 1))
 }

@@ -1,22 +1,25 @@
 //! One IOVA range over pages of one size.
 
-use super::{Cause, Site, Verdict};
+use super::{Attempted, Cause, Context, Placed};
 use crate::backend::Translation;
 use crate::dma::{Buffer, DmaError, Memory, PageSize};
 
-pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize) -> Verdict {
-    site.require(Translation::Iommu)?;
-    let len = site.request.len;
+pub(super) fn contiguous(context: &Context<'_>, page_size: PageSize) -> Attempted {
+    context.require(Translation::Iommu)?;
+    let len = context.request.len;
     if page_size != PageSize::Base && len < page_size.bytes() {
-        return Err(site.skipped(Cause::SmallerThanPage(page_size)));
+        return Err(context.skipped(Cause::SmallerThanPage(page_size)));
     }
-    map(site, page_size).map(|buffer| Site::won(buffer, 1)).map_err(|error| site.failed(&error, 1))
+    map(context, page_size)
+        .map(|buffer| Placed::new(buffer, 1))
+        .map_err(|error| context.failed_by(&error, 1))
 }
 
-fn map(site: &Site<'_>, page_size: PageSize) -> Result<Buffer, DmaError> {
-    let len = site.whole_pages()?;
-    let memory = Memory::allocate(len, page_size, site.space.needs_fd())?;
+fn map(context: &Context<'_>, page_size: PageSize) -> Result<Buffer, DmaError> {
+    let len = context.whole_pages()?;
+    let memory = Memory::allocate(len, page_size, context.space.needs_fd())?;
     let align = page_size.bytes() as u64;
-    let runs = site.space.take_run(len, align, &site.request.constraints)?;
-    Buffer::map(site, memory, 0, runs)
+    let least = context.alignment();
+    let runs = context.space.take_run(len, align, least, context.limits.address_mask)?;
+    context.map(memory, 0, runs)
 }

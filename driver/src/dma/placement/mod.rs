@@ -6,180 +6,132 @@ mod in_place;
 mod iommu;
 mod physical;
 mod pool;
-mod reason;
-mod report;
 mod scatter;
-mod strategy;
 #[cfg(test)]
 mod tests;
+mod why;
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::{
+    AddressSpace, Attempt, Buffer, Cause, DmaError, DmaLimits, Outcome, PageSize, Reason, Report,
+    Request, Strategy,
+};
 use crate::backend::{Backend, Translation};
+use crate::dma::mapping::Mapping;
+use crate::dma::{Memory, Segment};
 
-use super::{AddressSpace, Buffer, Direction, DmaError};
-
-pub use in_place::{place_in_file, place_in_range};
-pub(super) use pool::Lease;
-pub use pool::{Pool, PoolUsage, Reservation};
-pub use reason::{Cause, Reason};
-pub use report::{Attempt, Outcome, Report};
-pub use strategy::Strategy;
-
-/// What a device demands of the addresses it is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Constraints {
-    /// The highest address that the device reaches: 2^28 - 1 for 28 address bits.
-    pub address_mask: u64,
-    /// Alignment of a buffer's first byte, a power of two in bytes.
-    pub alignment: u64,
-}
-
-impl Default for Constraints {
-    /// All of a 64-bit address space, byte by byte.
-    fn default() -> Self {
-        Constraints { address_mask: u64::MAX, alignment: 1 }
-    }
-}
-
-impl Constraints {
-    /// What memory has to fulfil so that the byte at `offset` of it fulfils these.
-    pub(super) fn at_offset(self, offset: usize) -> Result<Constraints, DmaError> {
-        if (offset as u64).is_multiple_of(self.alignment) {
-            Ok(self)
-        } else {
-            Err(DmaError::Misaligned { offset, alignment: self.alignment })
-        }
-    }
-}
-
-/// Which strategies a caller wishes for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Placement {
-    /// All of them in order: contiguous where that can be had, scatter/gather otherwise.
-    #[default]
-    Auto,
-    /// One segment, or nothing.
-    Contiguous,
-    /// Scatter/gather at once, in base pages that are not neighbours unless
-    /// [`Request::longest_run`] says otherwise.
-    ScatterGather,
-}
-
-/// A buffer that a caller asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// Length in bytes.
-    pub len: usize,
-    /// Which way data will flow.
-    pub direction: Direction,
-    /// What the device demands.
-    pub constraints: Constraints,
-    /// Which strategies are tried.
-    pub placement: Placement,
-    /// The strategies themselves, instead of [`Strategy::order`]'s.
-    pub order: Option<Vec<Strategy>>,
-    /// How often physically contiguous memory is tried for, each time holding what was
-    /// not contiguous; less than `2 * tries * len` bytes are held. At least 1.
-    pub tries: u32,
-    /// The smallest block, in bytes, that [`Strategy::SmallerBlocks`] takes.
-    pub least_block: usize,
-    /// The longest IOVA range, in bytes, that [`Strategy::ScatterGather`] takes at a time;
-    /// `None` for as long as they come with [`Placement::Auto`], and for one page with
-    /// [`Placement::ScatterGather`]. Physical runs are not cut.
-    pub longest_run: Option<usize>,
-    /// How long [`Strategy::Deferred`] waits.
-    pub patience: Duration,
-}
-
-impl Request {
-    /// `len` bytes by any strategy, anywhere in 64 bits, without waiting.
-    #[must_use]
-    pub fn new(len: usize, direction: Direction) -> Request {
-        Request {
-            len,
-            direction,
-            constraints: Constraints::default(),
-            placement: Placement::Auto,
-            order: None,
-            tries: 4,
-            least_block: 64 << 10,
-            longest_run: None,
-            patience: Duration::ZERO,
-        }
-    }
-
-    /// With these demands of the device.
-    #[must_use]
-    pub fn constraints(self, constraints: Constraints) -> Request {
-        Request { constraints, ..self }
-    }
-
-    /// With this placement.
-    #[must_use]
-    pub fn placement(self, placement: Placement) -> Request {
-        Request { placement, ..self }
-    }
-
-    /// With these strategies, in this order.
-    #[must_use]
-    pub fn order(self, order: impl Into<Vec<Strategy>>) -> Request {
-        Request { order: Some(order.into()), ..self }
-    }
-}
+pub(super) use in_place::{place_in_file, place_in_range};
+pub use pool::Reservation;
+pub(super) use pool::reserve;
 
 /// Where and for what a buffer is placed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Site<'a> {
-    pub(super) space: &'a Arc<AddressSpace>,
-    pub(super) device: &'a Arc<dyn Backend>,
-    pub(super) request: &'a Request,
+struct Context<'a> {
+    space: &'a Arc<AddressSpace>,
+    owner: &'a Arc<dyn Backend>,
+    /// The device's, with its reach narrowed to what the request wishes.
+    limits: DmaLimits,
+    request: &'a Request,
 }
 
 /// A strategy that placed a buffer.
 #[derive(Debug)]
-struct Won {
+struct Placed {
     buffer: Buffer,
     tries: u32,
     through: Option<Strategy>,
 }
 
+impl Placed {
+    fn new(buffer: Buffer, tries: u32) -> Placed {
+        Placed { buffer, tries, through: None }
+    }
+}
+
 /// A strategy that did not; after 0 tries it was skipped.
 #[derive(Debug)]
-struct Declined {
+struct Failed {
     reason: Reason,
     tries: u32,
 }
 
-type Verdict = Result<Won, Declined>;
+impl Failed {
+    fn attempt(self, strategy: Strategy) -> Attempt {
+        let Failed { reason, tries } = self;
+        let outcome = if tries == 0 { Outcome::Skipped(reason) } else { Outcome::Failed(reason) };
+        Attempt { strategy, tries, outcome }
+    }
+}
 
-impl Site<'_> {
-    fn won(buffer: Buffer, tries: u32) -> Won {
-        Won { buffer, tries, through: None }
+type Attempted = Result<Placed, Failed>;
+
+impl<'a> Context<'a> {
+    /// Refuses what cannot be placed at all.
+    fn new(
+        owner: &'a Arc<dyn Backend>,
+        space: &'a Arc<AddressSpace>,
+        limits: &DmaLimits,
+        request: &'a Request,
+    ) -> Result<Context<'a>, DmaError> {
+        if request.len == 0 {
+            return Err(DmaError::Empty);
+        }
+        if !request.alignment.is_power_of_two() {
+            return Err(DmaError::BadAlignment { alignment: request.alignment });
+        }
+        limits.validate()?;
+        if !Arc::ptr_eq(owner.iommu(), space.iommu()) {
+            let (location, name) = (owner.location(), space.iommu().name().into());
+            return Err(DmaError::ForeignSpace { location, name });
+        }
+        if request.pool.as_ref().is_some_and(|pool| !Arc::ptr_eq(pool.space(), space)) {
+            return Err(DmaError::ForeignPool { location: owner.location() });
+        }
+        let address_mask = limits.address_mask.min(request.address_mask);
+        let limits = DmaLimits { address_mask, ..*limits };
+        Ok(Context { space, owner, limits, request })
     }
 
-    fn skipped(&self, cause: Cause) -> Declined {
-        Declined { reason: Reason { asked: self.request.len as u64, cause }, tries: 0 }
+    fn skipped(&self, cause: Cause) -> Failed {
+        self.failed(cause, 0)
     }
 
-    fn declined(&self, cause: Cause, tries: u32) -> Declined {
-        Declined { tries, ..self.skipped(cause) }
+    fn failed(&self, cause: Cause, tries: u32) -> Failed {
+        Failed { reason: Reason { asked: self.request.len as u64, cause }, tries }
     }
 
-    fn failed(&self, error: &DmaError, tries: u32) -> Declined {
-        Declined { reason: Reason::of(error, self.request.len), tries }
+    fn failed_by(&self, error: &DmaError, tries: u32) -> Failed {
+        Failed { reason: why::reason_of(error, self.request.len), tries }
+    }
+
+    /// Alignment of the buffer's first byte.
+    fn alignment(&self) -> u64 {
+        self.limits.alignment.max(self.request.alignment)
+    }
+
+    /// What memory has to be aligned to so that the byte at `offset` of it is as demanded.
+    fn alignment_at(&self, offset: usize) -> Result<u64, DmaError> {
+        let alignment = self.alignment();
+        if (offset as u64).is_multiple_of(alignment) {
+            Ok(alignment)
+        } else {
+            Err(DmaError::Misaligned { offset, alignment })
+        }
+    }
+
+    /// Bytes of the smallest page that both the IOMMU and the kernel have.
+    fn page(&self) -> usize {
+        page_of(self.space)
     }
 
     /// The length in whole pages of the IOMMU and of the kernel.
     fn whole_pages(&self) -> Result<usize, DmaError> {
-        let page = usize::try_from(self.space.granule()).unwrap_or(usize::MAX).max(4096);
         let error = DmaError::TooLong { len: self.request.len };
-        self.request.len.checked_next_multiple_of(page).ok_or(error)
+        self.request.len.checked_next_multiple_of(self.page()).ok_or(error)
     }
 
-    fn require(&self, translation: Translation) -> Result<(), Declined> {
+    fn require(&self, translation: Translation) -> Result<(), Failed> {
         if self.space.translation() == translation {
             Ok(())
         } else {
@@ -187,23 +139,49 @@ impl Site<'_> {
         }
     }
 
+    /// Maps memory at IOVA ranges that cover it; the buffer begins `skip` bytes into it.
+    fn map(&self, memory: Memory, skip: usize, runs: Vec<Segment>) -> Result<Buffer, DmaError> {
+        let access = self.request.direction.access();
+        let mapping = Mapping::new(self.space, self.owner, memory, runs.clone(), access)?;
+        Ok(Buffer::mapped(mapping, skip, &runs, &self.limits, self.request))
+    }
+
+    /// Memory whose physical addresses are known; `runs` cover it from its start.
+    fn physical(&self, memory: Memory, skip: usize, runs: &[Segment]) -> Buffer {
+        let mapping = Mapping::physical(self.space, self.owner, memory);
+        Buffer::mapped(mapping, skip, runs, &self.limits, self.request)
+    }
+
+    /// Whether the device can be given what was placed.
+    fn checked(&self, attempted: Attempted) -> Attempted {
+        let placed = attempted?;
+        match self.limits.check_placed(placed.buffer.segments()) {
+            Ok(()) => Ok(placed),
+            Err(limit) => Err(self.failed_by(&limit.into(), placed.tries)),
+        }
+    }
+
     /// `seen` is the count of frees before the first strategy was tried, `before` are the
     /// strategies in front of this one.
-    fn attempt(&self, strategy: Strategy, seen: u64, before: &[Strategy]) -> Verdict {
-        match strategy {
+    fn attempt(&self, strategy: Strategy, seen: u64, before: &[Strategy]) -> Attempted {
+        self.checked(match strategy {
             Strategy::Pool => pool::take(self),
             Strategy::IommuContiguous(pages) => iommu::contiguous(self, pages),
             Strategy::PhysicalContiguous(pages) => {
-                physical::contiguous(self, pages, &mut super::Memory::frames)
+                physical::contiguous(self, pages, &mut Memory::frames)
             }
-            Strategy::SmallerBlocks => blocks::place(self, &mut super::Memory::frames),
+            Strategy::SmallerBlocks => blocks::place(self, &mut Memory::frames),
             Strategy::Deferred => deferred::wait(self, seen, before),
-            Strategy::ScatterGather => scatter::place(self, &mut super::Memory::frames),
+            Strategy::ScatterGather => scatter::place(self, &mut Memory::frames),
             // These two need memory that exists.
             Strategy::InPlace | Strategy::Remap => {
                 Err(self.skipped(Cause::Other("there is no memory yet".into())))
             }
-        }
+        })
+    }
+
+    fn report(&self) -> Report {
+        Report::new(self.request.len, self.request.direction)
     }
 
     /// Tries strategies in order and adds what came of each to the report.
@@ -211,25 +189,22 @@ impl Site<'_> {
         let seen = self.space.frees();
         for (i, &strategy) in order.iter().enumerate() {
             match self.attempt(strategy, seen, &order[..i]) {
-                Ok(won) => return Ok(finish(won, strategy, report)),
-                Err(declined) => report.attempts.push(declined.attempt(strategy)),
+                Ok(placed) => return Ok(finish(placed, strategy, report)),
+                Err(failed) => report.attempts.push(failed.attempt(strategy)),
             }
         }
         Err(report)
     }
 }
 
-impl Declined {
-    fn attempt(self, strategy: Strategy) -> Attempt {
-        let Declined { reason, tries } = self;
-        let outcome = if tries == 0 { Outcome::Skipped(reason) } else { Outcome::Failed(reason) };
-        Attempt { strategy, tries, outcome }
-    }
+/// Bytes of the smallest page that both an address space and the kernel have.
+fn page_of(space: &AddressSpace) -> usize {
+    usize::try_from(space.granule()).unwrap_or(usize::MAX).max(PageSize::Base.bytes())
 }
 
 /// Gives a buffer its report.
-fn finish(won: Won, strategy: Strategy, mut report: Report) -> Buffer {
-    let Won { mut buffer, tries, through } = won;
+fn finish(placed: Placed, strategy: Strategy, mut report: Report) -> Buffer {
+    let Placed { mut buffer, tries, through } = placed;
     let (segments, map_calls) = (buffer.segments().len(), buffer.map_calls());
     let outcome = Outcome::Placed { segments, map_calls, through };
     report.attempts.push(Attempt { strategy, tries, outcome });
@@ -237,18 +212,16 @@ fn finish(won: Won, strategy: Strategy, mut report: Report) -> Buffer {
     buffer
 }
 
-/// Places a buffer for a device.
+/// Places a buffer for a device with limits.
 ///
-/// # Errors
-///
-/// [`DmaError::NoPlacement`] with the reason of every strategy when none succeeded.
-pub fn place(
+/// [`DmaError::NoPlacement`] has the reason of every strategy when none succeeded.
+pub(super) fn place(
+    owner: &Arc<dyn Backend>,
     space: &Arc<AddressSpace>,
-    device: &Arc<dyn Backend>,
+    limits: &DmaLimits,
     request: &Request,
 ) -> Result<Buffer, DmaError> {
-    check(request)?;
-    let site = Site { space, device, request };
+    let context = Context::new(owner, space, limits, request)?;
     let standard;
     let order = match &request.order {
         Some(order) => order,
@@ -257,16 +230,5 @@ pub fn place(
             &standard
         }
     };
-    site.run(order, Report::new(request)).map_err(DmaError::NoPlacement)
-}
-
-fn check(request: &Request) -> Result<(), DmaError> {
-    let alignment = request.constraints.alignment;
-    if request.len == 0 {
-        return Err(DmaError::Empty);
-    }
-    if !alignment.is_power_of_two() {
-        return Err(DmaError::BadAlignment { alignment });
-    }
-    Ok(())
+    context.run(order, context.report()).map_err(DmaError::NoPlacement)
 }

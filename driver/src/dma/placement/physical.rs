@@ -9,13 +9,12 @@
 
 use std::ops::Range;
 
-use super::scatter::under_mask;
-use super::{Cause, Site, Verdict};
+use super::{Attempted, Cause, Context, Placed};
 use crate::backend::Translation;
 use crate::dma::buffer::{clip, physical_runs};
-use crate::dma::memory::frames::{self, FRAME};
+use crate::dma::memory::frames::{self, frame_bytes};
 use crate::dma::memory::physical::Blocks;
-use crate::dma::{Buffer, DmaError, FrameError, Memory, PageSize, Segment};
+use crate::dma::{DmaError, FrameError, LimitExceeded, Memory, PageSize, Segment};
 
 /// Tells the frames of locked memory.
 pub(super) type Frames<'a> = &'a mut dyn FnMut(&Memory) -> Result<Vec<u64>, FrameError>;
@@ -34,13 +33,17 @@ pub(super) fn locked(len: usize, page_size: PageSize, tries: u32) -> Result<Memo
     Ok(memory)
 }
 
-pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_>) -> Verdict {
-    site.require(Translation::Physical)?;
-    let request = site.request;
+pub(super) fn contiguous(
+    context: &Context<'_>,
+    page_size: PageSize,
+    frames: Frames<'_>,
+) -> Attempted {
+    context.require(Translation::Physical)?;
+    let request = context.request;
     if page_size != PageSize::Base && request.len < page_size.bytes() {
-        return Err(site.skipped(Cause::SmallerThanPage(page_size)));
+        return Err(context.skipped(Cause::SmallerThanPage(page_size)));
     }
-    let len = site.whole_pages().map_err(|error| site.failed(&error, 1))?;
+    let len = context.whole_pages().map_err(|error| context.failed_by(&error, 1))?;
     let mut held: Vec<Memory> = Vec::new();
     let mut longest = 0;
     // Contiguous memory that the device does not reach says more than none at all.
@@ -51,18 +54,18 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
         let ask = if wider { len.saturating_mul(2) } else { len };
         let memory = match locked(ask, page_size, tries + 1) {
             Ok(memory) => memory,
-            Err(error) if held.is_empty() => return Err(site.failed(&error, 1)),
+            Err(error) if held.is_empty() => return Err(context.failed_by(&error, 1)),
             // As much is held as can be had.
             Err(_) => break,
         };
         tries += 1;
-        let failed = |error: DmaError| site.failed(&error, tries);
+        let failed = |error: DmaError| context.failed_by(&error, tries);
         let found = frames(&memory).map_err(DmaError::from).map_err(failed)?;
         let runs = physical_runs(&found);
         if !wider && clip(&runs, 0, request.len).len() == 1 {
-            match under_mask(site, &runs, 0) {
+            match under_mask(context, &runs, 0) {
                 Ok(()) => {
-                    return Ok(Site::won(Buffer::physical(site, memory, 0, &runs), tries));
+                    return Ok(Placed::new(context.physical(memory, 0, &runs), tries));
                 }
                 Err(error) => unreached = Some(error),
             }
@@ -70,14 +73,14 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
             // The lowest one, for the device's mask.
             && let Some(run) = frames::runs(&found)
                 .into_iter()
-                .filter(|run| run.len() * FRAME >= len)
+                .filter(|run| run.len() * frame_bytes() >= len)
                 .min_by_key(|run| found[run.start])
         {
-            let (memory, runs) =
-                moved(&memory, run.start..run.start + len / FRAME, frames).map_err(failed)?;
-            match under_mask(site, &runs, 0) {
+            let (memory, runs) = moved(&memory, run.start..run.start + len / frame_bytes(), frames)
+                .map_err(failed)?;
+            match under_mask(context, &runs, 0) {
                 Ok(()) if runs.len() == 1 => {
-                    return Ok(Site::won(Buffer::physical(site, memory, 0, &runs), tries));
+                    return Ok(Placed::new(context.physical(memory, 0, &runs), tries));
                 }
                 // Migrated while it was moved.
                 Ok(()) => {}
@@ -89,10 +92,10 @@ pub(super) fn contiguous(site: &Site<'_>, page_size: PageSize, frames: Frames<'_
         held.push(memory);
     }
     if let Some(error) = unreached {
-        return Err(site.failed(&error, tries));
+        return Err(context.failed_by(&error, tries));
     }
     let held = held.iter().map(|memory| memory.len() as u64).sum();
-    Err(site.declined(Cause::NotContiguous { needed: len as u64, longest, held }, tries))
+    Err(context.failed(Cause::NotContiguous { needed: len as u64, longest, held }, tries))
 }
 
 /// Pages of a larger memory at addresses of their own, and where they lie now.
@@ -101,10 +104,32 @@ fn moved(
     pages: Range<usize>,
     frames: Frames<'_>,
 ) -> Result<(Memory, Vec<Segment>), DmaError> {
-    let mut blocks = Blocks::reserve(pages.len() * FRAME)?;
+    let mut blocks = Blocks::reserve(pages.len() * frame_bytes())?;
     blocks.take(from, pages)?;
     let memory = blocks.finish()?;
     memory.lock()?;
     let runs = physical_runs(&frames(&memory)?);
     Ok((memory, runs))
+}
+
+/// Whether the device reaches the physical runs of memory, and the first byte is aligned.
+pub(super) fn under_mask(
+    context: &Context<'_>,
+    runs: &[Segment],
+    skip: usize,
+) -> Result<(), DmaError> {
+    let segments = clip(runs, skip, context.request.len);
+    let (alignment, mask) = (context.alignment(), context.limits.address_mask);
+    for Segment { iova, len } in &segments {
+        if iova.0.checked_add(*len as u64 - 1).is_none_or(|last| last > mask) {
+            let (address, len) = (iova.0, *len as u64);
+            return Err(LimitExceeded::AboveMask { address, len, mask }.into());
+        }
+    }
+    let first = segments.first().map_or(0, |segment| segment.iova.0);
+    if first.is_multiple_of(alignment) {
+        Ok(())
+    } else {
+        Err(DmaError::NoAlignedRun { alignment, first })
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`SgList`] is the segments of one side of a transfer, in the order of the bytes, with
 //! neighbours merged. [`Pieces`] walks two lists of different shape together and cuts them
-//! where the device demands ([`SgLimits`]). A [`SgTable`] is a list together with the
+//! where the device demands ([`DmaLimits`]). A [`SgTable`] is a list together with the
 //! buffers that keep its addresses mapped.
 
 mod table;
@@ -10,7 +10,7 @@ mod table;
 mod tests;
 mod walk;
 
-use super::{Buffer, DmaError, Iova, Segment};
+use super::{Buffer, DmaError, DmaLimits, Iova, LimitExceeded, LimitsError, Segment};
 
 pub use table::SgTable;
 pub use walk::{Piece, Pieces, Walk};
@@ -25,38 +25,12 @@ pub enum SgError {
     /// A segment runs past the end of the address space.
     #[error("{} bytes at IOVA {} run past the end of the address space", .0.len, .0.iova)]
     Wraps(Segment),
-    /// The limits of a device make no sense.
-    #[error(
-        "a longest segment of {max_len} bytes, an alignment of {alignment:#x} and a boundary of \
-         {boundary:#x} cannot be met: the latter two are powers of two, and no segment is shorter \
-         than the alignment"
-    )]
-    BadLimits {
-        /// Longest segment in bytes.
-        max_len: u64,
-        /// Alignment in bytes.
-        alignment: u64,
-        /// Boundary in bytes, 0 for none.
-        boundary: u64,
-    },
-    /// A segment starts where the device cannot start one.
-    #[error("a segment starts at IOVA {iova}, the device needs multiples of {alignment:#x}")]
-    Misaligned {
-        /// Where it starts.
-        iova: Iova,
-        /// What the device needs, in bytes.
-        alignment: u64,
-    },
-    /// The device takes fewer segments.
-    #[error("{needed} segments are needed for {len} bytes, the device takes {limit}")]
-    TooManySegments {
-        /// Segments needed after cutting.
-        needed: u64,
-        /// Segments that the device takes.
-        limit: u64,
-        /// Bytes of the list.
-        len: u64,
-    },
+    /// The limits of a device cannot be met.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// The device cannot be given such a list.
+    #[error(transparent)]
+    Exceeded(#[from] LimitExceeded),
     /// The two sides of a copy differ in length.
     #[error("the source has {source_len} bytes, the target {target_len}")]
     Lengths {
@@ -81,65 +55,6 @@ pub enum SgError {
     /// A range is not inside its buffer.
     #[error(transparent)]
     Dma(#[from] DmaError),
-}
-
-/// What a device demands of the segments that it is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SgLimits {
-    /// Longest segment in bytes.
-    pub max_len: u64,
-    /// Alignment of every segment's first byte, a power of two in bytes. Only the last
-    /// segment may have a length that is not a multiple of it.
-    pub alignment: u64,
-    /// No segment crosses a multiple of this many bytes, a power of two.
-    pub boundary: Option<u64>,
-    /// The most segments of one transfer.
-    pub max_segments: u64,
-}
-
-impl Default for SgLimits {
-    /// No limit at all.
-    fn default() -> Self {
-        SgLimits { max_len: u64::MAX, alignment: 1, boundary: None, max_segments: u64::MAX }
-    }
-}
-
-impl SgLimits {
-    /// Refuses limits that no segment meets, and makes cuts keep the alignment.
-    pub(super) fn checked(self) -> Result<SgLimits, SgError> {
-        let boundary = self.boundary.unwrap_or(0);
-        let powers = self.alignment.is_power_of_two()
-            && self.boundary.is_none_or(|b| b.is_power_of_two() && b >= self.alignment);
-        if !powers || self.max_len < self.alignment {
-            let SgLimits { max_len, alignment, .. } = self;
-            return Err(SgError::BadLimits { max_len, alignment, boundary });
-        }
-        Ok(SgLimits { max_len: self.max_len & !(self.alignment - 1), ..self })
-    }
-
-    /// How many of `left` bytes at `iova` one segment may have.
-    #[inline]
-    pub(super) fn run(&self, iova: u64, left: u64) -> u64 {
-        let run = left.min(self.max_len);
-        match self.boundary {
-            // The distance to the next multiple: of a power of two, and at least 1.
-            Some(boundary) => run.min(boundary - (iova & (boundary - 1))),
-            None => run,
-        }
-    }
-
-    /// How long a segment may be that is not looked at for its address; 0 is none.
-    #[inline]
-    fn max_run(&self) -> u64 {
-        if self.boundary.is_none() { self.max_len } else { 0 }
-    }
-
-    fn check_start(&self, iova: u64) -> Result<(), SgError> {
-        if iova & (self.alignment - 1) == 0 {
-            return Ok(());
-        }
-        Err(SgError::Misaligned { iova: Iova(iova), alignment: self.alignment })
-    }
 }
 
 /// The segments of one side of a transfer: never empty, neighbours merged.
@@ -228,25 +143,27 @@ impl SgList {
     ///
     /// # Errors
     ///
-    /// Fails when a segment starts misaligned, or more segments result than the device takes.
-    pub fn cut(&self, limits: &SgLimits) -> Result<Vec<Segment>, SgError> {
-        let limits = limits.checked()?;
-        let mut cut = Vec::new();
+    /// Fails when a segment cannot be given to the device, two of them meet where it allows no
+    /// gap, or more segments result than it takes.
+    pub fn cut(&self, limits: &DmaLimits) -> Result<Vec<Segment>, SgError> {
+        limits.validate()?;
+        let limits = limits.aligned();
+        let mut cut: Vec<Segment> = Vec::new();
         for segment in &self.segments {
             let (mut at, mut left) = (segment.iova.0, segment.len as u64);
+            if let Some(last) = cut.last() {
+                limits.check_gap(last.iova.0.wrapping_add(last.len as u64), at)?;
+            }
             while left > 0 {
-                limits.check_start(at)?;
                 let run = limits.run(at, left);
+                limits.check(at, run)?;
                 cut.push(Segment { iova: Iova(at), len: run as usize });
                 // The end of the address space itself is not a start of another run.
                 at = at.wrapping_add(run);
                 left -= run;
             }
         }
-        let (needed, limit) = (cut.len() as u64, limits.max_segments);
-        if needed > limit {
-            return Err(SgError::TooManySegments { needed, limit, len: self.len });
-        }
+        limits.check_count(cut.len() as u64, self.len)?;
         Ok(cut)
     }
 

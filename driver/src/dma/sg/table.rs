@@ -20,17 +20,6 @@ struct Inner {
 }
 
 impl SgTable {
-    /// All of a buffer.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the buffer's segments make no list.
-    pub fn of(buffer: impl Into<Arc<Buffer>>) -> Result<SgTable, SgError> {
-        let buffer = buffer.into();
-        let len = buffer.len();
-        SgTable::gather([(buffer, 0, len)])
-    }
-
     /// `len` bytes of a buffer from `offset` on.
     ///
     /// # Errors
@@ -100,5 +89,21 @@ impl SgTable {
     pub fn wrong_direction(&self, need: Direction) -> Option<Direction> {
         let fits = |have: &Direction| *have == need || *have == Direction::Bidirectional;
         self.0.buffers.iter().map(|buffer| buffer.direction()).find(|have| !fits(have))
+    }
+}
+
+/// All of a buffer.
+impl From<Buffer> for SgTable {
+    fn from(buffer: Buffer) -> SgTable {
+        SgTable::from(Arc::new(buffer))
+    }
+}
+
+/// All of a buffer that other tables share.
+impl From<Arc<Buffer>> for SgTable {
+    fn from(buffer: Arc<Buffer>) -> SgTable {
+        let list = SgList::of(&buffer);
+        let list = list.expect("a buffer has bytes, at addresses that a device has");
+        SgTable(Box::new(Inner { list, buffers: vec![buffer] }))
     }
 }

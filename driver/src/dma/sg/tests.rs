@@ -37,15 +37,15 @@ fn disjoint() -> impl Strategy<Value = Vec<Segment>> {
         .prop_shuffle()
 }
 
-fn limits() -> impl Strategy<Value = SgLimits> {
-    (1u64..70, proptest::option::of(0u32..7)).prop_map(|(max_len, boundary)| SgLimits {
-        max_len,
+fn limits() -> impl Strategy<Value = DmaLimits> {
+    (1u64..70, proptest::option::of(0u32..7)).prop_map(|(max_segment, boundary)| DmaLimits {
+        max_segment,
         boundary: boundary.map(|log| 1 << log),
-        ..SgLimits::default()
+        ..DmaLimits::default()
     })
 }
 
-fn crosses(limits: &SgLimits, iova: u64, len: u64) -> bool {
+fn crosses(limits: &DmaLimits, iova: u64, len: u64) -> bool {
     limits.boundary.is_some_and(|b| iova / b != (iova + len - 1) / b)
 }
 
@@ -87,21 +87,22 @@ proptest! {
         let cut = list.cut(&limits).unwrap();
         prop_assert_eq!(bytes(&cut), bytes(list.segments()));
         for s in &cut {
-            prop_assert!(s.len as u64 <= limits.max_len && !crosses(&limits, s.iova.0, s.len as u64));
+            prop_assert!(s.len as u64 <= limits.max_segment && !crosses(&limits, s.iova.0, s.len as u64));
         }
         for pair in cut.windows(2) {
             // One byte more would break a limit, or is not there.
             let (iova, len) = (pair[0].iova.0, pair[0].len as u64);
             let goes_on = iova + len == pair[1].iova.0;
-            prop_assert!(!goes_on || len == limits.max_len || crosses(&limits, iova, len + 1));
+            prop_assert!(!goes_on || len == limits.max_segment || crosses(&limits, iova, len + 1));
         }
-        let short = SgLimits { max_segments: cut.len() as u64 - 1, ..limits };
+        let short = DmaLimits { max_segments: cut.len() as u64 - 1, ..limits };
         let refused = matches!(
             list.cut(&short),
-            Err(SgError::TooManySegments { needed, limit, .. })
+            Err(SgError::Exceeded(LimitExceeded::TooManySegments { needed, limit, .. }))
                 if needed == cut.len() as u64 && limit == needed - 1
         );
-        prop_assert!(refused);
+        // No transfer has less than one.
+        prop_assert!(refused || short.validate().is_err());
     }
 
     #[test]
@@ -129,17 +130,56 @@ proptest! {
         let pieces: Vec<Piece> = walk.clone().collect();
         prop_assert!(pieces.len() as u64 <= most, "{} > {most}", pieces.len());
         for p in &pieces {
-            prop_assert!(p.len > 0 && p.len <= limits.max_len);
+            prop_assert!(p.len > 0 && p.len <= limits.max_segment);
             prop_assert!(!crosses(&limits, p.source.0, p.len));
             prop_assert!(!crosses(&limits, p.target.0, p.len));
         }
         let paired = pieces.iter().flat_map(|p| (0..p.len).map(|i| (p.source.0 + i, p.target.0 + i)));
         prop_assert!(paired.eq(from.into_iter().zip(to).take(len)));
-        let short = SgLimits { max_segments: pieces.len() as u64 - 1, ..limits };
+        let short = DmaLimits { max_segments: pieces.len() as u64 - 1, ..limits };
         let refused = Pieces::new(&source, &target, &short);
-        let too_many = matches!(refused, Err(SgError::TooManySegments { .. }));
-        prop_assert!(too_many);
+        let too_many = matches!(refused, Err(SgError::Exceeded(LimitExceeded::TooManySegments { .. })));
+        prop_assert!(too_many || short.validate().is_err());
     }
+}
+
+#[test]
+fn lists_of_whole_pages_allow_no_gap_inside() {
+    let pages = DmaLimits { virt_boundary: Some(4096), ..DmaLimits::default() };
+    // Only the first begins and only the last ends inside of a page.
+    let fits = list(&[(0x1e00, 0x200), (0x8000, 0x2000), (0x4000, 0x123)]);
+    assert_eq!(fits.cut(&pages).unwrap(), fits.segments());
+    let (ends, begins) = (&[(0x1000, 0x200), (0x8000, 1)], &[(0x1000, 0x1000), (0x8200, 1)]);
+    for gap in [ends, begins] {
+        let refused = list(gap).cut(&pages);
+        assert!(
+            matches!(refused, Err(SgError::Exceeded(LimitExceeded::Gap { .. }))),
+            "{refused:?}"
+        );
+    }
+    // Where either side of a copy is cut, both are.
+    let target = list(&[(0x10_0000, 0x1200), (0x20_0000, 0x1123)]);
+    assert!(matches!(
+        Pieces::new(&fits, &target, &pages),
+        Err(SgError::Exceeded(LimitExceeded::Gap { .. }))
+    ));
+}
+
+#[test]
+fn a_device_that_counts_in_doublewords_gets_no_odd_bytes() {
+    let dwords = DmaLimits { granularity: 4, max_segment: 1023, ..DmaLimits::default() };
+    let cut = list(&[(0x1001, 2048), (0x5000, 8)]).cut(&dwords).unwrap();
+    let lens: Vec<usize> = cut.iter().map(|segment| segment.len).collect();
+    assert_eq!(lens, [1020, 1020, 8, 8]);
+    let refused = list(&[(0x1000, 6)]).cut(&dwords);
+    assert!(
+        matches!(refused, Err(SgError::Exceeded(LimitExceeded::Granularity { len: 6, .. }))),
+        "{refused:?}"
+    );
+    let low = DmaLimits { address_mask: 0x1fff, ..DmaLimits::default() };
+    assert!(list(&[(0x1000, 0x1000)]).cut(&low).is_ok());
+    let refused = list(&[(0x1000, 0x1001)]).cut(&low);
+    assert!(matches!(refused, Err(SgError::Exceeded(LimitExceeded::AboveMask { .. }))));
 }
 
 #[test]
@@ -151,7 +191,7 @@ fn adjacent_pages_are_one_segment_for_each_run() {
     let run = |n: u64| segment(n * 4097 * 4096, 16 << 20);
     assert_eq!(list.segments(), [run(0), run(1), run(2), run(3)]);
     let one = list_of_one();
-    let copies = Pieces::new(&list, &one, &SgLimits::default()).unwrap();
+    let copies = Pieces::new(&list, &one, &DmaLimits::default()).unwrap();
     assert_eq!(copies.count(), 4);
 }
 
@@ -163,24 +203,24 @@ fn list_of_one() -> SgList {
 fn what_a_device_cannot_take_is_refused_with_figures() {
     let source = list(&[(0x1000, 64), (0x2004, 64)]);
     let target = list(&[(0x8000, 128)]);
-    let aligned = SgLimits { alignment: 8, ..SgLimits::default() };
+    let aligned = DmaLimits { alignment: 8, ..DmaLimits::default() };
     let text = |error: SgError| error.to_string();
     assert!(text(source.cut(&aligned).unwrap_err()).contains("0x2004"));
     assert!(text(Pieces::new(&source, &target, &aligned).unwrap_err()).contains("0x2004"));
-    let fine = SgLimits { alignment: 4, max_len: 30, ..SgLimits::default() };
+    let fine = DmaLimits { alignment: 4, max_segment: 30, ..DmaLimits::default() };
     let pieces = Pieces::new(&source, &target, &fine).unwrap();
     assert!(pieces.clone().all(|p| p.source.0 % 4 == 0 && p.target.0 % 4 == 0 && p.len <= 28));
     for bad in [
-        SgLimits { max_len: 0, ..SgLimits::default() },
-        SgLimits { alignment: 3, ..SgLimits::default() },
-        SgLimits { alignment: 8, max_len: 7, ..SgLimits::default() },
-        SgLimits { boundary: Some(48), ..SgLimits::default() },
-        SgLimits { alignment: 8, boundary: Some(4), ..SgLimits::default() },
+        DmaLimits { max_segment: 0, ..DmaLimits::default() },
+        DmaLimits { alignment: 3, ..DmaLimits::default() },
+        DmaLimits { alignment: 8, max_segment: 7, ..DmaLimits::default() },
+        DmaLimits { boundary: Some(48), ..DmaLimits::default() },
+        DmaLimits { alignment: 8, boundary: Some(4), ..DmaLimits::default() },
     ] {
-        assert!(matches!(source.cut(&bad), Err(SgError::BadLimits { .. })), "{bad:?}");
+        assert!(matches!(source.cut(&bad), Err(SgError::Limits(_))), "{bad:?}");
     }
     let short = list(&[(0x8000, 127)]);
-    let lengths = Pieces::new(&source, &short, &SgLimits::default()).unwrap_err().to_string();
+    let lengths = Pieces::new(&source, &short, &DmaLimits::default()).unwrap_err().to_string();
     assert!(lengths.contains("128") && lengths.contains("127"), "{lengths}");
 }
 
@@ -188,7 +228,7 @@ fn what_a_device_cannot_take_is_refused_with_figures() {
 fn the_ends_of_the_address_space_are_addresses_as_any_other() {
     let top = list(&[(u64::MAX - 15, 16), (0, 16)]);
     assert_eq!(top.segments().len(), 2, "the last address and 0 are no neighbours");
-    let cut = top.cut(&SgLimits { max_len: 8, ..SgLimits::default() }).unwrap();
+    let cut = top.cut(&DmaLimits { max_segment: 8, ..DmaLimits::default() }).unwrap();
     assert_eq!(cut.iter().map(|s| s.len).sum::<usize>(), 32);
     let over = SgList::new([segment(u64::MAX - 15, 17)]).unwrap_err();
     assert!(matches!(over, SgError::Wraps(s) if s.len == 17));

@@ -1,6 +1,6 @@
 //! Two scatter/gather lists walked together.
 
-use super::{Iova, Segment, SgError, SgLimits, SgList};
+use super::{DmaLimits, Iova, Segment, SgError, SgList};
 
 /// A run that is contiguous on both sides and within a device's limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +34,10 @@ impl Cursor {
         true
     }
 
-    /// The segments that no byte was passed of, without the last; none in the middle of one.
+    /// The segments that no byte was passed of; none in the middle of one.
     #[inline]
     fn ahead<'a>(&self, list: &'a [Segment]) -> &'a [Segment] {
-        match list {
-            [others @ .., _] if self.left == 0 => others.get(self.next..).unwrap_or_default(),
-            _ => &[],
-        }
+        if self.left == 0 { list.get(self.next..).unwrap_or_default() } else { &[] }
     }
 
     #[inline]
@@ -67,7 +64,7 @@ impl Walk {
         &mut self,
         source: &[Segment],
         target: &[Segment],
-        limits: &SgLimits,
+        limits: &DmaLimits,
     ) -> Option<Piece> {
         if !self.source.settle(source) || !self.target.settle(target) {
             return None;
@@ -80,14 +77,14 @@ impl Walk {
     }
 
     /// The pieces that [`Walk::next`] would give from here on, as long as each is a whole
-    /// segment of both lists and not the last of either: they need no arithmetic. Who takes
+    /// segment of both lists: they need no arithmetic. Who takes
     /// some says so with [`Walk::pass`].
     #[inline]
     pub(crate) fn whole<'a>(
         &self,
         source: &'a [Segment],
         target: &'a [Segment],
-        limits: &SgLimits,
+        limits: &DmaLimits,
     ) -> impl Iterator<Item = Piece> + use<'a> {
         let (sources, targets) = (self.source.ahead(source), self.target.ahead(target));
         let max_len = limits.max_run();
@@ -104,7 +101,7 @@ impl Walk {
     pub(crate) fn gathered<'a>(
         &self,
         source: &'a [Segment],
-        limits: &SgLimits,
+        limits: &DmaLimits,
     ) -> impl Iterator<Item = Piece> + use<'a> {
         let pieces = inside(self.source.ahead(source), self.target, limits.max_run());
         pieces.map(|(from, to, len)| Piece { source: from, target: to, len })
@@ -115,7 +112,7 @@ impl Walk {
     pub(crate) fn scattered<'a>(
         &self,
         target: &'a [Segment],
-        limits: &SgLimits,
+        limits: &DmaLimits,
     ) -> impl Iterator<Item = Piece> + use<'a> {
         let pieces = inside(self.target.ahead(target), self.source, limits.max_run());
         pieces.map(|(to, from, len)| Piece { source: from, target: to, len })
@@ -146,8 +143,8 @@ impl Walk {
     }
 }
 
-/// Segments that follow each other inside of the segment that a cursor is in, and end before
-/// it does: where each starts, where it is on the other side, and its length.
+/// Segments that follow each other inside of the segment that a cursor is in: where each
+/// starts, where it is on the other side, and its length.
 #[inline]
 fn inside(
     list: &[Segment],
@@ -156,7 +153,7 @@ fn inside(
 ) -> impl Iterator<Item = (Iova, Iova, u64)> {
     list.iter().map_while(move |segment| {
         let len = segment.len as u64;
-        if len > max_len || len >= left {
+        if len > max_len || len > left {
             return None;
         }
         let begin = Iova(at);
@@ -171,7 +168,7 @@ fn inside(
 pub struct Pieces<'a> {
     source: &'a SgList,
     target: &'a SgList,
-    limits: SgLimits,
+    limits: DmaLimits,
     walk: Walk,
 }
 
@@ -185,9 +182,10 @@ impl<'a> Pieces<'a> {
     pub fn new(
         source: &'a SgList,
         target: &'a SgList,
-        limits: &SgLimits,
+        limits: &DmaLimits,
     ) -> Result<Pieces<'a>, SgError> {
-        Pieces::within(source, target, limits.checked()?)
+        limits.validate()?;
+        Pieces::within(source, target, limits.aligned())
     }
 
     /// As [`Pieces::new`], for limits that were checked.
@@ -196,7 +194,7 @@ impl<'a> Pieces<'a> {
     pub(crate) fn within(
         source: &'a SgList,
         target: &'a SgList,
-        limits: SgLimits,
+        limits: DmaLimits,
     ) -> Result<Pieces<'a>, SgError> {
         if source.len() != target.len() {
             let (source_len, target_len) = (source.len(), target.len());
@@ -205,7 +203,7 @@ impl<'a> Pieces<'a> {
         target.check_disjoint()?;
         source.check_apart(target)?;
         let pieces = Pieces { source, target, limits, walk: Walk::default() };
-        if limits.alignment > 1 || pieces.at_most() > limits.max_segments {
+        if limits.is_per_segment() || pieces.at_most() > limits.max_segments {
             pieces.check_each()?;
         }
         Ok(pieces)
@@ -215,11 +213,12 @@ impl<'a> Pieces<'a> {
     ///
     /// A piece ends where a segment of either list does, at a multiple of the boundary on
     /// either side, or because it is as long as can be.
+    #[inline]
     #[must_use]
     pub fn at_most(&self) -> u64 {
         let (sources, targets) = (self.source.segments().len(), self.target.segments().len());
         let ends = (sources + targets) as u64 - 1;
-        let full = self.source.len() / self.limits.max_len;
+        let full = self.source.len() / self.limits.max_segment;
         let crossings = |segments: usize| match self.limits.boundary {
             // A segment of n bytes crosses at most n / boundary + 1 multiples.
             Some(boundary) => self.source.len() / boundary + segments as u64,
@@ -230,16 +229,18 @@ impl<'a> Pieces<'a> {
 
     fn check_each(&self) -> Result<(), SgError> {
         let mut needed = 0;
-        for piece in self.clone() {
-            self.limits.check_start(piece.source.0)?;
-            self.limits.check_start(piece.target.0)?;
+        let mut ends: Option<(u64, u64)> = None;
+        for Piece { source: Iova(source), target: Iova(target), len } in self.clone() {
+            self.limits.check(source, len)?;
+            self.limits.check(target, len)?;
+            if let Some((source_end, target_end)) = ends {
+                self.limits.check_gap(source_end, source)?;
+                self.limits.check_gap(target_end, target)?;
+            }
+            ends = Some((source.wrapping_add(len), target.wrapping_add(len)));
             needed += 1;
         }
-        if needed > self.limits.max_segments {
-            let limit = self.limits.max_segments;
-            return Err(SgError::TooManySegments { needed, limit, len: self.source.len() });
-        }
-        Ok(())
+        Ok(self.limits.check_count(needed, self.source.len())?)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::pci::config::{ConfigAccess, ConfigSpace};
 use crate::pci::error::Result;
+use crate::pci::{ConfigAccess, ConfigSpace};
 
 /// Ids of conventional capabilities (PCI Code and ID Assignment, chapter 2).
 pub mod id {
@@ -23,6 +23,7 @@ pub mod id {
 
 /// A capability's contents at the time of the walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     /// Power management.
     PowerManagement(PowerManagement),
@@ -38,6 +39,7 @@ pub enum Body {
 
 /// Power management (PCI Power Management 1.2, section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PowerManagement {
     /// Version: PMC bits 2:0.
     pub version: u8,
@@ -49,6 +51,7 @@ pub struct PowerManagement {
 
 /// MSI (PCI Local Bus 3.0, section 6.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Msi {
     /// Vectors that the device can use, 1 to 32: message control bits 3:1, as log2.
     pub vectors: u8,
@@ -62,6 +65,7 @@ pub struct Msi {
 
 /// MSI-X (PCI Local Bus 3.0, section 6.8.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MsiX {
     /// Vectors, 1 to 2048: message control bits 10:0, biased by one.
     pub vectors: u16,
@@ -97,6 +101,7 @@ impl MsiX {
 
 /// The PCI Express capability (PCIe Base, section 7.5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PciExpress {
     /// Version of the capability: bits 3:0 of its capabilities register.
     pub version: u8,
@@ -125,6 +130,7 @@ impl PciExpress {
 
 /// Device or port type of a PCI Express function (PCIe Base, section 7.5.3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExpressKind {
     /// Endpoint: 0.
     Endpoint,

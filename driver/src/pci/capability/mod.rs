@@ -10,13 +10,15 @@ use std::ops::Range;
 
 use decode::{decode, needed};
 
-use super::config::{CONVENTIONAL_SIZE, ConfigAccess, ConfigSpace, EXPRESS_SIZE, Status, reg};
+use super::ConfigAccess;
+use super::config::{CONVENTIONAL_SIZE, ConfigSpace, EXPRESS_SIZE, Status, reg};
 use super::error::Result;
 
 pub use decode::{Body, ExpressKind, Msi, MsiX, PciExpress, PowerManagement, id};
 
 /// What the capability lists of a function hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// The conventional list, in its order.
     pub standard: Vec<Capability>,
@@ -28,6 +30,7 @@ pub struct Capabilities {
 
 /// An entry of the conventional list.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capability {
     /// Offset in configuration space.
     pub offset: u16,
@@ -39,6 +42,7 @@ pub struct Capability {
 
 /// An entry of the extended list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExtendedCapability {
     /// Offset in configuration space.
     pub offset: u16,
@@ -50,6 +54,7 @@ pub struct ExtendedCapability {
 
 /// A malformed place in a capability list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Defect {
     /// The pointer stored at `at` leads outside of where capabilities may be.
     BadPointer {

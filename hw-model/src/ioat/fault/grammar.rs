@@ -1,72 +1,17 @@
-//! The text form of a fault plan.
+//! The text form of I/OAT's faults.
 
-use std::str::FromStr;
 use std::time::Duration;
 
-use super::{ChannelError, Fault, FaultPlan, Rule, When};
+use super::{ChannelError, Fault};
+use crate::fault::{DeviceFault, address, duration};
+use crate::ioat::MAX_CHANNELS;
 
-/// The longest delay: it keeps a channel's thread and whoever waits for it.
-const LONGEST: Duration = Duration::from_secs(60);
+impl DeviceFault for Fault {
+    const CHANNELS: u8 = MAX_CHANNELS;
 
-/// A fault plan that cannot be understood. The message names the rule and what may stand
-/// in its place.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("fault \"{rule}\": {problem}")]
-pub struct FaultError {
-    /// The rule that is wrong.
-    pub rule: String,
-    /// What is wrong with it, and what would be right.
-    pub problem: String,
-}
-
-impl FromStr for FaultPlan {
-    type Err = FaultError;
-
-    /// Parses a plan by the grammar in the module's documentation. An empty text is an empty
-    /// plan.
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        if text.trim().is_empty() {
-            return Ok(FaultPlan::default());
-        }
-        let rules = text.split(',').map(|text| {
-            let text = text.trim();
-            rule(text).map_err(|problem| FaultError { rule: text.into(), problem })
-        });
-        Ok(FaultPlan { rules: rules.collect::<Result<_, _>>()? })
+    fn parse(name: &str, value: Option<&str>) -> Result<Self, String> {
+        fault(name, value)
     }
-}
-
-fn rule(text: &str) -> Result<Rule, String> {
-    let (text, channel) = match text.split_once('#') {
-        Some((text, channel)) => (text, Some(channel_number(channel)?)),
-        None => (text, None),
-    };
-    let (text, when) = match text.split_once('@') {
-        Some((text, when)) => (text, self::when(when)?),
-        None => (text, When::Every(1)),
-    };
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value)),
-        None => (text, None),
-    };
-    Ok(Rule { fault: fault(name, value)?, when, channel })
-}
-
-fn channel_number(text: &str) -> Result<u8, String> {
-    let most = crate::ioat::MAX_CHANNELS - 1;
-    let number = text.parse().ok().filter(|&n: &u8| n <= most);
-    number.ok_or_else(|| format!("\"#{text}\" names no channel: it takes #0 to #{most}"))
-}
-
-fn when(text: &str) -> Result<When, String> {
-    let number = |digits: &str| digits.parse().ok().filter(|&n: &u64| n > 0);
-    let when = match text.strip_prefix('/') {
-        Some(step) => number(step).map(When::Every),
-        None => number(text).map(When::At),
-    };
-    when.ok_or_else(|| {
-        format!("\"@{text}\" is no time: it takes @N for the Nth, from @1 on, or @/K for each Kth")
-    })
 }
 
 fn fault(name: &str, value: Option<&str>) -> Result<Fault, String> {
@@ -116,32 +61,15 @@ fn bits(value: Option<&str>) -> Result<ChannelError, String> {
     })
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let units = [("us", 1), ("ms", 1_000), ("s", 1_000_000)];
-    let found = units.into_iter().find_map(|(unit, factor)| {
-        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-        number.checked_mul(factor).map(Duration::from_micros)
-    });
-    match found {
-        Some(time) if time <= LONGEST => Ok(time),
-        Some(_) => Err(format!("\"{text}\" is longer than {} s", LONGEST.as_secs())),
-        None => Err(format!("\"{text}\" is no time: it takes a number and us, ms or s")),
-    }
-}
-
-fn address(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| format!("\"{text}\" is no address: it takes 0x and hexadecimal digits"))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fault::{Rule as AnyRule, When};
+    use crate::ioat::FaultPlan;
+
+    type Rule = AnyRule<Fault>;
 
     fn one(text: &str) -> Rule {
         let plan: FaultPlan = text.parse().unwrap();

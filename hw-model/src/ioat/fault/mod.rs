@@ -1,13 +1,7 @@
-//! Faults on request: what is to go wrong, and when.
+//! I/OAT's faults on request.
 //!
-//! A [`FaultPlan`] is a list of [`Rule`]s, built in code or parsed from text:
-//!
-//! ```text
-//! PLAN = RULE *( "," RULE )
-//! RULE = FAULT [ "=" VALUE ] [ "@" WHEN ] [ "#" CHANNEL ]
-//! WHEN = N              the Nth descriptor (or RESET, or SUSPEND), counted from 1
-//!      | "/" K          each Kth
-//! ```
+//! A [`FaultPlan`] has the grammar of [`fault`](crate::fault); what it counts are
+//! descriptors, or RESETs, or SUSPENDs.
 //!
 //! Descriptors, RESETs and SUSPENDs are counted for each channel since the plan was put in
 //! force: at the model's start, or by [`Ioat::inject`](super::Ioat::inject). A reset does not
@@ -44,7 +38,7 @@ mod grammar;
 
 use std::time::Duration;
 
-pub use grammar::FaultError;
+pub use crate::fault::{FaultError, Rule, When};
 
 use super::registers::ChannelError;
 
@@ -85,87 +79,10 @@ pub enum Fault {
     SuspendHang,
 }
 
-/// When a fault happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// Once, at this number; the first is 1.
-    At(u64),
-    /// At each multiple of this number, which is not 0.
-    Every(u64),
-}
-
-impl When {
-    fn is(self, number: u64) -> bool {
-        match self {
-            When::At(at) => number == at,
-            When::Every(step) => step != 0 && number.is_multiple_of(step),
-        }
-    }
-}
-
-/// One fault, and when and where it happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule {
-    /// What goes wrong.
-    pub fault: Fault,
-    /// When.
-    pub when: When,
-    /// On which channel; `None` for all.
-    pub channel: Option<u8>,
-}
-
-/// What is to go wrong. The module's documentation has the grammar of its text form, which
-/// is parsed by `str::parse`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FaultPlan {
-    rules: Vec<Rule>,
-}
+/// What is to go wrong, of I/OAT's faults.
+pub type FaultPlan = crate::fault::FaultPlan<Fault>;
 
 impl FaultPlan {
-    /// A plan of these rules.
-    #[must_use]
-    pub fn new(rules: impl IntoIterator<Item = Rule>) -> Self {
-        FaultPlan { rules: rules.into_iter().collect() }
-    }
-
-    /// A plan with one fault, once, at the `number`th descriptor, RESET or SUSPEND of each
-    /// channel.
-    #[must_use]
-    pub fn at(number: u64, fault: Fault) -> Self {
-        FaultPlan::new([Rule { fault, when: When::At(number), channel: None }])
-    }
-
-    /// A plan with one fault at each `step`th descriptor, RESET or SUSPEND of each channel.
-    #[must_use]
-    pub fn every(step: u64, fault: Fault) -> Self {
-        FaultPlan::new([Rule { fault, when: When::Every(step), channel: None }])
-    }
-
-    /// Adds the rules of another plan, after this one's.
-    #[must_use]
-    pub fn and(mut self, other: FaultPlan) -> Self {
-        self.rules.extend(other.rules);
-        self
-    }
-
-    /// The rules.
-    #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
-    }
-
-    /// Whether nothing is to go wrong.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
-    }
-
-    fn due(&self, channel: u8, number: u64) -> impl Iterator<Item = Fault> {
-        let here = move |rule: &&Rule| rule.channel.is_none_or(|only| only == channel);
-        let rules = self.rules.iter().filter(here);
-        rules.filter(move |rule| rule.when.is(number)).map(|rule| rule.fault)
-    }
-
     /// What goes wrong with a channel's `number`th descriptor.
     pub(super) fn descriptor(&self, channel: u8, number: u64) -> DescriptorFaults {
         let mut faults = DescriptorFaults::default();

@@ -181,12 +181,12 @@ fn transfers_rings_and_words_may_span_ranges() {
     for n in 0..SIZE as u64 / page {
         let request = MapRequest {
             iova: BASE + n * page,
-            host: NonNull::new(rig.arena.at(BASE + n * page, 4096)).unwrap(),
+            host: NonNull::new(rig.memory.at(BASE + n * page, 4096)).unwrap(),
             len: 4096,
             access: DmaAccess::ReadWrite,
             file: None,
         };
-        // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+        // SAFETY: the memory outlives the mapping, as in `Rig::new`.
         unsafe { iommu.map(&request) }.unwrap();
     }
     let source = rig.pattern(1 << 20);
@@ -262,9 +262,9 @@ fn two_channels_copy_while_the_map_changes() {
     iommu.unmap(BASE, SIZE).unwrap();
     let page = 4096;
     let map = |iova: u64, at: u64| {
-        let host = NonNull::new(rig.arena.at(at, page)).unwrap();
+        let host = NonNull::new(rig.memory.at(at, page)).unwrap();
         let access = DmaAccess::ReadWrite;
-        // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+        // SAFETY: the memory outlives the mapping, as in `Rig::new`.
         unsafe { iommu.map(&MapRequest { iova, host, len: page, access, file: None }) }.unwrap();
     };
     for at in (BASE..BASE + SIZE as u64).step_by(page) {

@@ -117,6 +117,23 @@ fn a_channel_with_errors_takes_no_chain() {
 }
 
 #[test]
+fn another_channels_error_in_the_mirror_does_not_keep_a_channel_halted() {
+    let rig = Rig::new(IoatConfig { channels: 2, ..IoatConfig::default() });
+    second(&rig, 0, 0, 0, 0);
+    rig.halts(2, 1 << 11, RING);
+    rig.recover();
+    // The same error on the other channel, with the descriptor that channel 0 halted on.
+    let offset = |offset| Rig::reg(1, offset);
+    rig.write(offset(0x10), 4, (RING + 64) & 0xffff_ffff);
+    rig.write(offset(0x14), 4, (RING + 64) >> 32);
+    rig.write(offset(0x06), 2, 1);
+    wait("the other channel halts", || rig.read(offset(0x28), 4) == 1 << 11);
+    assert_eq!(rig.config(0x180), 1 << 11);
+    rig.arm(RING);
+    assert_eq!(rig.state(), ARMED);
+}
+
+#[test]
 fn from_version_3_3_on_the_mirror_does_not_matter() {
     let personality = crate::ioat::Personality::IceLake;
     let rig = Rig::new(IoatConfig { personality, ..IoatConfig::default() });
@@ -234,12 +251,12 @@ fn a_late_access_in_the_middle_of_a_run_is_recorded() {
         for iova in [SOURCE, TARGET, WORD & !0xfff, RING] {
             let request = MapRequest {
                 iova,
-                host: NonNull::new(rig.arena.at(iova, 4096)).unwrap(),
+                host: NonNull::new(rig.memory.at(iova, 4096)).unwrap(),
                 len: page,
                 access: DmaAccess::ReadWrite,
                 file: None,
             };
-            // SAFETY: the arena outlives the mapping, as in `Rig::new`.
+            // SAFETY: the memory outlives the mapping, as in `Rig::new`.
             unsafe { iommu.map(&request) }.unwrap();
         }
         for n in 0..64 {

@@ -164,7 +164,7 @@ fn a_reset_that_never_ends_is_ended_by_a_function_level_reset() {
     assert_eq!((rig.read(0x84, 1), rig.completion()), (0x20, RING | IDLE));
     rig.write(0x84, 1, 0x20);
     assert_eq!(rig.read(0x84, 1), 0x20);
-    rig.model.reset().unwrap();
+    rig.device.reset().unwrap();
     assert_eq!((rig.read(0x84, 1), rig.status()), (0, HALTED));
     rig.set_up(0);
     rig.works();
@@ -193,7 +193,7 @@ fn a_device_that_is_gone_reads_all_ones_and_does_nothing() {
     rig.ring(4);
     wait("it is gone", || rig.status() == u64::MAX);
     assert_eq!((rig.config(0x00), rig.completion()), (u32::MAX, RING | ACTIVE));
-    rig.model.reset().unwrap();
+    rig.device.reset().unwrap();
     rig.write(0x84, 1, 0x20);
     assert_eq!(rig.read(0x84, 1), 0xff);
     settle();

@@ -102,10 +102,10 @@ fn intx_is_a_level_that_reading_attnstatus_lowers() {
     rig.ring(1);
     wait("it fires", || event.read() == Ok(1));
     assert_ne!(rig.config(0x04) >> 16 & 0x8, 0, "the status register shows it");
-    rig.model.intx_set_masked(false).unwrap();
+    rig.device.intx_set_masked(false).unwrap();
     assert_eq!(event.read(), Ok(1), "the level is still high");
     assert_eq!(rig.read(0x04, 4), 1);
-    rig.model.intx_set_masked(false).unwrap();
+    rig.device.intx_set_masked(false).unwrap();
     assert!(event.read().is_err());
     assert_eq!(rig.config(0x04) >> 16 & 0x8, 0);
     // Disabled in the command register: shown, not asserted.

@@ -20,7 +20,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use vfio_dma::backend::{Backend, DmaAccess, IrqKind, MapRequest, Region};
 
 use super::{Fault, FaultPlan, IoatConfig, Record};
-use crate::embedded::Embedded;
+use crate::embedded::{Attached, Embedded};
 
 /// Where the rig's memory is in the device's view.
 const BASE: u64 = 0x100_0000;
@@ -49,21 +49,21 @@ const HALTED: u64 = 3;
 const ARMED: u64 = 4;
 
 /// Memory that is mapped for the device, reached by volatile accesses only.
-struct Arena(NonNull<u8>);
+struct TestMemory(NonNull<u8>);
 
-// SAFETY: the memory belongs to the arena until it is dropped, and is only reached by volatile
+// SAFETY: the memory belongs to the memory until it is dropped, and is only reached by volatile
 // or atomic accesses.
-unsafe impl Send for Arena {}
+unsafe impl Send for TestMemory {}
 // SAFETY: as above.
-unsafe impl Sync for Arena {}
+unsafe impl Sync for TestMemory {}
 
-impl Arena {
-    fn new() -> Arena {
+impl TestMemory {
+    fn new() -> TestMemory {
         let size = NonZeroUsize::new(SIZE).unwrap();
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new private mapping at an address of the kernel's choice.
         let memory = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) };
-        Arena(memory.unwrap().cast())
+        TestMemory(memory.unwrap().cast())
     }
 
     fn at(&self, iova: u64, len: usize) -> *mut u8 {
@@ -74,9 +74,9 @@ impl Arena {
     }
 }
 
-impl Drop for Arena {
+impl Drop for TestMemory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is the arena's, and the device no longer has it: the rig drops
+        // SAFETY: the mapping is the memory's, and the device no longer has it: the rig drops
         // the model first.
         unsafe { munmap(self.0.cast(), SIZE) }.unwrap();
     }
@@ -84,8 +84,9 @@ impl Drop for Arena {
 
 /// A model, memory for it, and as much of a driver as a test needs.
 struct Rig {
+    device: Attached,
     model: Arc<Embedded>,
-    arena: Arena,
+    memory: TestMemory,
 }
 
 impl Rig {
@@ -93,16 +94,17 @@ impl Rig {
     fn new(config: IoatConfig) -> Rig {
         let _ = env_logger::builder().is_test(true).try_init();
         let channels = config.channels;
-        let rig = Rig { model: Embedded::new(config).unwrap(), arena: Arena::new() };
+        let model = Embedded::new(config).unwrap();
+        let rig = Rig { device: model.attach().unwrap(), model, memory: TestMemory::new() };
         let request = MapRequest {
             iova: BASE,
-            host: rig.arena.0,
+            host: rig.memory.0,
             len: SIZE,
             access: DmaAccess::ReadWrite,
             file: None,
         };
-        // SAFETY: the arena outlives the model's use of it: fields are dropped in order, and
-        // the model's last reference is the rig's.
+        // SAFETY: the memory outlives the model's use of it: fields are dropped in order, and
+        // the model's last references are the rig's.
         unsafe { rig.model.iommu().map(&request) }.unwrap();
         rig.bus_master(true);
         for channel in 0..channels {
@@ -128,7 +130,7 @@ impl Rig {
 
     fn bus_master(&self, on: bool) {
         let command: u16 = if on { 0x0006 } else { 0x0002 };
-        self.model.region_write(Region::Config, 0x04, &command.to_le_bytes()).unwrap();
+        self.device.region_write(Region::Config, 0x04, &command.to_le_bytes()).unwrap();
     }
 
     fn reg(channel: u8, offset: u64) -> u64 {
@@ -137,22 +139,22 @@ impl Rig {
 
     fn read(&self, offset: u64, len: usize) -> u64 {
         let mut data = [0; 8];
-        self.model.region_read(Region::Bar(0), offset, &mut data[..len]).unwrap();
+        self.device.region_read(Region::Bar(0), offset, &mut data[..len]).unwrap();
         u64::from_le_bytes(data)
     }
 
     fn write(&self, offset: u64, len: usize, value: u64) {
-        self.model.region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len]).unwrap();
+        self.device.region_write(Region::Bar(0), offset, &value.to_le_bytes()[..len]).unwrap();
     }
 
     fn config(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
-        self.model.region_read(Region::Config, offset, &mut data).unwrap();
+        self.device.region_read(Region::Config, offset, &mut data).unwrap();
         u32::from_le_bytes(data)
     }
 
     fn set_config(&self, offset: u64, value: u32) {
-        self.model.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
+        self.device.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
     }
 
     fn record(&self) -> Record {
@@ -167,7 +169,7 @@ impl Rig {
 
     fn put(&self, iova: u64, bytes: &[u8]) {
         for (n, &byte) in bytes.iter().enumerate() {
-            let at = self.arena.at(iova + n as u64, 1);
+            let at = self.memory.at(iova + n as u64, 1);
             // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
             unsafe { at.write_volatile(byte) };
         }
@@ -175,7 +177,7 @@ impl Rig {
 
     fn get(&self, iova: u64, len: usize) -> Vec<u8> {
         let byte = |n| {
-            let at = self.arena.at(iova + n as u64, 1);
+            let at = self.memory.at(iova + n as u64, 1);
             // SAFETY: inside of the mapping, and the memory is only accessed volatilely.
             unsafe { at.read_volatile() }
         };
@@ -185,7 +187,7 @@ impl Rig {
     fn word(&self, iova: u64) -> &AtomicU64 {
         assert!(iova.is_multiple_of(8));
         // SAFETY: aligned, inside of the mapping, and the device stores such words at once.
-        unsafe { AtomicU64::from_ptr(self.arena.at(iova, 8).cast()) }
+        unsafe { AtomicU64::from_ptr(self.memory.at(iova, 8).cast()) }
     }
 
     /// The completion word of channel 0.
@@ -292,7 +294,7 @@ impl Rig {
         let event = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         let events: Vec<_> = (0..count).map(|_| event()).collect();
         let fds: Vec<_> = events.iter().map(AsFd::as_fd).collect();
-        self.model.irq_enable(kind, &fds).unwrap();
+        self.device.irq_enable(kind, &fds).unwrap();
         events
     }
 }

@@ -115,23 +115,23 @@ proptest! {
             match access {
                 Access::Read(offset, len) => {
                     let mut data = [0; 20];
-                    let _ = rig.model.region_read(Region::Bar(0), offset, &mut data[..len]);
+                    let _ = rig.device.region_read(Region::Bar(0), offset, &mut data[..len]);
                 }
                 Access::Write(offset, len, value) => {
                     let data = [value.to_le_bytes(); 3].concat();
-                    let _ = rig.model.region_write(Region::Bar(0), offset, &data[..len]);
+                    let _ = rig.device.region_write(Region::Bar(0), offset, &data[..len]);
                 }
                 Access::Config(offset, value) => rig.set_config(offset, value),
                 Access::Doorbell(count) => rig.ring(count),
                 Access::Chain(address) => rig.arm(address),
                 Access::Command(command) => rig.write(0x84, 1, command.into()),
                 Access::Memory(at, value) => rig.word(at).store(value, Ordering::Release),
-                Access::Reset => rig.model.reset().unwrap(),
+                Access::Reset => rig.device.reset().unwrap(),
             }
         }
         // Power on, in case a write put the function to sleep.
         rig.set_config(0xe4, 0);
-        rig.model.reset().unwrap();
+        rig.device.reset().unwrap();
         rig.bus_master(true);
         rig.set_up(0);
         rig.reset();

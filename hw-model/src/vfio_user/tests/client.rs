@@ -136,6 +136,12 @@ impl Running {
         Running { probe, path, stop, thread: Some(thread), _directory: directory }
     }
 
+    /// Stops the server, and says how it ended.
+    pub(super) fn stop(self) -> Ended {
+        self.stop.stop();
+        self.join()
+    }
+
     /// Waits for the server to end by itself.
     pub(super) fn join(mut self) -> Ended {
         self.thread.take().unwrap().join().unwrap()

@@ -1,11 +1,17 @@
 //! Clients that do not speak the protocol: their connection ends, and nothing else.
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 
 use super::client::{BAR0_SIZE, Client, QEMU_CAPABILITIES, Running, access, longs, message, words};
-use super::memfd;
-use std::os::fd::{AsFd, AsRawFd};
-use std::time::{Duration, Instant};
+use super::{Ended, Server, Stop, memfd};
+use crate::ioat::{Ioat, IoatConfig};
 
 /// The server still serves: the proof that it survived.
 fn still_serves(running: &Running) {
@@ -139,6 +145,73 @@ fn a_client_that_never_pauses_does_not_keep_the_server_from_stopping() {
     assert!(start.elapsed() < Duration::from_secs(2));
     flood.join().unwrap();
     let _ = std::io::Read::read(&mut reader, &mut [0; 1]);
+}
+
+/// The function's own vectors: what they signal is the client's, to fill and to let block.
+#[test]
+fn a_client_that_lets_its_eventfd_block_does_not_hold_up_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let server = Server::bind(&path).unwrap();
+    let stop = Stop::new().unwrap();
+    let stopped = stop.clone();
+    // Not joined when it hangs, so that the test fails.
+    let (ended, ends) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let config = IoatConfig { channels: 8, ..IoatConfig::default() };
+        let ioat = Ioat::new(config).unwrap();
+        let _ = ended.send(server.serve(&ioat, &stopped).unwrap());
+    });
+    let event = EventFd::from_flags(EfdFlags::empty()).unwrap();
+    let done = AtomicBool::new(false);
+    let (served, filled) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let set = |flags| fcntl(&event, FcntlArg::F_SETFL(flags)).unwrap();
+            let mut spins = 0;
+            while !done.load(Ordering::Relaxed) {
+                set(OFlag::O_NONBLOCK);
+                let _ = event.read();
+                // Empty when it is looked at, full when it is written, and blocking.
+                set(OFlag::empty());
+                spins = (spins + 7919) % 10_007;
+                (0..spins).for_each(|_| std::hint::spin_loop());
+                let _ = event.write(u64::MAX - 1);
+                filled.fetch_add(1, Ordering::Relaxed);
+                // Who waits for room now waits for ever.
+                let before = served.load(Ordering::Relaxed);
+                while served.load(Ordering::Relaxed) == before && !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            }
+            // Nobody is to hang after the test.
+            set(OFlag::O_NONBLOCK);
+            let _ = event.read();
+        });
+        let attack = std::panic::catch_unwind(|| {
+            let mut client = Client::connect(&path);
+            client.greet();
+            assert_eq!(client.set_irqs(4 | 32, 2, 0, 8, &[], &[event.as_fd(); 8]), 0);
+            for _ in 0..10_000 {
+                assert_eq!(client.set_irqs(1 | 32, 2, 0, 8, &[], &[]), 0);
+                served.fetch_add(1, Ordering::Relaxed);
+                // A signal that came first keeps the filling waiting: it is taken away.
+                let before = filled.load(Ordering::Relaxed);
+                let mut fds = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+                if filled.load(Ordering::Relaxed) == before
+                    && poll(&mut fds, PollTimeout::ZERO) == Ok(1)
+                {
+                    let _ = event.read();
+                }
+            }
+            drop(client);
+            Client::connect(&path).greet();
+        });
+        done.store(true, Ordering::Relaxed);
+        attack.unwrap();
+    });
+    stop.stop();
+    assert_eq!(ends.recv_timeout(Duration::from_secs(5)), Ok(Ended::Stopped));
 }
 
 /// Valid messages to start from.

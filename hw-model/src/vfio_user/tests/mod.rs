@@ -2,6 +2,7 @@
 
 mod client;
 mod hostile;
+mod silent;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -6,8 +6,8 @@ use super::chart::{rule_swatch, swatch};
 use super::figures;
 use super::page::{STYLE, command};
 use super::svg::SERIES;
+use crate::bench::BenchError;
 use crate::bench::results::Results;
-use crate::cli::Failure;
 
 /// Width of the drawing, in units of about one pixel.
 const WIDTH: i32 = 800;
@@ -23,10 +23,10 @@ const CHARACTER: i32 = 8;
 /// # Errors
 ///
 /// Fails when there are no transfers to be drawn.
-pub fn plot(results: &Results) -> Result<String, Failure> {
+pub fn plot(results: &Results) -> Result<String, BenchError> {
     let figure = figures::measured(results).into_iter().find(|figure| figure.id == "throughput");
-    let none = || Failure::from("there is no transfer that could be drawn");
-    let (title, chart) = figure.and_then(|f| Some((f.title, f.chart?))).ok_or_else(none)?;
+    let (title, chart) =
+        figure.and_then(|f| Some((f.title, f.chart?))).ok_or(BenchError::NothingToPlot)?;
     let (size, drawing) = chart.alone()?;
 
     let mut signs = Vec::new();

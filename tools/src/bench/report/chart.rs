@@ -1,5 +1,6 @@
 //! A plot, drawn at any size.
 
+use crate::bench::BenchError;
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::element::{Circle, PathElement, Polygon, Text};
@@ -9,7 +10,6 @@ use plotters::style::{Color as _, IntoFont as _, TextStyle};
 
 use super::axis::Axis;
 use super::svg::{Role, SERIES, themed};
-use crate::cli::Failure;
 
 /// A figure with its spread.
 #[derive(Debug, Clone, Copy)]
@@ -73,25 +73,25 @@ type Pixel = (i32, i32);
 
 impl Chart {
     /// The plot for wide and for narrow pages; the style sheet shows one of them.
-    pub(super) fn render(&self, name: &str) -> Result<String, Failure> {
+    pub(super) fn render(&self, name: &str) -> Result<String, BenchError> {
         Ok(self.draw(WIDE, name)? + &self.draw(NARROW, name)?)
     }
 
     /// The plot at its widest and its size, without a class that a style sheet may hide.
-    pub(super) fn alone(&self) -> Result<(Pixel, String), Failure> {
+    pub(super) fn alone(&self) -> Result<(Pixel, String), BenchError> {
         let room = self.sized(WIDE)?;
         let drawing = draw(room.size, |root| Plot::new(self, root, room).draw())?;
         Ok((room.size, themed(&drawing, "plot", None)))
     }
 
-    fn sized(&self, mut room: Room) -> Result<Room, Failure> {
+    fn sized(&self, mut room: Room) -> Result<Room, BenchError> {
         if self.rows {
             room.size.1 = 60 + ROW * i32::try_from(self.varied.ticks.len())?;
         }
         Ok(room)
     }
 
-    fn draw(&self, room: Room, name: &str) -> Result<String, Failure> {
+    fn draw(&self, room: Room, name: &str) -> Result<String, BenchError> {
         let room = self.sized(room)?;
         let drawing = draw(room.size, |root| Plot::new(self, root, room).draw())?;
         Ok(themed(&drawing, &format!("plot {}", room.class), Some(name)))
@@ -99,7 +99,7 @@ impl Chart {
 }
 
 /// The sign of a series, for a legend.
-pub(super) fn swatch(series: u8) -> Result<String, Failure> {
+pub(super) fn swatch(series: u8) -> Result<String, BenchError> {
     let drawing = draw((34, 14), |root| {
         path(root, &[(1, 7), (33, 7)], Role::Line(series), 2)?;
         marker(root, series, (17, 7))
@@ -108,20 +108,20 @@ pub(super) fn swatch(series: u8) -> Result<String, Failure> {
 }
 
 /// The sign of a rule, for a legend.
-pub(super) fn rule_swatch() -> Result<String, Failure> {
+pub(super) fn rule_swatch() -> Result<String, BenchError> {
     let drawing = draw((34, 14), |root| path(root, &[(1, 7), (33, 7)], Role::Rule, 2))?;
     Ok(themed(&drawing, "swatch", None))
 }
 
 fn draw(
     (width, height): Pixel,
-    draw: impl FnOnce(&Area<'_>) -> Result<(), Failure>,
-) -> Result<String, Failure> {
+    draw: impl FnOnce(&Area<'_>) -> Result<(), BenchError>,
+) -> Result<String, BenchError> {
     let size = (u32::try_from(width)?, u32::try_from(height)?);
     let mut drawing = String::new();
     let root = SVGBackend::with_string(&mut drawing, size).into_drawing_area();
     draw(&root)?;
-    root.present().map_err(|error| format!("drawing a plot: {error}"))?;
+    root.present().map_err(|error| BenchError::drawing("a plot", error))?;
     drop(root);
     Ok(drawing)
 }
@@ -167,7 +167,7 @@ impl<'a, 'b> Plot<'a, 'b> {
         self.plane.map_coordinate(&if self.chart.rows { (value, at) } else { (at, value) })
     }
 
-    fn draw(&self) -> Result<(), Failure> {
+    fn draw(&self) -> Result<(), BenchError> {
         self.grid()?;
         for rule in &self.chart.rules {
             let [from, to] = self.chart.varied.range.map(|at| self.pixel(at, rule.value));
@@ -180,7 +180,7 @@ impl<'a, 'b> Plot<'a, 'b> {
     }
 
     /// The grid with the labels of both axes, from the pixels of their ticks.
-    fn grid(&self) -> Result<(), Failure> {
+    fn grid(&self) -> Result<(), BenchError> {
         let (varied, values) = (&self.chart.varied, &self.chart.values);
         let value_pixel = |place: f64| {
             let from = varied.range[0];
@@ -232,7 +232,7 @@ impl<'a, 'b> Plot<'a, 'b> {
         self.text(title, ((left + self.right) / 2, below), HPos::Center, VPos::Top)
     }
 
-    fn line(&self, series: u8, line: &Line) -> Result<(), Failure> {
+    fn line(&self, series: u8, line: &Line) -> Result<(), BenchError> {
         for piece in &line.pieces {
             let pixels: Vec<Pixel> = piece.iter().map(|p| self.pixel(p.at, p.value)).collect();
             if pixels.len() > 1 {
@@ -251,7 +251,7 @@ impl<'a, 'b> Plot<'a, 'b> {
     }
 
     /// A bar with its ends.
-    fn spread(&self, series: u8, [low, high]: [Pixel; 2]) -> Result<(), Failure> {
+    fn spread(&self, series: u8, [low, high]: [Pixel; 2]) -> Result<(), BenchError> {
         let (x, y) = if self.chart.rows { (0, 3) } else { (3, 0) };
         let end = |(px, py): Pixel| [(px - x, py - y), (px + x, py + y)];
         [[low, high], end(low), end(high)]
@@ -259,13 +259,13 @@ impl<'a, 'b> Plot<'a, 'b> {
             .try_for_each(|bar| path(self.root, &bar, Role::Bar(series), 1))
     }
 
-    fn text(&self, text: &str, at: Pixel, h: HPos, v: VPos) -> Result<(), Failure> {
+    fn text(&self, text: &str, at: Pixel, h: HPos, v: VPos) -> Result<(), BenchError> {
         // The backend divides the size by 1.24, the proportion of a box to its font.
         let font = ("sans-serif", self.room.font * 1.24).into_font();
         let color = Role::Text.color();
         let style = TextStyle::from(font).color(&color).pos(Pos::new(h, v));
         let drawn = self.root.draw(&Text::new(text, at, style));
-        Ok(drawn.map_err(|error| format!("drawing a label: {error}"))?)
+        drawn.map_err(|error| BenchError::drawing("a label", error))
     }
 }
 
@@ -276,19 +276,19 @@ fn half_width(label: &str, room: Room) -> i32 {
     (characters as f64 * room.font * 0.29) as i32
 }
 
-fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(), Failure> {
+fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(), BenchError> {
     let element = PathElement::new(pixels.to_vec(), role.color().stroke_width(width));
-    Ok(root.draw(&element).map_err(|error| format!("drawing a line: {error}"))?)
+    root.draw(&element).map_err(|error| BenchError::drawing("a line", error))
 }
 
 /// The marker of a series: each has its own shape.
-fn marker(root: &Area<'_>, series: u8, (x, y): Pixel) -> Result<(), Failure> {
+fn marker(root: &Area<'_>, series: u8, (x, y): Pixel) -> Result<(), BenchError> {
     let style = Role::Marker(series).color().filled();
     let m = MARKER;
     let corners: &[Pixel] = match series % SERIES {
         0 => {
             let drawn = root.draw(&Circle::new((x, y), m, style));
-            return Ok(drawn.map_err(|error| format!("drawing a marker: {error}"))?);
+            return drawn.map_err(|error| BenchError::drawing("a marker", error));
         }
         1 => &[(-m, -m), (m, -m), (m, m), (-m, m)],
         2 => &[(0, -m - 1), (m + 1, m), (-m - 1, m)],
@@ -298,5 +298,5 @@ fn marker(root: &Area<'_>, series: u8, (x, y): Pixel) -> Result<(), Failure> {
     };
     let corners: Vec<Pixel> = corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect();
     let drawn = root.draw(&Polygon::new(corners, style));
-    Ok(drawn.map_err(|error| format!("drawing a marker: {error}"))?)
+    drawn.map_err(|error| BenchError::drawing("a marker", error))
 }

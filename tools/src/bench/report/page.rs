@@ -6,9 +6,9 @@ use super::chart::{rule_swatch, swatch};
 use super::figures::{Figure, measured};
 use super::link::calculated;
 use super::svg::SERIES;
+use crate::bench::BenchError;
 use crate::bench::results::{Results, Setup};
 use crate::bench::units::{bytes, nanoseconds};
-use crate::cli::Failure;
 
 /// Colours for light and dark, and the looks of every element.
 pub(super) const STYLE: &str = include_str!("style.css");
@@ -21,12 +21,12 @@ const UNFOLDED: usize = 14;
 /// # Errors
 ///
 /// Fails when a plot cannot be drawn.
-pub fn page(results: &Results) -> Result<String, Failure> {
+pub fn page(results: &Results) -> Result<String, BenchError> {
     let Setup { device, .. } = &results.setup;
     let title = format!("{} {}: contiguous against scatter/gather", device.driver, device.location);
     let measured = measured(results);
     let calculated = calculated(results);
-    let rendered = |figures: &[Figure]| -> Result<Vec<Markup>, Failure> {
+    let rendered = |figures: &[Figure]| -> Result<Vec<Markup>, BenchError> {
         figures.iter().map(figure).collect()
     };
     let (shown, predicted) = (rendered(&measured)?, rendered(&calculated)?);
@@ -184,7 +184,7 @@ fn setup(setup: &Setup) -> Markup {
     }
 }
 
-fn figure(figure: &Figure) -> Result<Markup, Failure> {
+fn figure(figure: &Figure) -> Result<Markup, BenchError> {
     let drawing = match &figure.chart {
         Some(chart) => Some((legend(chart)?, chart.render(figure.title)?)),
         None => None,
@@ -211,7 +211,7 @@ fn figure(figure: &Figure) -> Result<Markup, Failure> {
     })
 }
 
-fn legend(chart: &super::chart::Chart) -> Result<Markup, Failure> {
+fn legend(chart: &super::chart::Chart) -> Result<Markup, BenchError> {
     let mut signs = Vec::new();
     for (series, line) in (0..SERIES).zip(&chart.lines) {
         signs.push((swatch(series)?, line.name.as_str()));

@@ -1,17 +1,22 @@
 //! What one device needs beyond what the machine offers.
 
+use std::error::Error;
+
 use nix::errno::Errno;
+use vfio_dma::Remedy;
 use vfio_dma::devices::recognise;
-use vfio_dma::pci::sysfs::{PciDeviceInfo, VFIO_PCI};
-use vfio_dma::pci::{Address, HostDriver, PciError};
+use vfio_dma::host::PciDeviceInfo;
+use vfio_dma::pci::sysfs::{HostDriver, SysfsError, VFIO_PCI};
+use vfio_dma::pci::{Address, PciError};
 
 use super::{Check, Host, writable};
+use crate::cli::open::identity;
 
 /// The checks of a device; only the first when there is no such device.
 pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
     let info = match host.sysfs.device(address) {
         Ok(info) => info,
-        Err(error) => return vec![from_error("device", &error)],
+        Err(error) => return vec![from_error("device", &error, error.remedy())],
     };
     let mut checks = vec![
         Check::ok("device", format!("{address}: {}", info.class.name())),
@@ -20,7 +25,10 @@ pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
         driver(&info),
     ];
     match &info.group {
-        None => checks.push(from_error("group", &PciError::NoGroup { address })),
+        None => {
+            let error = SysfsError::NoGroup { address };
+            checks.push(from_error("group", &error, error.remedy()));
+        }
         Some(group) => {
             let members = group.members.join(" ");
             let finding = format!("number {}, members: {members}", group.number);
@@ -32,18 +40,19 @@ pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
     checks
 }
 
-/// A failed check of an error, whose remedy stands on its last line.
-fn from_error(name: &'static str, error: &PciError) -> Check {
+/// A failed check of an error, whose remedy is told apart from its text.
+fn from_error(name: &'static str, error: &dyn Error, remedy: Option<&Remedy>) -> Check {
     let text = error.to_string();
-    match text.split_once("\n  remedy: ") {
-        Some((finding, remedy)) => Check::failed(name, finding).mend(remedy),
-        None => Check::failed(name, text),
+    let finding = text.split("\n  remedy: ").next().unwrap_or(&text);
+    match remedy {
+        Some(remedy) => Check::failed(name, finding).mend(remedy.to_string()),
+        None => Check::failed(name, finding),
     }
 }
 
 fn support(info: &PciDeviceInfo) -> Check {
     let ids = format!("{:04x}:{:04x}", info.vendor, info.device);
-    match recognise(info.vendor, info.device) {
+    match recognise(&identity(info)) {
         Some(known) => Check::ok("support", format!("{ids}: {}", known.description)),
         None => Check::note("support", format!("{ids} is not a device that vfio-dma drives")),
     }
@@ -52,18 +61,21 @@ fn support(info: &PciDeviceInfo) -> Check {
 /// A device that lost power or hangs reads all ones.
 fn header(host: &Host, info: &PciDeviceInfo) -> Check {
     let name = "config-space";
-    let read = host
-        .sysfs
-        .config_header(info.address)
-        .and_then(|config| config.check_present().map(|()| config))
-        .and_then(|config| Ok((config.vendor_id()?, config.device_id()?)));
-    match read {
+    let config = match host.sysfs.config_header(info.address) {
+        Ok(config) => config,
+        Err(error) => return from_error(name, &error, error.remedy()),
+    };
+    let ids = || -> Result<_, PciError> {
+        config.check_present()?;
+        Ok((config.vendor_id()?, config.device_id()?))
+    };
+    match ids() {
         Ok(ids) if ids == (info.vendor, info.device) => Check::ok(name, "answers"),
         Ok((vendor, device)) => {
             Check::failed(name, format!("holds the ids {vendor:04x}:{device:04x}"))
                 .mend("echo 1 > /sys/bus/pci/rescan")
         }
-        Err(error) => from_error(name, &error),
+        Err(error) => from_error(name, &error, error.remedy()),
     }
 }
 
@@ -78,9 +90,9 @@ fn driver(info: &PciDeviceInfo) -> Check {
 
 fn viability(host: &Host, address: Address) -> Check {
     let name = "group-members";
-    let in_the_way = match host.sysfs.viability(address) {
+    let in_the_way = match host.sysfs.tree().viability(address) {
         Ok(viability) => viability.in_the_way,
-        Err(error) => return from_error(name, &error),
+        Err(error) => return from_error(name, &error, error.remedy()),
     };
     if in_the_way.is_empty() {
         return Check::ok(name, "no host driver is in the way");

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use nix::unistd::{AccessFlags, eaccess};
 use serde::Serialize;
-use vfio_dma::pci::{Address, Sysfs};
+use vfio_dma::host::Sysfs;
+use vfio_dma::pci::Address;
 
 use super::{Failure, output};
 
@@ -106,7 +107,7 @@ impl Host {
     }
 
     fn sys(&self, path: &str) -> PathBuf {
-        self.sysfs.root().join(path)
+        self.sysfs.tree().root().join(path)
     }
 
     /// A file's text without surrounding blanks; `None` when it cannot be read.

@@ -1,12 +1,12 @@
 //! Runs edu: to the device and back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
 
@@ -37,7 +37,7 @@ const STRIDE: usize = 16 << 10;
 
 pub(super) fn run(
     args: &Args,
-    device: Arc<Device>,
+    device: Device,
     interrupted: &AtomicBool,
 ) -> Result<EduOutcome, Failure> {
     let config = Config {
@@ -47,11 +47,11 @@ pub(super) fn run(
     };
     let size = args.size.unwrap_or(64 << 10);
     let len = usize::try_from(size)?;
-    let address = device.backend().location();
-    let mut edu = Edu::open(device, config)?;
+    let address = device.location().to_string();
+    let mut edu = Edu::probe(device, config)?;
     let (major, minor) = edu.version()?;
     let placement = args.placement.into();
-    let place = |direction| edu.place(Request::new(len, direction).placement(placement));
+    let place = |direction| edu.allocate(&Request::new(len, direction).placement(placement));
     let mut source = place(Direction::ToDevice)?;
     let mut target = place(Direction::FromDevice)?;
     let (sent, stale) = (Pattern::new(args.seed), Pattern::new(!args.seed));
@@ -103,9 +103,10 @@ fn progress(len: u64) -> ProgressBar {
 
 pub(super) fn describe(edu: &EduOutcome) -> String {
     let how = match edu.completion {
-        Completion::Msi => "by MSI",
-        Completion::Intx => "by INTx",
-        Completion::Polled => "polled",
+        Completion::Msi => "by MSI".into(),
+        Completion::Intx => "by INTx".into(),
+        Completion::Polled => "polled".into(),
+        other => format!("{other:?}"),
     };
     let segments = [&edu.source, &edu.target].map(|report| report.placed().map_or(0, |p| p.1));
     let placed = match segments {

@@ -1,11 +1,11 @@
 //! Runs I/OAT: a copy from memory to memory.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Finished, Ioat, IoatError, Token, WhenFull};
 use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Report, Request, SgTable};
 
@@ -77,10 +77,10 @@ pub(in crate::cli) fn copy(
 ) -> Result<Copied, Failure> {
     // Its ring needs a contiguous run of its own: early, while there is one.
     let mut channel = ioat.channel(0)?;
-    let calls = || ioat.device().space().usage().map_calls;
+    let calls = || ioat.space().usage().map_calls;
     let before = calls();
     let begin = Instant::now();
-    let place = |direction| ioat.place(&Request::new(len, direction).placement(placement));
+    let place = |direction| ioat.allocate(&Request::new(len, direction).placement(placement));
     let mut source = place(Direction::ToDevice)?;
     let mut target = place(Direction::FromDevice)?;
     let placement = begin.elapsed();
@@ -92,11 +92,10 @@ pub(in crate::cli) fn copy(
     stride(len, stop, |at, part| Ok(stale.fill(&mut target, at, part, at as u64)?))?;
 
     let begin_stats = channel.stats();
-    let (source, target) = (SgTable::of(source)?, SgTable::of(target)?);
-    let location = ioat.device().backend().location();
+    let location = ioat.location();
     log::info!("{location}: copying {len} bytes");
     let begin = Instant::now();
-    let token = channel.copy(source, target, WhenFull::Return)?;
+    let token = channel.copy(source.into(), target.into(), WhenFull::Return)?;
     let tables = wait(&mut channel, token, timeout, stop)?.into_result()?;
     let elapsed = begin.elapsed();
     let stats = channel.stats();
@@ -171,12 +170,12 @@ fn wait(
 
 pub(super) fn run(
     args: &Args,
-    device: Arc<Device>,
+    device: Device,
     interrupted: &AtomicBool,
 ) -> Result<IoatOutcome, Failure> {
     let size = args.size.unwrap_or(64 << 20);
-    let address = device.backend().location();
-    let ioat = Ioat::open(device, Config::default())?;
+    let address = device.location().to_string();
+    let ioat = Ioat::probe(device, Config::default())?;
     let placement = args.placement.into();
     let timeout = Duration::from_secs(args.timeout);
     let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout, interrupted)?;
@@ -186,7 +185,7 @@ pub(super) fn run(
         version: format!("{major}.{minor}"),
         channels: ioat.channels(),
         bytes: size,
-        iommu: ioat.device().space().iommu().name().to_string(),
+        iommu: ioat.space().iommu().name().to_string(),
         placement,
         source: copied.source,
         target: copied.target,

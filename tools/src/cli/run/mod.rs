@@ -10,8 +10,10 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use vfio_dma::device::Device;
-use vfio_dma::devices::Driver;
-use vfio_dma::devices::edu::Completion;
+use vfio_dma::devices::edu::{Completion, Edu};
+use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::pci_testdev::PciTestdev;
+use vfio_dma::devices::{Driver, PciDriver};
 use vfio_dma::dma::Placement;
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
@@ -127,7 +129,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         let faults = args.fault.clone().unwrap_or_default();
         let made = Embedded::new(IoatConfig { faults, ..IoatConfig::default() })?;
         model = Some(Arc::clone(&made));
-        Ok(made)
+        Ok(made.attach()?)
     };
     let outcome = args
         .reach
@@ -143,18 +145,26 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What runs a device of one driver.
+type Run = fn(&Args, Device, &AtomicBool) -> Result<Outcome, Failure>;
+
+/// By the driver's name.
+const RUNS: [(&str, Run); 3] = [
+    (Edu::NAME, |args, device, stop| Ok(Outcome::Edu(Box::new(edu::run(args, device, stop)?)))),
+    (Ioat::NAME, |args, device, stop| Ok(Outcome::Ioat(Box::new(ioat::run(args, device, stop)?)))),
+    (PciTestdev::NAME, |args, device, _| Ok(Outcome::PciTestdev(testdev::run(args, device)?))),
+];
+
 fn drive(
     args: &Args,
-    driver: Driver,
-    device: Arc<Device>,
+    driver: &Driver,
+    device: Device,
     stop: &AtomicBool,
 ) -> Result<Outcome, Failure> {
-    Ok(match driver {
-        Driver::Edu => Outcome::Edu(Box::new(edu::run(args, device, stop)?)),
-        Driver::PciTestdev => Outcome::PciTestdev(testdev::run(args, device)?),
-        Driver::Ioat => Outcome::Ioat(Box::new(ioat::run(args, device, stop)?)),
-        other => return Err(format!("there is no run for {other}").into()),
-    })
+    match RUNS.iter().find(|(name, _)| *name == driver.name) {
+        Some((_, run)) => run(args, device, stop),
+        None => Err(format!("there is no run for {driver}").into()),
+    }
 }
 
 impl Outcome {

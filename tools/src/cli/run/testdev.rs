@@ -1,10 +1,10 @@
 //! Runs pci-testdev's own tests.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use serde::Serialize;
 use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::pci_testdev::{Membar, PciTestdev, TestResult};
 
 use super::{Args, Failure};
@@ -18,9 +18,9 @@ pub(super) struct TestdevOutcome {
     membar: Option<Membar>,
 }
 
-pub(super) fn run(args: &Args, device: Arc<Device>) -> Result<TestdevOutcome, Failure> {
-    let address = device.backend().location();
-    let testdev = PciTestdev::open(device)?;
+pub(super) fn run(args: &Args, device: Device) -> Result<TestdevOutcome, Failure> {
+    let address = device.location().to_string();
+    let testdev = PciTestdev::probe(device, ())?;
     let tests = testdev.run(args.writes)?;
     let membar = testdev.membar()?;
     let passed = tests.iter().all(TestResult::passed);

@@ -135,7 +135,7 @@ impl Scripted {
         Scripted { path, came, _directory: directory }
     }
 
-    fn connect(&self) -> Result<Arc<VfioUser>> {
+    fn connect(&self) -> Result<VfioUser> {
         VfioUser::connect_within(&self.path, PATIENCE)
     }
 
@@ -253,14 +253,14 @@ fn a_server_may_reply_to_what_wants_no_reply_and_ask_for_what_it_does_not_get() 
             let flags = if errno == 0 { 1 } else { 0x21 };
             Some(Act::Raw(message(came.id, 10, flags, errno, &came.payload[..16])))
         }
-        // DMA_READ with a reply wanted and without, before the answer.
+        // DMA_READ with a reply wanted and without, before the reply.
         9 if came.payload[8] == 0 => {
             let dma_read = longs(&[0x1000, 4]);
             let data = [&came.payload[..16], &[7; 4]].concat();
             let asked = message(came.id, 11, 0, 0, &dma_read);
             let posted = message(9, 11, 0x10, 0, &dma_read);
-            let answer = message(came.id, 9, 1, 0, &data);
-            Some(Act::Raw([asked, posted, answer].concat()))
+            let reply = message(came.id, 9, 1, 0, &data);
+            Some(Act::Raw([asked, posted, reply].concat()))
         }
         // The reply to DMA_READ.
         11 => Some(Act::Silence),
@@ -348,10 +348,10 @@ fn what_the_server_offers_is_mapped_and_the_rest_is_trapped() {
         let areas = [0x2000, 0x1000, 0x1800, 0x100, 0, 0x800];
         bar0.then(|| Act::With(sparse(4000, &areas), shared.try_clone().unwrap()))
     });
-    let device = server.connect().unwrap();
+    let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
     let info = device.region_info(Region::Bar(0)).unwrap();
     assert_eq!(info.mappable, [0x2000..0x3000, 0..0x800]);
-    let bar = crate::mmio::Bar::open(&(Arc::clone(&device) as Arc<dyn Backend>), Region::Bar(0));
+    let bar = crate::mmio::Bar::open(&device, Region::Bar(0), &Arc::default());
     let bar = bar.unwrap();
     assert_eq!(bar.read::<u8>(0x2008).unwrap(), 0xab);
     assert_eq!(bar.read::<u8>(0x1008).unwrap(), 0x5a);

@@ -17,16 +17,22 @@ pub(super) struct Fake {
     pub(super) gone: bool,
     /// RESET and SUSPEND never end.
     pub(super) deaf: bool,
+    /// RESET of the second channel never ends.
+    pub(super) deaf_second: bool,
     /// SUSPEND never ends.
     pub(super) no_suspend: bool,
     /// Descriptors wait for [`Fake::release`].
     pub(super) hold: bool,
-    /// The descriptor with this number, counted from the start, halts with these bits.
+    /// The descriptor with this number, counted as `executed` is, halts with these bits.
     pub(super) fail_at: Option<(u64, u32)>,
+    /// The next descriptor that tells halts.
+    pub(super) fail_marker: bool,
+    /// Function resets since the start.
+    pub(super) resets: u32,
     /// Completion words are not written.
     pub(super) no_words: bool,
     pub(super) lose_interrupts: bool,
-    /// Descriptors done since the start.
+    /// Descriptors that carry data done since the start.
     pub(super) executed: u64,
     /// Register reads since the start.
     pub(super) reads: u64,
@@ -54,6 +60,9 @@ impl Fake {
             xfercap: 20,
             gone: false,
             deaf: false,
+            deaf_second: false,
+            fail_marker: false,
+            resets: 0,
             no_suspend: false,
             hold: false,
             fail_at: None,
@@ -95,10 +104,15 @@ impl Fake {
             else {
                 return self.halt(0x100);
             };
-            if let Some((_, bits)) = self.fail_at.take_if(|(number, _)| *number == self.executed) {
+            let (len, control) = (head as u32 as usize, (head >> 32) as u32);
+            let tells = control & 8 != 0;
+            if tells && std::mem::take(&mut self.fail_marker) {
+                return self.halt(0x200);
+            }
+            let executed = self.executed;
+            if let Some((_, bits)) = self.fail_at.take_if(|(at, _)| !tells && *at == executed) {
                 return self.halt(bits);
             }
-            let (len, control) = (head as u32 as usize, (head >> 32) as u32);
             let moved = match control >> 24 {
                 0 => self.host.copy(source, target, len),
                 1 => self.fill(source, target, len),
@@ -107,12 +121,12 @@ impl Fake {
             if moved.is_none() {
                 return self.halt(0x200);
             }
-            self.executed += 1;
+            self.executed += u64::from(!tells);
             self.count = self.count.wrapping_add(1);
             self.last = at;
             self.next = next;
             self.state = u64::from(self.count == self.doorbell);
-            if control & 8 != 0 && !self.no_words {
+            if tells && !self.no_words {
                 self.host.store(self.completion, at | self.state).unwrap();
             }
             if control & 1 != 0 {
@@ -178,6 +192,7 @@ impl Registers for Fake {
             (0x08, 1) => self.version.into(),
             (0x10, 4) => 1 << 6,
             (0x84, 1) => self.command.into(),
+            (0x104, 1) if self.deaf || self.deaf_second => 0x20,
             (0x88, 8) => match self.deaf && self.state == 1 {
                 // A deaf device stays active.
                 true => self.last,
@@ -192,7 +207,6 @@ impl Registers for Fake {
         match (offset, width) {
             (0x80, 2) => self.armed_interrupt = value & 1 != 0,
             (0x84, 1) => self.command(value as u8),
-            (0x104, 1) if self.deaf => self.command = value as u8,
             (0x86, 2) => {
                 self.doorbell = value as u16;
                 if self.state != 3 {
@@ -211,6 +225,11 @@ impl Registers for Fake {
             (0xa8, 4) => self.errors &= !(value as u32),
             _ => {}
         }
+    }
+
+    fn reset(&mut self) {
+        self.resets += 1;
+        self.deaf_second = false;
     }
 
     fn connect(&mut self, events: Vec<OwnedFd>) {

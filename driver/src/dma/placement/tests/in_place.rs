@@ -31,8 +31,7 @@ fn a_file_is_reached_where_it_is() {
     let file = memfd(&bytes);
     let (offset, len) = (5000, 70_001);
     let request = Request::new(len, BOTH);
-    let mut buffer =
-        place_in_file(&lab.space, &lab.device, &file, offset as u64, &request).unwrap();
+    let mut buffer = lab.allocator().adopt_file(&file, offset as u64, &request).unwrap();
     assert_eq!(winner(buffer.report()), Some(Strategy::InPlace));
     assert!(buffer.segments().len() > 8, "runs of two pages: {}", buffer.report());
     assert_eq!(buffer.segments()[0].iova.0 % 4096, 5000 % 4096);
@@ -55,7 +54,7 @@ fn a_file_keeps_its_descriptor_and_offset() {
     let file = memfd(&pattern(50_000));
     let inode = nix::sys::stat::fstat(&file).unwrap().st_ino;
     let request = Request::new(9000, BOTH).placement(Placement::Contiguous);
-    let mut buffer = place_in_file(&lab.space, &lab.device, &file, 8192, &request).unwrap();
+    let mut buffer = lab.allocator().adopt_file(&file, 8192, &request).unwrap();
     lab.verify(&mut buffer);
     assert_eq!(lab.table.files(), [Some((inode, 8192))]);
 }
@@ -66,11 +65,11 @@ fn a_file_that_is_too_short_is_refused() {
     let file = memfd(&pattern(5000));
     for (offset, len) in [(0, 5001), (5000, 1), (u64::MAX, 1), (0, usize::MAX)] {
         let request = Request::new(len, BOTH);
-        let refused = place_in_file(&lab.space, &lab.device, &file, offset, &request);
+        let refused = lab.allocator().adopt_file(&file, offset, &request);
         assert!(refused.is_err(), "{len} bytes at {offset}");
     }
     let read_only = File::open("/proc/self/exe").unwrap();
-    assert!(place_in_file(&lab.space, &lab.device, &read_only, 0, &Request::new(1, BOTH)).is_err());
+    assert!(lab.allocator().adopt_file(&read_only, 0, &Request::new(1, BOTH)).is_err());
     assert!(lab.is_empty());
 }
 
@@ -79,17 +78,17 @@ fn an_address_range_is_reached_where_it_is() {
     let lab = Lab::wide();
     let memory = Memory::allocate(64 << 10, PageSize::Base, false).unwrap();
     let bytes = pattern(64 << 10);
-    memory.as_volatile_slice().copy_from(&bytes);
+    memory.write(0, &bytes).unwrap();
     let (offset, len) = (777, 33_333);
     // SAFETY: inside of the memory.
     let base = unsafe { memory.base().byte_add(offset) };
     for (placement, segments) in
         [(Placement::Auto, 1), (Placement::Contiguous, 1), (Placement::ScatterGather, 9)]
     {
-        memory.as_volatile_slice().copy_from(&bytes);
+        memory.write(0, &bytes).unwrap();
         let request = Request::new(len, BOTH).placement(placement);
         // SAFETY: `memory` outlives the buffer and nothing refers into it.
-        let buffer = unsafe { place_in_range(&lab.space, &lab.device, base, &request) };
+        let buffer = unsafe { lab.allocator().adopt(base, &request) };
         let mut buffer = buffer.unwrap();
         assert_eq!(buffer.segments().len(), segments, "{placement:?}");
         assert!(lab.table.read(buffer.segments()) == bytes[offset..offset + len]);
@@ -102,7 +101,7 @@ fn an_address_range_is_reached_where_it_is() {
         buffer.release().unwrap();
         // Still the caller's, with what the device wrote and nothing around it.
         let mut after = vec![0; 64 << 10];
-        memory.as_volatile_slice().copy_to(&mut after[..]);
+        memory.read(0, &mut after).unwrap();
         assert!(
             after[..offset] == bytes[..offset] && after[offset + len..] == bytes[offset + len..]
         );
@@ -117,7 +116,7 @@ fn lent_memory_cannot_be_copied_elsewhere() {
     let memory = Memory::allocate(3 * 4096, PageSize::Base, false).unwrap();
     let request = Request::new(3 * 4096, BOTH);
     // SAFETY: `memory` outlives the buffer and nothing refers into it.
-    let buffer = unsafe { place_in_range(&lab.space, &lab.device, memory.base(), &request) };
+    let buffer = unsafe { lab.allocator().adopt(memory.base(), &request) };
     let mut buffer = buffer.unwrap();
     let Err(DmaError::NoPlacement(report)) = buffer.promote() else { panic!("no run is free") };
     assert_eq!(*cause(&report, CONTIGUOUS), Cause::Lent);
@@ -131,8 +130,7 @@ fn what_needs_a_file_refuses_memory_without_one() {
     let memory = Memory::allocate(4096, PageSize::Base, false).unwrap();
     let base: NonNull<u8> = memory.base();
     // SAFETY: `memory` outlives the buffer and nothing refers into it.
-    let refused =
-        unsafe { place_in_range(&lab.space, &lab.device, base, &Request::new(4096, BOTH)) };
+    let refused = unsafe { lab.allocator().adopt(base, &Request::new(4096, BOTH)) };
     let Err(DmaError::NoPlacement(report)) = refused else { panic!("it has no file") };
     assert!(report.to_string().contains("memfd"), "{report}");
     assert!(lab.is_empty());
@@ -142,9 +140,8 @@ fn what_needs_a_file_refuses_memory_without_one() {
 fn alignment_of_a_byte_in_a_page_is_checked() {
     let lab = Lab::wide();
     let file = memfd(&pattern(9000));
-    let constraints = Constraints { alignment: 64, ..Constraints::default() };
-    let request = Request::new(100, BOTH).constraints(constraints);
-    assert!(place_in_file(&lab.space, &lab.device, &file, 4096 + 128, &request).is_ok());
-    assert!(place_in_file(&lab.space, &lab.device, &file, 4096 + 100, &request).is_err());
+    let request = Request::new(100, BOTH).alignment(64);
+    assert!(lab.allocator().adopt_file(&file, 4096 + 128, &request).is_ok());
+    assert!(lab.allocator().adopt_file(&file, 4096 + 100, &request).is_err());
     assert!(lab.is_empty());
 }

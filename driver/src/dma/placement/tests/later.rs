@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::deadline::Deadline;
 use crate::dma::Pattern;
 
 #[test]
@@ -52,9 +53,9 @@ fn a_caller_can_tell_whether_trying_again_is_worth_it() {
     let seen = lab.space.frees();
     let request = Request::new(32 * 4096, BOTH);
     assert!(lab.place(&request).is_err());
-    assert!(!lab.space.wait_for_free(seen, Instant::now()));
+    assert!(!lab.space.wait_for_free(seen, Deadline::after(Duration::ZERO)));
     drop(held);
-    assert!(lab.space.wait_for_free(seen, Instant::now()));
+    assert!(lab.space.wait_for_free(seen, Deadline::after(Duration::ZERO)));
     assert!(lab.place(&request).is_ok());
 }
 
@@ -95,12 +96,12 @@ fn promotion_copies_when_it_cannot_remap() {
     assert!(buffer.promote().is_err());
     // A pool that has room is as good as an address range.
     let other = Lab::wide();
-    let mut scattered =
-        other.place(&Request::new(len, BOTH).placement(Placement::ScatterGather)).unwrap();
-    Pattern::new(4).fill(&mut scattered, 0, len, 0).unwrap();
     let blocks = [Reservation { len: 0x8000, page_size: PageSize::Base }];
-    let _pool =
-        Pool::reserve(&other.space, &other.device, &blocks, Constraints::default()).unwrap();
+    let pool = other.allocator().reserve(&blocks).unwrap();
+    let mut scattered = other
+        .place(&Request::new(len, BOTH).placement(Placement::ScatterGather).pool(&pool))
+        .unwrap();
+    Pattern::new(4).fill(&mut scattered, 0, len, 0).unwrap();
     other.table.refuse_after(0, libc::ENOSPC);
     scattered.promote().unwrap();
     other.table.accept();

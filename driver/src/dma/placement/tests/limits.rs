@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::dma::Iova;
+use crate::dma::LimitExceeded;
 
 #[test]
 fn a_mask_is_kept_to_and_is_a_reason() {
     let lab = Lab::with(vec![0x1000..=0xffff, 0x100_0000..=0x1fff_ffff], |_| {}, None);
-    let under = |mask| Constraints { address_mask: mask, ..Constraints::default() };
+
     let request = Request::new(0x1_4000, BOTH);
     // Below the first address that can be mapped.
-    let none = report(lab.place(&request.clone().constraints(under(0xfff))));
+    let none = report(lab.place(&request.clone().address_mask(0xfff)));
     for attempt in none.attempts.iter().filter(|attempt| attempt.tries > 0) {
         let reason = none.reason(attempt.strategy).unwrap();
         assert_eq!(
@@ -21,7 +22,7 @@ fn a_mask_is_kept_to_and_is_a_reason() {
     }
     assert!(none.attempts.len() > 4);
     // The mask is why contiguous memory falls through: a run of this length lies above it.
-    let low = Request { least_block: 4096, ..request.clone().constraints(under(0x100_8fff)) };
+    let low = Request { least_block: 4096, ..request.clone().address_mask(0x100_8fff) };
     let mut buffer = lab.place(&low).unwrap();
     lab.verify(&mut buffer);
     let expected = Cause::IovaRun {
@@ -41,13 +42,13 @@ fn a_mask_is_kept_to_and_is_a_reason() {
 #[test]
 fn alignment_holds_for_the_first_byte_or_is_the_reason() {
     let lab = Lab::with(vec![0x11_0000..=0x1f_ffff, 0x31_0000..=0x31_3fff], |_| {}, None);
-    let aligned = |alignment| Constraints { alignment, ..Constraints::default() };
-    let request = Request::new(0x2000, BOTH).constraints(aligned(0x4_0000));
+
+    let request = Request::new(0x2000, BOTH).alignment(0x4_0000);
     let buffer = lab.place(&request).unwrap();
     assert_eq!(buffer.segments()[0].iova, Iova(0x1c_0000));
     drop(buffer);
     let order = [CONTIGUOUS, Strategy::SmallerBlocks, Strategy::ScatterGather];
-    let request = Request::new(0x2000, BOTH).constraints(aligned(0x40_0000)).order(order);
+    let request = Request::new(0x2000, BOTH).alignment(0x40_0000).order(order);
     let report = report(lab.place(&request));
     assert!(matches!(cause(&report, CONTIGUOUS), Cause::IovaRun { align: 0x40_0000, .. }));
     assert!(cause(&report, Strategy::ScatterGather) != &Cause::NoPool, "{report}");
@@ -192,4 +193,26 @@ fn child_without_privileges() {
         }
         println!("reason: {}", reason.name());
     }
+}
+
+#[test]
+fn what_the_device_cannot_be_given_is_not_placed() {
+    let lab = Lab::fragmented(&[2, 2, 2, 2]);
+    let limits = |max_segments| DmaLimits { max_segments, ..DmaLimits::default() };
+    let place = |limits: &DmaLimits, len| {
+        let request = Request { least_block: 4096, ..Request::new(len, BOTH) };
+        super::super::place(&lab.device, &lab.space, limits, &request)
+    };
+    assert_eq!(place(&limits(4), 8 * 4096).unwrap().segments().len(), 4);
+    let none = report(place(&limits(3), 8 * 4096));
+    let too_many = LimitExceeded::TooManySegments { needed: 4, limit: 3, len: 8 * 4096 };
+    assert_eq!(*cause(&none, Strategy::ScatterGather), Cause::Limit(too_many));
+    assert!(none.to_string().contains("the device takes 3"), "{none}");
+    // Cut as the device demands, a contiguous buffer has several.
+    let short = DmaLimits { max_segment: 4096, ..limits(1) };
+    assert!(place(&short, 2 * 4096).is_err());
+    assert!(place(&short, 4096).is_ok());
+    let gaps = DmaLimits { virt_boundary: Some(1 << 20), ..DmaLimits::default() };
+    assert!(place(&gaps, 8 * 4096).is_err());
+    assert!(lab.is_empty());
 }

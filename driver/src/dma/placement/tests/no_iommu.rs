@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::dma::memory::frames::{self, FRAME};
+use crate::dma::memory::frames::{self, frame_bytes};
 use crate::dma::{FrameError, Memory, Pattern};
 
 const HOLD: Strategy = Strategy::PhysicalContiguous(PageSize::Base);
 
 /// Whether this process sees frame numbers; where it does not, that is the reason given.
 fn sees_frames() -> bool {
-    let memory = Memory::allocate(FRAME, PageSize::Base, false).unwrap();
-    memory.as_volatile_slice().copy_from(&[1u8]);
+    let memory = Memory::allocate(frame_bytes(), PageSize::Base, false).unwrap();
+    memory.write(0, &[1u8]).unwrap();
     match memory.frames() {
         Ok(_) => true,
         Err(error) => {
@@ -30,77 +30,82 @@ fn verify(buffer: &mut Buffer) {
     Pattern::new(5).fill(buffer, 0, len, 0).unwrap();
     Pattern::new(5).check(buffer, 0, len, 0).unwrap().unwrap();
     let base = std::ptr::NonNull::new(buffer.address() as *mut u8).unwrap();
-    let found = frames::frames(base, len.next_multiple_of(FRAME)).unwrap();
+    let found = frames::frames(base, len.next_multiple_of(frame_bytes())).unwrap();
     for (page, frame) in found.into_iter().enumerate() {
-        let part = FRAME.min(len - page * FRAME);
-        let at: Vec<Segment> = buffer.segments_of(page * FRAME, part).unwrap().collect();
+        let part = frame_bytes().min(len - page * frame_bytes());
+        let at: Vec<Segment> = buffer.segments_of(page * frame_bytes(), part).unwrap().collect();
         assert_eq!(at.len(), 1, "a page is one piece");
-        assert_eq!(at[0].iova.0, frame * FRAME as u64, "page {page}");
+        assert_eq!(at[0].iova.0, frame * frame_bytes() as u64, "page {page}");
     }
     assert!(!buffer.has_moved().unwrap());
 }
 
 /// Runs hold-and-retry with frames that a script gives, one vector for each try.
-fn scripted(request: &Request, script: &[&[u64]]) -> (Verdict, Vec<usize>) {
+fn scripted(request: &Request, script: &[&[u64]]) -> (Attempted, Vec<usize>) {
     let lab = Lab::physical();
-    let site = Site { space: &lab.space, device: &lab.device, request };
+    let context = lab.context(request);
     let mut bases = Vec::new();
     let mut frames = |memory: &Memory| {
         let frames = script[bases.len()].to_vec();
         bases.push(memory.base().addr().get());
         Ok(frames)
     };
-    let verdict = physical::contiguous(&site, PageSize::Base, &mut frames);
-    (verdict, bases)
+    let attempted = physical::contiguous(&context, PageSize::Base, &mut frames);
+    (attempted, bases)
 }
 
 #[test]
 fn failed_blocks_are_held_while_trying_again() {
-    let request = Request::new(3 * FRAME - 1, BOTH);
-    let one =
-        |frame: u64| [Segment { iova: crate::dma::Iova(frame * FRAME as u64), len: 3 * FRAME - 1 }];
-    let (verdict, bases) = scripted(&request, &[&[9, 8, 7], &[20, 21, 22]]);
-    let won = verdict.unwrap();
-    assert_eq!((won.tries, segments(&won.buffer)), (2, one(20).to_vec()));
+    let request = Request::new(3 * frame_bytes() - 1, BOTH);
+    let one = |frame: u64| {
+        [Segment {
+            iova: crate::dma::Iova(frame * frame_bytes() as u64),
+            len: 3 * frame_bytes() - 1,
+        }]
+    };
+    let (attempted, bases) = scripted(&request, &[&[9, 8, 7], &[20, 21, 22]]);
+    let placed = attempted.unwrap();
+    assert_eq!((placed.tries, segments(&placed.buffer)), (2, one(20).to_vec()));
     assert_ne!(bases[0], bases[1], "the first was there while the second was allocated");
     // The third try is for twice as much; a run among it is moved and looked at again.
     let script: [&[u64]; 4] = [&[9, 8, 7], &[1, 2, 4], &[3, 20, 21, 22, 23, 9], &[20, 21, 22]];
-    let (verdict, bases) = scripted(&request, &script);
-    let won = verdict.unwrap();
-    assert_eq!((won.tries, segments(&won.buffer)), (3, one(20).to_vec()));
+    let (attempted, bases) = scripted(&request, &script);
+    let placed = attempted.unwrap();
+    assert_eq!((placed.tries, segments(&placed.buffer)), (3, one(20).to_vec()));
     let distinct: BTreeSet<usize> = bases.iter().copied().collect();
     assert_eq!(distinct.len(), 4, "all of them were there at once");
     // Pages that the kernel migrated meanwhile are not taken for contiguous.
     let script: [&[u64]; 6] =
         [&[9, 8, 7], &[1, 2, 4], &[3, 20, 21, 22, 23, 9], &[20, 40, 22], &[1, 3, 5, 7, 9, 11], &[]];
-    let (verdict, bases) = scripted(&request, &script);
-    assert_eq!((verdict.unwrap_err().tries, bases.len()), (4, 5));
+    let (attempted, bases) = scripted(&request, &script);
+    assert_eq!((attempted.unwrap_err().tries, bases.len()), (4, 5));
 }
 
 #[test]
 fn tries_are_bounded_and_reported() {
     // With two it is the original method: one block held, one more tried.
-    let request = Request { tries: 2, ..Request::new(2 * FRAME, BOTH) };
-    let (verdict, bases) = scripted(&request, &[&[5, 7], &[9, 8], &[1, 2]]);
-    let declined = verdict.unwrap_err();
-    assert_eq!((declined.tries, bases.len()), (2, 2));
-    let expected = Cause::NotContiguous { needed: 8192, longest: 4096, held: 4 * FRAME as u64 };
-    assert_eq!(declined.reason.cause, expected);
+    let request = Request { tries: 2, ..Request::new(2 * frame_bytes(), BOTH) };
+    let (attempted, bases) = scripted(&request, &[&[5, 7], &[9, 8], &[1, 2]]);
+    let failed = attempted.unwrap_err();
+    assert_eq!((failed.tries, bases.len()), (2, 2));
+    let expected =
+        Cause::NotContiguous { needed: 8192, longest: 4096, held: 4 * frame_bytes() as u64 };
+    assert_eq!(failed.reason.cause, expected);
     let request = Request { tries: 0, ..request };
     assert_eq!(scripted(&request, &[&[5, 7], &[1, 2]]).1.len(), 1, "at least once");
 }
 
 #[test]
 fn memory_above_the_mask_is_held_too_and_is_the_reason() {
-    let constraints = Constraints { address_mask: 0xffff, alignment: 1 };
-    let request = Request { tries: 3, ..Request::new(2 * FRAME, BOTH) }.constraints(constraints);
+    let request =
+        Request { tries: 3, ..Request::new(2 * frame_bytes(), BOTH) }.address_mask(0xffff);
     let script: [&[u64]; 4] = [&[0xf, 0x10], &[3, 5], &[0x30, 0x31, 0x20, 0x21], &[0x20, 0x21]];
-    let (verdict, _) = scripted(&request, &script);
-    let declined = verdict.unwrap_err();
+    let (attempted, _) = scripted(&request, &script);
+    let failed = attempted.unwrap_err();
     let expected = Cause::AddressMask { mask: 0xffff, lowest: Some(0x2_0000) };
-    assert_eq!(declined.reason.cause, expected);
-    let (verdict, _) = scripted(&request, &[&[0xf, 0x10], &[0xe, 0xf], &[0x20, 0x21]]);
-    assert_eq!(verdict.unwrap().tries, 2, "the last page that is reached");
+    assert_eq!(failed.reason.cause, expected);
+    let (attempted, _) = scripted(&request, &[&[0xf, 0x10], &[0xe, 0xf], &[0x20, 0x21]]);
+    assert_eq!(attempted.unwrap().tries, 2, "the last page that is reached");
 }
 
 #[test]
@@ -109,18 +114,18 @@ fn pages_that_are_held_do_not_return() {
         return;
     }
     let lab = Lab::physical();
-    let request = Request { tries: 6, ..Request::new(64 * FRAME, BOTH) };
-    let site = Site { space: &lab.space, device: &lab.device, request: &request };
+    let request = Request { tries: 6, ..Request::new(64 * frame_bytes(), BOTH) };
+    let context = lab.context(&request);
     let mut seen = BTreeSet::new();
     let mut count = 0;
-    let verdict = physical::contiguous(&site, PageSize::Base, &mut |memory: &Memory| {
+    let attempted = physical::contiguous(&context, PageSize::Base, &mut |memory: &Memory| {
         let real = memory.frames()?;
         count += real.len();
         seen.extend(real.iter().copied());
         // Never taken for contiguous, so that every try is made.
         Ok((0..real.len() as u64).map(|i| 2 * i).collect())
     });
-    assert_eq!(verdict.unwrap_err().tries, 6);
+    assert_eq!(attempted.unwrap_err().tries, 6);
     assert_eq!(seen.len(), count, "no frame came twice");
     assert_eq!(count, (2 + 2 * 4) * 64, "twice as many from the third try on");
 }
@@ -169,8 +174,9 @@ fn transparent_huge_pages_are_physically_contiguous() {
 #[test]
 fn blocks_are_the_longest_runs_put_next_to_each_other() {
     let lab = Lab::physical();
-    let request = Request { least_block: 2 * FRAME, ..Request::new(9 * FRAME, BOTH) };
-    let site = Site { space: &lab.space, device: &lab.device, request: &request };
+    let request =
+        Request { least_block: 2 * frame_bytes(), ..Request::new(9 * frame_bytes(), BOTH) };
+    let context = lab.context(&request);
     // First round: runs of 2, 4, 1 and 2. The second has a run for the rest, and then the
     // whole is looked at again.
     let script: [&[u64]; 3] = [
@@ -180,39 +186,40 @@ fn blocks_are_the_longest_runs_put_next_to_each_other() {
     ];
     let mut calls = 0;
     let mut lens = Vec::new();
-    let verdict = blocks::place(&site, &mut |memory: &Memory| {
-        lens.push(memory.len() / FRAME);
+    let attempted = blocks::place(&context, &mut |memory: &Memory| {
+        lens.push(memory.len() / frame_bytes());
         calls += 1;
         Ok(script[calls - 1].to_vec())
     });
     // 9 - 4 - 2 = 3 pages were missing for the second round, which had a run of 2; the
     // last page may be a block of its own.
-    let declined = match verdict {
-        Ok(won) => {
-            assert_eq!(won.tries, 2);
+    let failed = match attempted {
+        Ok(placed) => {
+            assert_eq!(placed.tries, 2);
             assert_eq!(lens, [9, 3, 9]);
-            let lens: Vec<usize> = won.buffer.segments().iter().map(|s| s.len / FRAME).collect();
+            let lens: Vec<usize> =
+                placed.buffer.segments().iter().map(|s| s.len / frame_bytes()).collect();
             assert_eq!(lens, [4, 2, 2, 1]);
             return;
         }
-        Err(declined) => declined,
+        Err(failed) => failed,
     };
-    panic!("{declined:?}");
+    panic!("{failed:?}");
 }
 
 #[test]
 fn blocks_that_cannot_be_had_leave_it_to_scatter_gather() {
     let lab = Lab::physical();
-    let request = Request { tries: 3, ..Request::new(32 * FRAME, BOTH) };
-    let site = Site { space: &lab.space, device: &lab.device, request: &request };
-    let verdict = blocks::place(&site, &mut |memory: &Memory| {
-        Ok((0..memory.len() / FRAME).map(|page| 3 * page as u64 + 1).collect())
+    let request = Request { tries: 3, ..Request::new(32 * frame_bytes(), BOTH) };
+    let context = lab.context(&request);
+    let attempted = blocks::place(&context, &mut |memory: &Memory| {
+        Ok((0..memory.len() / frame_bytes()).map(|page| 3 * page as u64 + 1).collect())
     });
-    let declined = verdict.unwrap_err();
-    assert_eq!(declined.tries, 3);
-    let held = 3 * 32 * FRAME as u64;
+    let failed = attempted.unwrap_err();
+    assert_eq!(failed.tries, 3);
+    let held = 3 * 32 * frame_bytes() as u64;
     let expected = Cause::NotContiguous { needed: 64 << 10, longest: 4096, held };
-    assert_eq!(declined.reason.cause, expected);
+    assert_eq!(failed.reason.cause, expected);
     if sees_frames() {
         let mut buffer = lab.place(&request.clone().order([Strategy::ScatterGather])).unwrap();
         verify(&mut buffer);
@@ -225,7 +232,7 @@ fn real_blocks_keep_their_physical_addresses_when_they_move() {
         return;
     }
     let lab = Lab::physical();
-    let request = Request { least_block: FRAME, ..Request::new(3 << 20, BOTH) };
+    let request = Request { least_block: frame_bytes(), ..Request::new(3 << 20, BOTH) };
     let mut buffer = lab.place(&request.order([Strategy::SmallerBlocks])).unwrap();
     verify(&mut buffer);
 }
@@ -251,7 +258,7 @@ fn neighbours_make_one_segment_for_each_run() {
     // Pages of 4 KiB that are known to be neighbours: those of transparent huge pages.
     let memory = Memory::allocate(64 << 20, PageSize::Transparent, false).unwrap();
     // SAFETY: `memory` outlives the buffer and nothing refers into it.
-    let buffer = unsafe { place_in_range(&lab.space, &lab.device, memory.base(), &request) };
+    let buffer = unsafe { lab.allocator().adopt(memory.base(), &request) };
     let mut buffer = buffer.unwrap();
     verify(&mut buffer);
     assert_eq!(buffer.segments().len(), breaks(&buffer));
@@ -261,13 +268,14 @@ fn neighbours_make_one_segment_for_each_run() {
 #[test]
 fn scatter_gather_looks_for_neighbours_in_the_other_direction() {
     let lab = Lab::physical();
-    let request = Request::new(4 * FRAME, BOTH);
-    let site = Site { space: &lab.space, device: &lab.device, request: &request };
+    let request = Request::new(4 * frame_bytes(), BOTH);
+    let context = lab.context(&request);
     let placed = |script: [&[u64]; 2]| {
         let mut script = script.into_iter();
-        let verdict = scatter::place(&site, &mut |_: &Memory| Ok(script.next().unwrap().to_vec()));
-        let won = verdict.unwrap();
-        (won.tries, won.buffer.segments().len())
+        let attempted =
+            scatter::place(&context, &mut |_: &Memory| Ok(script.next().unwrap().to_vec()));
+        let placed = attempted.unwrap();
+        (placed.tries, placed.buffer.segments().len())
     };
     assert_eq!(placed([&[4, 3, 2, 1], &[5, 6, 7, 8]]), (2, 1));
     assert_eq!(placed([&[4, 3, 2, 1], &[9, 7, 5, 3]]), (2, 4), "no better");
@@ -280,19 +288,17 @@ fn files_and_ranges_are_reached_physically() {
         return;
     }
     let lab = Lab::physical();
-    let memory = Memory::allocate(20 * FRAME, PageSize::Base, true).unwrap();
-    let request = Request::new(20 * FRAME, BOTH);
-    let mut buffer =
-        place_in_file(&lab.space, &lab.device, memory.file().unwrap(), 0, &request).unwrap();
+    let memory = Memory::allocate(20 * frame_bytes(), PageSize::Base, true).unwrap();
+    let request = Request::new(20 * frame_bytes(), BOTH);
+    let mut buffer = lab.allocator().adopt_file(memory.file().unwrap(), 0, &request).unwrap();
     verify(&mut buffer);
-    let mut bytes = vec![0; 20 * FRAME];
-    memory.as_volatile_slice().copy_to(&mut bytes[..]);
-    let mut expected = vec![0; 20 * FRAME];
+    let mut bytes = vec![0; 20 * frame_bytes()];
+    memory.read(0, &mut bytes).unwrap();
+    let mut expected = vec![0; 20 * frame_bytes()];
     Pattern::new(5).bytes(0, &mut expected);
     assert!(bytes == expected, "the same pages");
-    let constraints = Constraints { address_mask: 0xfff, alignment: 1 };
-    let low = request.constraints(constraints);
-    let refused = place_in_file(&lab.space, &lab.device, memory.file().unwrap(), 0, &low);
+    let low = request.address_mask(0xfff);
+    let refused = lab.allocator().adopt_file(memory.file().unwrap(), 0, &low);
     let Err(DmaError::NoPlacement(report)) = refused else { panic!("below the first page") };
     assert!(matches!(cause(&report, Strategy::InPlace), Cause::AddressMask { mask: 0xfff, .. }));
 }
@@ -303,22 +309,22 @@ fn pools_and_promotion_work_without_an_iommu() {
         return;
     }
     let lab = Lab::physical();
-    let scattered = Request::new(3 * FRAME, BOTH).placement(Placement::ScatterGather);
+    let scattered = Request::new(3 * frame_bytes(), BOTH).placement(Placement::ScatterGather);
     // Pages may happen to be neighbours; then there is nothing to promote.
     let mut buffers: Vec<Buffer> = (0..64).map(|_| lab.place(&scattered).unwrap()).collect();
-    let blocks = [Reservation { len: FRAME, page_size: PageSize::Base }; 4];
-    let pool = Pool::reserve(&lab.space, &lab.device, &blocks, Constraints::default()).unwrap();
-    let mut one = lab.place(&Request::new(1, BOTH)).unwrap();
+    let blocks = [Reservation { len: frame_bytes(), page_size: PageSize::Base }; 4];
+    let pool = lab.allocator().reserve(&blocks).unwrap();
+    let mut one = lab.place(&Request::new(1, BOTH).pool(&pool)).unwrap();
     assert_eq!(winner(one.report()), Some(Strategy::Pool));
     verify(&mut one);
     drop((one, pool));
     for buffer in buffers.iter_mut().filter(|buffer| buffer.segments().len() > 1) {
-        Pattern::new(6).fill(buffer, 0, 3 * FRAME, 0).unwrap();
+        Pattern::new(6).fill(buffer, 0, 3 * frame_bytes(), 0).unwrap();
         if let Err(error) = buffer.promote() {
             let DmaError::NoPlacement(report) = error else { panic!("{error}") };
             assert!(matches!(cause(&report, HOLD), Cause::NotContiguous { .. }), "{report}");
         }
-        Pattern::new(6).check(buffer, 0, 3 * FRAME, 0).unwrap().unwrap();
+        Pattern::new(6).check(buffer, 0, 3 * frame_bytes(), 0).unwrap().unwrap();
         verify(buffer);
     }
 }

@@ -1,0 +1,229 @@
+//! What the parts of one opened function share: the only way to its command register.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::{DecodeOff, DeviceError};
+use crate::backend::{Backend, Region};
+use crate::irq;
+use crate::mmio::{Bar, poll_until};
+use crate::pci::capability::{Body, PciExpress, id};
+use crate::pci::config::{Command, reg};
+use crate::pci::{Capabilities, ConfigSpace};
+
+/// How long a PCI Express function is given to finish its transactions; completion
+/// timeouts end at 64 s, those of nearly every device within 50 ms (PCIe Base 4.0, 2.8).
+const PENDING_LIMIT: Duration = Duration::from_secs(1);
+
+/// Offset of the control and status register in the power management capability (PCI Power
+/// Management 1.2, 3.2.4); its bits 1:0 are the power state.
+const PMCSR: u16 = 4;
+
+/// One opened function, shared by its device, and by what must be able to stop it.
+///
+/// Everything that changes the command register goes through the lock here: a read, a
+/// change and a write are one step, so that nothing gives bus mastering back that was
+/// taken away meanwhile.
+pub(crate) struct Function {
+    backend: Arc<dyn Backend>,
+    location: String,
+    /// Offset of PMCSR, where the function has one.
+    pmcsr: Option<u16>,
+    /// Offset of the device status register of PCI Express.
+    device_status: Option<u16>,
+    control: Mutex<Control>,
+    vectors: irq::Claim,
+    /// Held by every BAR with a mapping.
+    mapped: Arc<()>,
+}
+
+#[derive(Default)]
+struct Control {
+    /// Kept until the function is known quiet.
+    parked: Vec<Box<dyn Any + Send>>,
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function").field("location", &self.location).finish_non_exhaustive()
+    }
+}
+
+impl Function {
+    /// Takes a function over: bus mastering is off then.
+    pub(super) fn new(backend: Arc<dyn Backend>) -> Result<Arc<Function>, DeviceError> {
+        let location = backend.location();
+        let config = ConfigSpace::new(&*backend);
+        let capabilities = Capabilities::read(&config)?;
+        let power = capabilities.find(id::POWER_MANAGEMENT);
+        let pmcsr = power.filter(|power| matches!(power.body, Body::PowerManagement(_)));
+        let device_status =
+            capabilities.pci_express().map(|(offset, _)| offset + PciExpress::DEVICE_STATUS);
+        let function = Function {
+            location,
+            pmcsr: pmcsr.map(|power| power.offset + PMCSR),
+            device_status,
+            control: Mutex::default(),
+            vectors: irq::Claim::default(),
+            mapped: Arc::default(),
+            backend,
+        };
+        function.set_command(Command::BUS_MASTER, false)?;
+        Ok(Arc::new(function))
+    }
+
+    pub(super) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn location(&self) -> &str {
+        &self.location
+    }
+
+    pub(super) fn vectors(&self) -> &irq::Claim {
+        &self.vectors
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        // Nothing that can panic runs between two changes that belong together.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self) -> ConfigSpace<&dyn Backend> {
+        ConfigSpace::new(&*self.backend)
+    }
+
+    pub(super) fn set_bus_master(&self, on: bool) -> Result<(), DeviceError> {
+        self.set_command(Command::BUS_MASTER, on)
+    }
+
+    fn set_command(&self, bits: Command, on: bool) -> Result<(), DeviceError> {
+        let _control = self.lock();
+        Ok(self.config().set_command(bits, on)?)
+    }
+
+    /// Opens a BAR, if a mapping of it would be answered.
+    pub(super) fn bar(&self, region: Region) -> Result<Bar, DeviceError> {
+        // Held until the BAR counts as mapped: no write can get in between.
+        let _control = self.lock();
+        if !self.backend.region_info(region)?.mappable.is_empty()
+            && let Some(reason) = self.decode_off()?
+        {
+            return Err(DeviceError::NotDecoding { location: self.location.clone(), reason });
+        }
+        Ok(Bar::open(&self.backend, region, &self.mapped)?)
+    }
+
+    fn decode_off(&self) -> Result<Option<DecodeOff>, DeviceError> {
+        if let Some(pmcsr) = self.pmcsr
+            && let state @ 1.. = self.config().read_u8(pmcsr)? & 3
+        {
+            return Ok(Some(DecodeOff::PowerState { state }));
+        }
+        let memory = self.config().command()?.contains(Command::MEMORY_SPACE);
+        Ok((!memory).then_some(DecodeOff::MemorySpace))
+    }
+
+    /// Writes to configuration space for the device's owner.
+    ///
+    /// The bus master bit stays as it is. A write that would stop the function from
+    /// answering is refused while a BAR is mapped: an access to the mapping would be a
+    /// SIGBUS.
+    pub(super) fn write_config(&self, offset: u16, data: &[u8]) -> Result<(), DeviceError> {
+        let _control = self.lock();
+        let byte_at = |register: u16| register.checked_sub(offset).map(usize::from);
+        let refuse = |reason| DeviceError::BarsMapped {
+            location: self.location.clone(),
+            offset,
+            len: data.len(),
+            reason,
+        };
+        let is_mapped = Arc::strong_count(&self.mapped) > 1;
+        if let Some(&state) = self.pmcsr.and_then(byte_at).and_then(|at| data.get(at))
+            && let state @ 1.. = state & 3
+            && is_mapped
+        {
+            return Err(refuse(DecodeOff::PowerState { state }));
+        }
+        let Some(at) = byte_at(reg::COMMAND).filter(|&at| at < data.len()) else {
+            return Ok(self.backend.region_write(Region::Config, offset.into(), data)?);
+        };
+        let (memory, master) =
+            (Command::MEMORY_SPACE.bits() as u8, Command::BUS_MASTER.bits() as u8);
+        if data[at] & memory == 0 && is_mapped {
+            return Err(refuse(DecodeOff::MemorySpace));
+        }
+        let mut data = data.to_vec();
+        data[at] = data[at] & !master | self.config().read_u8(reg::COMMAND)? & master;
+        Ok(self.backend.region_write(Region::Config, offset.into(), &data)?)
+    }
+
+    /// Whether transactions that the function began are pending; `None` where it has no bit
+    /// that tells.
+    pub(super) fn transactions_pending(&self) -> Result<Option<bool>, DeviceError> {
+        let Some(register) = self.device_status else { return Ok(None) };
+        self.config().check_present()?;
+        let status = self.config().read_u16(register)?;
+        Ok(Some(status & PciExpress::TRANSACTIONS_PENDING != 0))
+    }
+
+    /// Takes bus mastering away and waits until what the function had begun is done; drops
+    /// what was parked then.
+    pub(crate) fn quiesce(&self) -> Result<(), DeviceError> {
+        let mut control = self.lock();
+        self.config().set_command(Command::BUS_MASTER, false)?;
+        // Reading the command register back has flushed the function's posted writes
+        // (PCI 3.0, 3.2.5); reads that it has begun may still be on their way.
+        let idle = poll_until(PENDING_LIMIT, || {
+            let pending = self.transactions_pending()?.unwrap_or(false);
+            Ok::<_, DeviceError>((!pending).then_some(()))
+        })?;
+        if idle.is_none() {
+            let location = self.location.clone();
+            return Err(DeviceError::StillBusy { location, waited: PENDING_LIMIT });
+        }
+        let parked = std::mem::take(&mut control.parked);
+        drop(control);
+        // Outside of the lock: what is dropped may come back to the function.
+        drop(parked);
+        Ok(())
+    }
+
+    /// Resets the function; what was parked is dropped, for a function that was reset has
+    /// forgotten every address it was told.
+    pub(super) fn reset(&self) -> Result<(), DeviceError> {
+        let mut control = self.lock();
+        self.backend.reset()?;
+        self.config().set_command(Command::BUS_MASTER, false)?;
+        let parked = std::mem::take(&mut control.parked);
+        drop(control);
+        drop(parked);
+        Ok(())
+    }
+
+    /// Keeps something until the function is known quiet.
+    pub(crate) fn park(&self, item: Box<dyn Any + Send>) {
+        self.lock().parked.push(item);
+    }
+}
+
+impl Drop for Function {
+    fn drop(&mut self) {
+        let parked = std::mem::take(&mut self.lock().parked);
+        if parked.is_empty() {
+            return;
+        }
+        match self.quiesce() {
+            Ok(()) => drop(parked),
+            Err(error) => {
+                log::error!(
+                    "{}: what it may still reach stays mapped and allocated: {error}",
+                    self.location
+                );
+                std::mem::forget(parked);
+            }
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! What a channel shares with its device: the ring of descriptors, the completion word, and
+//! the mark.
+//!
+//! # The mark
+//!
+//! The completion word names the descriptor that was done last, by its address. A device that
+//! writes a word once more, a lap of the ring later, names a descriptor that is in flight
+//! again, and nothing in the word tells. So the word only says that it is time to look: how
+//! far the device is, says the *mark*, a word that the engine itself copies. Every doorbell,
+//! and every quarter of the ring inside of a long transfer, ends with a descriptor that copies
+//! the 64-bit position behind it from its own software area to the mark. Positions never
+//! repeat, so that an old mark is told from a new one however late it comes. The fence bit of
+//! the descriptor before it keeps the mark behind the data.
+//!
+//! A device could still lie by writing a mark that is in flight, as it could by not copying
+//! what it says it copied: that is not to be told.
+
+use super::descriptor::{
+    COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
+};
+use super::regs::State;
+use crate::dma::{Allocator, Coherent, Iova};
+use crate::queue::{LastDone, Producer, QueueError, QueueSetupError, SubmissionRing};
+
+/// The fewest descriptors of a ring: one slot stays free, one is kept for the mark, and one
+/// for data makes three.
+pub(super) const LEAST: u32 = 4;
+/// The most descriptors of a ring: half of what the 16-bit doorbell counts.
+pub(super) const MOST: u32 = 1 << 15;
+
+/// Indices of the words that the device writes.
+const WORD: usize = 0;
+const MARK: usize = 1;
+
+/// What a look at the completion word came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Nothing is new.
+    Same,
+    /// So many descriptors more are done.
+    Done(u64),
+    /// The channel halted.
+    Halted,
+}
+
+#[derive(Debug)]
+pub(super) struct Ring {
+    ring: SubmissionRing<Descriptor>,
+    /// The completion word and the mark, in one cache line of their own.
+    status: Coherent<u64>,
+    /// The device addresses of the first descriptor, and of the mark.
+    first: u64,
+    mark: u64,
+    /// One past the last marker, or where the chain began.
+    marked: u64,
+    /// For each slot, one past the position of the last marker that it held; and how many
+    /// markers there ever were.
+    markers: Box<[u64]>,
+    all_markers: u64,
+    /// Data descriptors between two markers of a long transfer.
+    quarter: u32,
+    /// The address of the newest descriptor that is done: while the completion word names it,
+    /// there is nothing new, for the next marker has another slot.
+    seen: u64,
+    /// The word that was found to be stale last.
+    stale: u64,
+    stale_words: u64,
+    /// Bits of a marker that tell of it.
+    notify: u32,
+}
+
+impl Ring {
+    /// Places a ring of `size` descriptors; `interrupts` says whether markers raise one.
+    pub(super) fn new(
+        allocator: &Allocator,
+        size: u32,
+        interrupts: bool,
+    ) -> Result<Ring, QueueSetupError> {
+        if !(LEAST..=MOST).contains(&size) {
+            return Err(QueueError::Size { size, least: LEAST, most: MOST }.into());
+        }
+        let descriptors = allocator.coherent::<Descriptor>(size as usize, 64)?;
+        let status = allocator.coherent::<u64>(2, 64)?;
+        let notify = if interrupts { COMPLETION | INTERRUPT } else { COMPLETION };
+        let mut ring = Ring {
+            first: descriptors.iova(0).0,
+            mark: status.iova(MARK).0,
+            ring: SubmissionRing::new(descriptors)?,
+            status,
+            marked: 0,
+            markers: vec![0; size as usize].into(),
+            all_markers: 0,
+            quarter: (size / 4).max(2) - 1,
+            seen: 0,
+            stale: 0,
+            stale_words: 0,
+            notify,
+        };
+        ring.link();
+        Ok(ring)
+    }
+
+    /// Closes the chain: each descriptor points to the next, the last to the first.
+    fn link(&mut self) {
+        let entries = self.ring.entries_mut();
+        let len = entries.len();
+        for index in 0..len {
+            let next = entries.iova((index + 1) % len);
+            entries.store_release(index, NEXT, next.0);
+        }
+    }
+
+    #[inline]
+    pub(super) fn producer(&self) -> &Producer {
+        self.ring.producer()
+    }
+
+    /// Data descriptors that can be in flight: one slot stays free, and one is for the mark.
+    pub(super) fn capacity(&self) -> u32 {
+        self.producer().capacity() - 1
+    }
+
+    /// Data descriptors that can be filled now.
+    #[inline]
+    pub(super) fn free(&self) -> u32 {
+        self.producer().free().saturating_sub(1)
+    }
+
+    /// Says that `count` data descriptors are too many.
+    #[cold]
+    pub(super) fn full(&self, needed: u32) -> QueueError {
+        QueueError::Full { needed, free: self.free(), capacity: self.capacity() }
+    }
+
+    /// Words that named a descriptor which the device had not come to.
+    pub(super) fn stale_words(&self) -> u64 {
+        self.stale_words
+    }
+
+    /// Data descriptors that can be filled in a row before a marker is due, or none is free.
+    #[inline]
+    pub(super) fn room(&mut self) -> u32 {
+        let (unmarked, free) = ((self.producer().filled() - self.marked) as u32, self.free());
+        if unmarked >= self.quarter && free > 0 {
+            self.mark();
+            return self.free().min(self.quarter);
+        }
+        free.min(self.quarter.saturating_sub(unmarked))
+    }
+
+    /// Fills up to `most` data descriptors, see [`SubmissionRing::fill_from`].
+    #[inline]
+    pub(super) fn fill(
+        &mut self,
+        most: u32,
+        descriptors: impl IntoIterator<Item = [u64; NEXT]>,
+    ) -> u32 {
+        self.ring.fill_from(most, descriptors)
+    }
+
+    /// Fills one data descriptor; there must be [room](Self::room) for it.
+    #[inline]
+    pub(super) fn fill_one(&mut self, words: [u64; NEXT]) {
+        let pushed = self.ring.push(&words);
+        debug_assert!(pushed.is_ok(), "there is room");
+    }
+
+    /// How many data descriptors were ever filled.
+    #[inline]
+    pub(super) fn data_filled(&self) -> u64 {
+        self.producer().filled() - self.all_markers
+    }
+
+    /// Adds a marker behind what was filled.
+    fn mark(&mut self) {
+        let (tail, size) = (self.producer().tail(), self.producer().size());
+        let behind = self.producer().filled() + 1;
+        let entries = self.ring.entries_mut();
+        let before = if tail == 0 { size - 1 } else { tail - 1 } as usize;
+        let first = entries.load_acquire(before, 0);
+        entries.store_release(before, 0, fenced(first));
+        let slot = |slot: u32| self.first + u64::from(slot) * Coherent::<Descriptor>::STRIDE as u64;
+        let next = slot(if tail + 1 == size { 0 } else { tail + 1 });
+        let [head, source, target] =
+            words(8, OP_COPY | self.notify, slot(tail) + 8 * SOFTWARE as u64, self.mark);
+        // One is kept free for it.
+        if self.ring.push(&[head, source, target, next, behind]).is_ok() {
+            self.marked = behind;
+            self.markers[tail as usize] = behind;
+            self.all_markers += 1;
+        }
+    }
+
+    /// Ends what was filled with a marker and counts it as published; the doorbell's value,
+    /// or `None` when there is nothing new.
+    #[inline]
+    pub(super) fn publish(&mut self) -> Option<u16> {
+        if self.producer().filled() != self.marked {
+            self.mark();
+        }
+        // The doorbell counts modulo 2^16 (DMACOUNT).
+        self.ring.publish().map(|published| published.count as u16)
+    }
+
+    /// Looks at the completion word, and at the mark if the word is new.
+    ///
+    /// Fails, and counts nothing as done, when the word names no descriptor of the ring, or
+    /// the mark one that is not in flight.
+    #[inline]
+    pub(super) fn look(&mut self) -> Result<Look, QueueError> {
+        let word = self.status.load_acquire(WORD, 0);
+        if State::of(word) == State::Halted {
+            return Ok(Look::Halted);
+        }
+        let LastDone::Address(address) = last_done(word) else { return Ok(Look::Same) };
+        if address == self.seen {
+            return Ok(Look::Same);
+        }
+        self.ring.slot_at(address)?;
+        match self.take_mark()? {
+            0 => {
+                if word != self.stale {
+                    (self.stale, self.stale_words) = (word, self.stale_words + 1);
+                }
+                Ok(Look::Same)
+            }
+            newly => Ok(Look::Done(newly)),
+        }
+    }
+
+    /// Counts as done what the mark says, whatever the completion word says; returns how many
+    /// newly are.
+    #[inline]
+    pub(super) fn take_mark(&mut self) -> Result<u64, QueueError> {
+        let mark = self.status.load_acquire(MARK, 0);
+        // Marks only grow: one that is behind is old, whoever wrote it.
+        if mark <= self.producer().done() {
+            return Ok(0);
+        }
+        let done = self.ring.producer_mut().complete_to(mark)?;
+        self.note_done();
+        Ok(done.end - done.start)
+    }
+
+    /// Counts as done what CHANSTS says; returns how many newly are.
+    pub(super) fn take_status(&mut self, status: u64) -> Result<u64, QueueError> {
+        let LastDone::Address(address) = last_done(status) else { return Ok(0) };
+        let slot = self.ring.slot_at(address)?;
+        let producer = self.ring.producer_mut();
+        let done = producer.complete_to(producer.behind_slot(slot)?)?;
+        self.note_done();
+        Ok(done.end - done.start)
+    }
+
+    #[inline]
+    fn note_done(&mut self) {
+        let slot = self.producer().last_done_slot();
+        self.seen = self.first + u64::from(slot) * Coherent::<Descriptor>::STRIDE as u64;
+    }
+
+    /// Whether a descriptor that is not done is a marker.
+    pub(super) fn is_marker(&self, position: u64) -> bool {
+        self.markers[self.producer().slot(position) as usize] == position + 1
+    }
+
+    /// How many data descriptors were filled before a position that is not done.
+    pub(super) fn data_before(&self, position: u64) -> u64 {
+        let behind = (position..self.producer().filled()).filter(|&at| self.is_marker(at)).count();
+        position - (self.all_markers - behind as u64)
+    }
+
+    /// Whether a status names the last descriptor that was published.
+    pub(super) fn is_last(&self, status: u64) -> bool {
+        let published = self.producer().published();
+        let last = published.checked_sub(1).map(|last| self.ring.address(last).0);
+        matches!(last_done(status), LastDone::Address(address) if Some(address) == last)
+    }
+
+    /// Lets the chain begin anew at a position, see [`Producer::restart`]; returns where that
+    /// descriptor is, and where the completion word is. The channel must be stopped.
+    pub(super) fn restart(&mut self, at: u64) -> Result<(Iova, Iova), QueueError> {
+        self.ring.producer_mut().restart(at)?;
+        self.marked = self.marked.max(at);
+        self.note_done();
+        self.link();
+        self.status.write(WORD, &0);
+        self.status.write(MARK, &at);
+        self.stale = 0;
+        Ok((self.ring.address(at), self.status.iova(WORD)))
+    }
+
+    /// The device address of a position's descriptor.
+    #[cfg(test)]
+    pub(super) fn address(&self, position: u64) -> Iova {
+        self.ring.address(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{HostIommu, allocator};
+
+    /// Runs the chain as the engine does, up to `count` descriptors from an address on.
+    fn run(host: &HostIommu, mut at: u64, count: u64, ring: &Ring) -> u64 {
+        for _ in 0..count {
+            let word = |i: u64| host.load(at + 8 * i).unwrap();
+            let (head, source, target, next) = (word(0), word(1), word(2), word(3));
+            if head as u32 == 8 {
+                host.copy(source, target, 8).unwrap();
+            }
+            if head >> 32 & u64::from(COMPLETION) != 0 {
+                host.store(ring.status.iova(WORD).0, at | 1).unwrap();
+            }
+            at = next;
+        }
+        at
+    }
+
+    /// Data descriptors that the engine of this test passes over.
+    fn data(count: u32) -> impl Iterator<Item = [u64; NEXT]> {
+        (0..count).map(|n| words(64 + n, OP_COPY, 0, 0))
+    }
+
+    #[test]
+    fn a_word_that_is_a_lap_old_is_not_believed() {
+        for size in [4u32, 5, 8, 16] {
+            let (allocator, host) = allocator();
+            let mut ring = Ring::new(&allocator, size, false).unwrap();
+            let (mut at, completion) = ring.restart(0).unwrap();
+            let mut words = Vec::new();
+            for round in 0..100u64 {
+                let count = 1 + round as u32 % ring.capacity().min(3);
+                let room = ring.room();
+                let filled = ring.fill(count.min(room), data(count));
+                let doorbell = ring.publish().unwrap();
+                let published = ring.producer().in_flight().into();
+                assert_eq!(u64::from(doorbell), ring.producer().published());
+                // Every word that the device ever wrote, again.
+                for &word in &words {
+                    host.store(completion.0, word).unwrap();
+                    assert_eq!(ring.look(), Ok(Look::Same), "size {size}, round {round}");
+                }
+                at = Iova(run(&host, at.0, published, &ring));
+                // The true word may be overwritten too: the mark tells all the same.
+                words.push(host.load(completion.0).unwrap());
+                words.sort_unstable();
+                words.dedup();
+                if round % 2 == 0 {
+                    let other = words.iter().find(|&&word| word & !7 != ring.seen).unwrap();
+                    host.store(completion.0, *other).unwrap();
+                }
+                assert_eq!(ring.look(), Ok(Look::Done(published)), "{filled} of size {size}");
+                assert_eq!(ring.producer().in_flight(), 0);
+            }
+            assert!(ring.stale_words() > 0);
+        }
+    }
+
+    #[test]
+    fn a_long_transfer_tells_of_itself_before_the_ring_is_full() {
+        for size in [4u32, 6, 16, 64] {
+            let (allocator, host) = allocator();
+            let mut ring = Ring::new(&allocator, size, false).unwrap();
+            let (mut at, _) = ring.restart(0).unwrap();
+            let mut left = 300u32;
+            let mut rounds = 0;
+            while left > 0 {
+                loop {
+                    let room = ring.room().min(left);
+                    if room == 0 {
+                        break;
+                    }
+                    left -= ring.fill(room, data(room));
+                }
+                ring.publish();
+                let in_flight = u64::from(ring.producer().in_flight());
+                assert!(in_flight > 0);
+                at = Iova(run(&host, at.0, in_flight, &ring));
+                assert!(matches!(ring.look(), Ok(Look::Done(_))));
+                rounds += 1;
+                assert!(rounds < 1000);
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_in_the_word_or_the_mark_is_an_error() {
+        let (allocator, host) = allocator();
+        let mut ring = Ring::new(&allocator, 8, false).unwrap();
+        let (_, completion) = ring.restart(0).unwrap();
+        ring.fill(3, data(3));
+        ring.publish();
+        host.store(completion.0, 0x40).unwrap();
+        assert!(matches!(ring.look(), Err(QueueError::OutsideRing { address: 0x40, .. })));
+        host.store(completion.0, ring.address(3).0).unwrap();
+        for mark in [5, u64::MAX] {
+            host.store(ring.status.iova(MARK).0, mark).unwrap();
+            assert!(matches!(ring.look(), Err(QueueError::Count { .. })));
+        }
+        host.store(ring.status.iova(MARK).0, 4).unwrap();
+        assert_eq!(ring.look(), Ok(Look::Done(4)));
+        assert!(ring.is_last(ring.address(3).0 | 1) && !ring.is_last(ring.address(2).0));
+        for size in [0, 3, MOST + 1] {
+            assert!(Ring::new(&allocator, size, false).is_err());
+        }
+    }
+}
