@@ -29,8 +29,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Identity;
-use super::edu::EduError;
-use super::ioat::{IoatError, TransferError};
 use crate::device::DeviceError;
 use crate::dma::{AddressSpace, Buffer, Request, SgTable};
 use crate::pci::PciError;
@@ -47,21 +45,31 @@ pub enum CopyError {
         /// What it says of itself.
         identity: Identity,
     },
-    /// edu refused or failed.
-    #[error(transparent)]
-    Edu(#[from] EduError),
-    /// I/OAT refused.
-    #[error(transparent)]
-    Ioat(#[from] IoatError),
-    /// A transfer of I/OAT began and did not end well.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
     /// The device did not answer.
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
-    /// An engine of another crate failed.
-    #[error(transparent)]
-    Other(Box<dyn std::error::Error + Send + Sync>),
+    /// The engine's driver refused or failed, with an error of its own; see
+    /// [`CopyError::of_engine`].
+    #[error("{0}")]
+    Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl CopyError {
+    /// The error of an engine's driver.
+    #[must_use]
+    pub fn engine(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CopyError {
+        CopyError::Engine(error.into())
+    }
+
+    /// The error of an engine's driver, when it is of this type: such as `IoatError` when the
+    /// driver of I/OAT refuses, and `TransferError` when a transfer did not end well.
+    #[must_use]
+    pub fn of_engine<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        match self {
+            CopyError::Engine(error) => error.downcast_ref(),
+            _ => None,
+        }
+    }
 }
 
 impl From<PciError> for CopyError {

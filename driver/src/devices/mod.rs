@@ -3,11 +3,10 @@
 mod copy_engine;
 pub mod edu;
 pub mod ioat;
+mod pci_driver;
 pub mod pci_testdev;
 mod registry;
 
 pub use copy_engine::{CopyEngine, CopyError, CopyFailed};
-pub use registry::{
-    DRIVERS, Driver, Identity, KnownDevice, Match, PciDriver, ProbeFailed, open_copy_engine,
-    recognise,
-};
+pub use pci_driver::{Identity, Match, PciDriver, ProbeFailed};
+pub use registry::{DRIVERS, Driver, KnownDevice, open_copy_engine, recognise};

@@ -42,9 +42,9 @@
 //!
 //! ```compile_fail,E0382
 //! # use vfio_dma::devices::edu::Edu;
-//! # use vfio_dma::dma::Direction;
+//! # use vfio_dma::dma::{Direction, Request};
 //! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
-//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let buffer = edu.allocate(&Request::new(4096, Direction::ToDevice))?;
 //! let transfer = edu.write(buffer, 0, 0, 4096)?;
 //! drop(buffer); // the transfer owns it
 //! # drop(transfer);
@@ -54,9 +54,9 @@
 //!
 //! ```
 //! # use vfio_dma::devices::edu::Edu;
-//! # use vfio_dma::dma::Direction;
+//! # use vfio_dma::dma::{Direction, Request};
 //! # fn f(edu: &mut Edu) -> Result<(), Box<dyn std::error::Error>> {
-//! let buffer = edu.allocate(4096, Direction::ToDevice)?;
+//! let buffer = edu.allocate(&Request::new(4096, Direction::ToDevice))?;
 //! let buffer = edu.write(buffer, 0, 0, 4096)?.wait()?;
 //! drop(buffer); // given back by `wait`
 //! # Ok(())

@@ -211,18 +211,19 @@ pub(crate) fn a_copy_that_is_refused_or_late_gives_its_buffers_back() {
     let source = table(&*engine, 9000, Direction::ToDevice);
     let long = table(&*engine, 9001, Direction::FromDevice);
     let failed = engine.copy(source, long, limit).unwrap_err();
-    assert!(matches!(*failed.error, CopyError::Edu(EduError::Sg(_))), "{failed}");
+    assert!(matches!(failed.error.of_engine(), Some(EduError::Sg(_))), "{failed}");
     let (source, _) = failed.tables.expect("nothing began");
     let failed = engine.copy(table(&*engine, 9000, Direction::FromDevice), source, limit);
     let failed = failed.unwrap_err();
-    assert!(matches!(*failed.error, CopyError::Edu(EduError::WrongDirection { .. })), "{failed}");
+    let of_edu = failed.error.of_engine();
+    assert!(matches!(of_edu, Some(EduError::WrongDirection { .. })), "{failed}");
     let (target, source) = failed.tables.expect("nothing began");
     // 6 pieces of 100 ms.
     let failed = engine.copy(source, target, Duration::from_millis(250)).unwrap_err();
-    let CopyError::Edu(EduError::Timeout { waited, .. }) = *failed.error else {
+    let Some(EduError::Timeout { waited, .. }) = failed.error.of_engine() else {
         panic!("{failed}")
     };
-    assert_eq!(waited, Duration::from_millis(250));
+    assert_eq!(*waited, Duration::from_millis(250));
     let (source, target) = failed.tables.expect("the device was stopped");
     engine.copy(source, target, limit).unwrap();
     let (other, device) = open_copy_engine(open(address(3))).unwrap_err().into_parts();

@@ -88,6 +88,9 @@ mod tests {
     use super::super::Failure;
     use super::*;
     use crate::bench::BenchError;
+    use vfio_dma::devices::CopyError;
+    use vfio_dma::devices::edu::EduError;
+    use vfio_dma::devices::ioat::IoatError;
 
     fn refusal(remedy: Remedy) -> BackendError {
         BackendError::Precondition { problem: "it is refused".into(), remedy }
@@ -140,6 +143,9 @@ mod tests {
             explained(BackendError::from(absent())),
             explained(DeviceError::from(BackendError::from(absent()))),
             explained(BenchError::from(DeviceError::from(BackendError::from(absent())))),
+            explained(EduError::from(DeviceError::from(BackendError::from(absent())))),
+            explained(IoatError::from(DeviceError::from(BackendError::from(absent())))),
+            explained(CopyError::engine(IoatError::from(DeviceError::Backend(absent().into())))),
         ] {
             assert!(text.starts_with("no PCI device 0000:00:1f.7\n"), "{text}");
             assert!(text.ends_with("\n  command: vfio-dma list"), "{text}");

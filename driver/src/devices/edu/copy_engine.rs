@@ -3,9 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Edu, Failed};
+use super::{Edu, EduError, Failed};
 use crate::devices::{CopyEngine, CopyError, CopyFailed};
 use crate::dma::{AddressSpace, Buffer, Request, SgTable};
+
+impl From<EduError> for CopyError {
+    fn from(error: EduError) -> CopyError {
+        CopyError::engine(error)
+    }
+}
 
 fn failed(failed: Failed<(SgTable, SgTable)>) -> CopyFailed {
     let Failed { error, buffers } = failed;

@@ -168,19 +168,19 @@ pub enum EduError {
         need: Direction,
     },
     /// A register access failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Mmio(#[from] MmioError),
     /// An interrupt operation failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Irq(#[from] IrqError),
     /// A generic operation of the device failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
     /// A range is not inside its buffer.
-    #[error(transparent)]
+    #[error("{0}")]
     Dma(#[from] DmaError),
     /// The lists make no transfer.
-    #[error(transparent)]
+    #[error("{0}")]
     Sg(#[from] SgError),
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::*;
-use crate::devices::{CopyEngine, CopyError};
+use crate::devices::CopyEngine;
 use crate::dma::{Pattern, SgTable};
 use crate::testing::{HostIommu, Registers, Scripted};
 
@@ -93,11 +93,11 @@ fn a_transfer_after_one_that_did_not_run_out_moves_its_bytes() {
     let second = Duration::from_secs(1);
     backing.registers().hold = true;
     let late = CopyEngine::copy_tables(&mut edu, tables.0, tables.1, second).unwrap_err();
-    assert!(matches!(*late.error, CopyError::Edu(EduError::Timeout { .. })), "{late:?}");
+    assert!(matches!(late.error.of_engine(), Some(EduError::Timeout { .. })), "{late:?}");
     assert!(!backing.registers().master, "the engine runs on: it may not reach memory");
     let (source, target) = late.tables.unwrap();
     let busy = CopyEngine::copy_tables(&mut edu, source, target, second).unwrap_err();
-    assert!(matches!(*busy.error, CopyError::Edu(EduError::Busy { .. })), "{busy:?}");
+    assert!(matches!(busy.error.of_engine(), Some(EduError::Busy { .. })), "{busy:?}");
 
     backing.registers().hold = false;
     let (source, target) = busy.tables.unwrap();

@@ -3,9 +3,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Channel, Finished, IoatError, Refused, Tables, WhenFull};
+use super::{Channel, Finished, IoatError, Refused, Tables, TransferError, WhenFull};
 use crate::devices::{CopyEngine, CopyError, CopyFailed};
 use crate::dma::{AddressSpace, Buffer, Request, SgTable};
+
+impl From<IoatError> for CopyError {
+    fn from(error: IoatError) -> CopyError {
+        CopyError::engine(error)
+    }
+}
+
+impl From<TransferError> for CopyError {
+    fn from(error: TransferError) -> CopyError {
+        CopyError::engine(error)
+    }
+}
 
 fn failed(error: impl Into<CopyError>, tables: Option<Tables>) -> CopyFailed {
     let both = tables.and_then(|Tables { source, target }| Some((source?, target)));

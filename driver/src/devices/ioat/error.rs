@@ -183,25 +183,25 @@ pub enum IoatError {
     #[error("no such transfer on this channel: its result was taken, or it is another channel's")]
     NoSuchTransfer,
     /// The lists make no transfer.
-    #[error(transparent)]
+    #[error("{0}")]
     Sg(#[from] SgError),
     /// The ring is full, or the device told nonsense about it.
-    #[error(transparent)]
+    #[error("{0}")]
     Queue(#[from] QueueError),
     /// The ring cannot be made.
-    #[error(transparent)]
+    #[error("{0}")]
     QueueSetup(#[from] QueueSetupError),
     /// A register access failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Mmio(#[from] MmioError),
     /// An interrupt operation failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Irq(#[from] IrqError),
     /// A generic operation of the device failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
     /// A buffer operation failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Dma(#[from] DmaError),
 }
 

@@ -61,10 +61,10 @@ pub enum TestdevError {
         region: Region,
     },
     /// A register access failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Mmio(#[from] MmioError),
     /// A generic operation of the device failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Device(#[from] DeviceError),
 }
 
