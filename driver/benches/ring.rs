@@ -85,7 +85,7 @@ fn channel(c: &mut Criterion) {
                     for _ in 0..batches {
                         // A marker behind each quarter of the ring, and behind the last.
                         let all = batch as u64 + (batch as u64).div_ceil(u64::from(RING / 4 - 1));
-                        let ended = model.function().record().descriptors + all;
+                        let ended = model.function().stats().descriptors + all;
                         let begin = Instant::now();
                         for (source, target) in pairs.drain(..) {
                             let token = channel.copy(source, target, WhenFull::Return);
@@ -93,7 +93,7 @@ fn channel(c: &mut Criterion) {
                         }
                         spent += begin.elapsed();
                         channel.issue().expect("a doorbell");
-                        while model.function().record().descriptors < ended {
+                        while model.function().stats().descriptors < ended {
                             std::thread::yield_now();
                         }
                         let begin = Instant::now();

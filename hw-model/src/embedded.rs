@@ -16,7 +16,7 @@
 //! let model = Embedded::new(IoatConfig::default())?;
 //! let device = Device::open(model.attach()?)?;
 //! assert!(model.attach().is_err(), "a device has one owner");
-//! println!("{} at {}", device.location(), model.function().record().register_reads);
+//! println!("{} at {}", device.location(), model.function().stats().register_reads);
 //! # Ok(())
 //! # }
 //! ```

@@ -100,7 +100,7 @@ fn run(shape: &Shape, batches: usize) -> Result<(), Error> {
     for batch in 1..=batches as u64 {
         counted_submit(&mut channel, &mut pairs, &mut tokens)?;
         // Not counted: how long the model takes.
-        while model.function().record().descriptors < batch * DESCRIPTORS {
+        while model.function().stats().descriptors < batch * DESCRIPTORS {
             std::thread::yield_now();
         }
         counted_reap(&mut channel, &mut pairs, &mut tokens)?;

@@ -86,21 +86,21 @@ impl Memory {
 /// One way of moving the same bytes.
 struct Variant {
     name: &'static str,
-    way: Way,
+    method: Method,
     /// Seconds, and seconds of the processor that moves the bytes, of each round.
     rounds: Vec<(f64, f64)>,
     /// Measurements that were disturbed, and repeated unless it was the last attempt.
     disturbed: usize,
 }
 
-enum Way {
+enum Method {
     Memcpy { memory: [Memory; 2], piece: usize },
     Device { idle: Vec<(SgTable, SgTable)> },
 }
 
 impl Variant {
-    fn new(name: &'static str, way: Way) -> Variant {
-        Variant { name, way, rounds: Vec::new(), disturbed: 0 }
+    fn new(name: &'static str, method: Method) -> Variant {
+        Variant { name, method, rounds: Vec::new(), disturbed: 0 }
     }
 }
 
@@ -216,10 +216,10 @@ impl Rig {
         Ok(())
     }
 
-    fn move_bytes(&mut self, way: &mut Way, len: usize, count: usize) -> Result<(), Error> {
-        match way {
-            Way::Device { idle } => self.copy(idle, count),
-            Way::Memcpy { memory: [source, target], piece } => {
+    fn move_bytes(&mut self, method: &mut Method, len: usize, count: usize) -> Result<(), Error> {
+        match method {
+            Method::Device { idle } => self.copy(idle, count),
+            Method::Memcpy { memory: [source, target], piece } => {
                 for n in 0..count {
                     let offset = n % self.depth * len;
                     for at in (offset..offset + len).step_by(*piece) {
@@ -240,16 +240,16 @@ impl Rig {
 
     fn round(&mut self, variant: &mut Variant, len: usize) -> Result<(), Error> {
         let this = nix::unistd::gettid().as_raw();
-        let clock = match variant.way {
+        let clock = match variant.method {
             // MAKE_THREAD_CPUCLOCK of the kernel's posix-timers.
-            Way::Device { .. } => !self.engine << 3 | 6,
-            Way::Memcpy { .. } => libc::CLOCK_THREAD_CPUTIME_ID,
+            Method::Device { .. } => !self.engine << 3 | 6,
+            Method::Memcpy { .. } => libc::CLOCK_THREAD_CPUTIME_ID,
         };
         for attempt in 1..=ATTEMPTS {
-            self.move_bytes(&mut variant.way, len, 2 * self.depth)?;
+            self.move_bytes(&mut variant.method, len, 2 * self.depth)?;
             let before = waited(this)? + waited(self.engine)?;
             let (begin, processor) = (Instant::now(), processor_time(clock));
-            self.move_bytes(&mut variant.way, len, ROUND_BYTES / len)?;
+            self.move_bytes(&mut variant.method, len, ROUND_BYTES / len)?;
             let processor = processor_time(clock) - processor;
             let elapsed = begin.elapsed().as_secs_f64();
             let disturbed = waited(this)? + waited(self.engine)? - before > elapsed / 100.0;
@@ -285,16 +285,16 @@ fn throughput(rig: &mut Rig, len: usize, rounds: usize) -> Result<(), Error> {
         Ok([Memory::take(depth * len, huge)?, Memory::take(depth * len, huge)?])
     };
     let (base, huge) = (take(false)?, take(true)?);
-    let device = |rig: &Rig, memory, segment| -> Result<Way, Error> {
-        Ok(Way::Device { idle: rig.tables(memory, len, segment)? })
+    let device = |rig: &Rig, memory, segment| -> Result<Method, Error> {
+        Ok(Method::Device { idle: rig.tables(memory, len, segment)? })
     };
     let mut variants = [
-        Variant::new("memcpy", Way::Memcpy { memory: base, piece: len }),
-        Variant::new("memcpy by 4 KiB", Way::Memcpy { memory: base, piece: 4096 }),
+        Variant::new("memcpy", Method::Memcpy { memory: base, piece: len }),
+        Variant::new("memcpy by 4 KiB", Method::Memcpy { memory: base, piece: 4096 }),
         Variant::new("contiguous", device(rig, base, None)?),
         Variant::new("scattered by 64 KiB", device(rig, base, Some(64 << 10))?),
         Variant::new("scattered by 4 KiB", device(rig, base, Some(4096))?),
-        Variant::new("memcpy, huge pages", Way::Memcpy { memory: huge, piece: len }),
+        Variant::new("memcpy, huge pages", Method::Memcpy { memory: huge, piece: len }),
         Variant::new("contiguous, huge pages", device(rig, huge, None)?),
     ];
     for _ in 0..rounds {

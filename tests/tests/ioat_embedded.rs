@@ -45,7 +45,7 @@ impl Bench {
 
     /// What the device was refused: too late, or astray.
     fn refused(&self) -> u64 {
-        let memory = self.model.function().record().memory;
+        let memory = self.model.function().stats().memory;
         memory.refused_not_mapped + memory.refused_unbacked + memory.refused_denied
     }
 }
@@ -380,7 +380,7 @@ fn a_batch_costs_one_doorbell_and_polling_costs_no_register_read() {
         .map(|seed| Copy { len: 64, source_offset: 0, target_offset: 0, seed }.tables(&bench, None))
         .collect();
     let mut tokens = Vec::with_capacity(32);
-    let before = bench.model.function().record();
+    let before = bench.model.function().stats();
     // 99,000 descriptors: the doorbell wraps.
     for _ in 0..3000 {
         for (source, target) in tables.drain(..) {
@@ -395,7 +395,7 @@ fn a_batch_costs_one_doorbell_and_polling_costs_no_register_read() {
             tables.push((done.source.unwrap(), done.target));
         }
     }
-    let after = bench.model.function().record();
+    let after = bench.model.function().stats();
     assert_eq!(after.doorbells - before.doorbells, 3000);
     assert_eq!(after.register_writes - before.register_writes, 3000);
     assert_eq!(after.register_reads, before.register_reads);

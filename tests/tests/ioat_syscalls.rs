@@ -218,12 +218,12 @@ fn a_transfer_makes_no_system_call() {
             };
             (0..10).for_each(|_| rounds.round());
             let doorbells = DEVICE.load(Ordering::Relaxed);
-            let before = model.function().record();
+            let before = model.function().stats();
 
             let caught = watch(|| (0..200).for_each(|_| rounds.round()));
 
             assert_eq!(caught, (0, -1), "{context}: a system call, and its number");
-            let after = model.function().record();
+            let after = model.function().stats();
             // One call into the device for each batch: its doorbell.
             assert_eq!(DEVICE.load(Ordering::Relaxed) - doorbells, 200, "{context}");
             assert_eq!(after.doorbells - before.doorbells, 200, "{context}");

@@ -37,7 +37,7 @@ fn stop_in_the_middle(device: Device, model: &Model) {
     let ioat = Ioat::probe(device, Config::default()).unwrap();
     let mut cut_short = 0;
     for round in 0..20 {
-        let before = model.record().descriptors;
+        let before = model.stats().descriptors;
         let channel = start(&ioat);
         sleep(Duration::from_micros(50 * round));
         let panicked = catch_unwind(AssertUnwindSafe(move || {
@@ -50,12 +50,12 @@ fn stop_in_the_middle(device: Device, model: &Model) {
         assert_eq!(panicked.is_err(), round % 2 == 1);
         assert_eq!(ioat.space().usage().mappings, 0);
         assert_eq!(PciFunction::memory(model).ranges(), 0, "all is unmapped");
-        let done = model.record().descriptors;
+        let done = model.stats().descriptors;
         sleep(Duration::from_millis(5));
-        let record = model.record();
-        assert_eq!(record.descriptors, done, "the engine stands");
-        let refused = (record.memory.refused_not_mapped, record.memory.refused_unbacked);
-        assert_eq!((refused, record.errors), ((0, 0), 0), "no late access: {record:#?}");
+        let stats = model.stats();
+        assert_eq!(stats.descriptors, done, "the engine stands");
+        let refused = (stats.memory.refused_not_mapped, stats.memory.refused_unbacked);
+        assert_eq!((refused, stats.errors), ((0, 0), 0), "no late access: {stats:#?}");
         if done - before < DESCRIPTORS {
             cut_short += 1;
         }
@@ -80,7 +80,7 @@ fn over_a_socket() {
 /// What the record would say if a driver unmapped too early: the test takes the memory away
 /// behind the driver's back.
 #[test]
-fn a_late_access_is_on_the_record() {
+fn a_late_access_is_counted() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
     let device = Device::open(model.attach().unwrap()).unwrap();
     let ioat = Ioat::probe(device, Config::default()).unwrap();
@@ -93,5 +93,5 @@ fn a_late_access_is_on_the_record() {
     ioat.space().iommu().unmap(taken.iova.0, taken.len).unwrap();
     let finished = channel.wait(token, Duration::from_secs(10)).unwrap();
     assert!(matches!(finished.result, Err(TransferError::Halted { .. })), "{finished:?}");
-    assert_eq!(model.function().record().memory.refused_not_mapped, 1);
+    assert_eq!(model.function().stats().memory.refused_not_mapped, 1);
 }

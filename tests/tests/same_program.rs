@@ -11,7 +11,7 @@ use vfio_dma::devices::ioat::{ChannelErrors, IoatError, TransferError};
 use vfio_dma::devices::{CopyEngine, CopyFailed, open_copy_engine};
 use vfio_dma::dma::{Direction, Placement, Request, SgTable};
 use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
+use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Stats};
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm;
@@ -20,19 +20,19 @@ use vfio_dma_tools::vm;
 const EXTENT: Extent = Extent { longest: 64 << 20, limit: Duration::from_secs(30) };
 
 /// The device reached all that it was to reach, and nothing else.
-fn check(record: &Record) {
-    let memory = record.memory;
-    assert!(record.descriptors > 0, "{record:#?}");
+fn check(stats: &Stats) {
+    let memory = stats.memory;
+    assert!(stats.descriptors > 0, "{stats:#?}");
     let refused = [memory.refused_not_mapped, memory.refused_denied, memory.refused_unbacked];
-    assert_eq!(refused, [0; 3], "{record:#?}");
-    assert_eq!((record.errors, record.illegal_accesses), (0, 0), "{record:#?}");
+    assert_eq!(refused, [0; 3], "{stats:#?}");
+    assert_eq!((stats.errors, stats.illegal_accesses), (0, 0), "{stats:#?}");
 }
 
 #[test]
 fn on_the_embedded_model() {
     let model = Embedded::new(IoatConfig::default()).unwrap();
     run(Device::open(model.attach().unwrap()).unwrap(), &EXTENT);
-    check(&model.function().record());
+    check(&model.function().stats());
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn on_the_model_over_a_socket() {
     let served = Served::start(IoatConfig::default()).unwrap();
     let vm::Device::VfioUser { socket } = served.device() else { panic!("it is on a socket") };
     run(Device::open(VfioUser::connect(&socket).unwrap()).unwrap(), &EXTENT);
-    check(&served.ioat().record());
+    check(&served.ioat().stats());
 }
 
 fn table(engine: &dyn CopyEngine, len: usize, direction: Direction) -> SgTable {

@@ -87,7 +87,7 @@ fn over_a_socket_nothing_reaches_memory_that_was_given_back() {
     let check = |signal| {
         let (served, socket) = serve(SLOW);
         let ioat = served.ioat();
-        let begun = || ioat.record().descriptors >= 256;
+        let begun = || ioat.stats().descriptors >= 256;
         let output = interrupt(SLOW_SIZE, &[&socket], signal, begun);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("the transfer was aborted"), "{said}");
@@ -96,12 +96,12 @@ fn over_a_socket_nothing_reaches_memory_that_was_given_back() {
             assert!(Instant::now() < until, "the client's memory is still mapped");
             sleep(Duration::from_millis(1));
         }
-        let done = ioat.record().descriptors;
+        let done = ioat.stats().descriptors;
         sleep(Duration::from_millis(200));
-        let record = ioat.record();
-        assert_eq!(record.memory.refused_not_mapped, 0, "late accesses, {signal}: {record:#?}");
-        assert_eq!((record.descriptors, record.errors), (done, 0), "{signal}: {record:#?}");
-        assert!(done < 2048, "it ended before it was interrupted: {record:#?}");
+        let stats = ioat.stats();
+        assert_eq!(stats.memory.refused_not_mapped, 0, "late accesses, {signal}: {stats:#?}");
+        assert_eq!((stats.descriptors, stats.errors), (done, 0), "{signal}: {stats:#?}");
+        assert!(done < 2048, "it ended before it was interrupted: {stats:#?}");
     };
     std::thread::scope(|scope| {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -142,7 +142,7 @@ fn a_fault_is_asked_for_with_the_model_only() {
     let refused = run(&socket);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
     assert!(text(&refused).contains("--fault"), "{}", text(&refused));
-    assert_eq!(served.ioat().record().descriptors, 0);
+    assert_eq!(served.ioat().stats().descriptors, 0);
     let failed = run("model");
     assert_eq!(failed.status.code(), Some(1), "{}", text(&failed));
     assert!(text(&failed).contains("read data (CHANERR 0x100)"), "{}", text(&failed));

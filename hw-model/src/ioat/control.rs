@@ -5,11 +5,11 @@
 
 use super::channel::{Channel, State, Status, word};
 use super::device::{Device, VERSION_3_3};
-use super::record::count;
 use super::registers::{
     CHANCMD_RESET, CHANCMD_SUSPEND, CHANCTRL_ERROR_COMPLETION, CHANCTRL_ERROR_INTERRUPT,
     CHANCTRL_INTERRUPT_DISABLED, ChannelError, ChannelReg,
 };
+use super::stats::count;
 use crate::bus_master::BusMaster;
 use crate::regs::Write;
 use crate::worker::Locked;

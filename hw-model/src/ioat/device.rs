@@ -9,11 +9,11 @@ use vfio_dma::backend::IrqKind;
 use super::channel::{Channel, State};
 use super::config::{IoatConfig, IoatError};
 use super::fault::{DescriptorFaults, Fault, FaultPlan};
-use super::record::{Counters, count};
 use super::registers::{
     CHANCTRL_INTERRUPT_DISABLED, ChannelIds, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT,
     INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
 };
+use super::stats::{Counters, count};
 use crate::bus_master::BusMaster;
 use crate::memory::DmaMap;
 use crate::pci::msix::Part;

@@ -17,8 +17,8 @@ use super::descriptor::{Control, Descriptor};
 use super::device::{Device, Life};
 use super::execute::{Fetcher, Stop, execute};
 use super::fault::{DescriptorFaults, Fault};
-use super::record::count;
 use super::registers::ChannelError;
+use super::stats::count;
 use crate::bus_master::BusMaster;
 use crate::worker::Spin;
 

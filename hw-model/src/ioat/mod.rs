@@ -27,8 +27,8 @@ mod device;
 mod engine;
 mod execute;
 pub mod fault;
-mod record;
 mod registers;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -40,15 +40,15 @@ use vfio_dma::backend::{IrqKind, Region};
 
 pub use config::{IoatConfig, IoatError, MAX_CHANNELS, Personality, UnknownPersonality};
 pub use fault::{Fault, FaultError, FaultPlan};
-pub use record::Record;
 pub use registers::ChannelError;
+pub use stats::Stats;
 
 use crate::function::{Event, PciFunction};
 use crate::link::LinkMeter;
 use crate::memory::DmaMap;
 use crate::pci::PowerState;
 use device::{Device, Life};
-use record::count;
+use stats::count;
 
 /// An I/OAT function.
 ///
@@ -89,14 +89,14 @@ impl Ioat {
 
     /// What the function saw and did so far.
     #[must_use]
-    pub fn record(&self) -> Record {
+    pub fn stats(&self) -> Stats {
         let device = &self.device;
         let illegal = device.bar.illegal_accesses() + device.pci.illegal_accesses();
         let [delivered, _] = device.interrupts.counts();
         let done = device.channels.iter().fold([0, 0], |[descriptors, completions], channel| {
             [descriptors + channel.descriptors.get(), completions + channel.completions.get()]
         });
-        device.counters.record(done, illegal, delivered, device.memory.record())
+        device.counters.stats(done, illegal, delivered, device.memory.stats())
     }
 
     /// The meter that counts packets, when the configuration has one.

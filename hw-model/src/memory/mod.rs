@@ -47,7 +47,7 @@ pub const MAX_RANGES: usize = 1 << 20;
 
 /// What a device did with its memory so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AccessRecord {
+pub struct AccessStats {
     /// Bytes that the device read.
     pub bytes_read: u64,
     /// Bytes that the device wrote.
@@ -258,12 +258,12 @@ impl DmaMap {
 
     /// What the device did with its memory since the map was made.
     #[must_use]
-    pub fn record(&self) -> AccessRecord {
+    pub fn stats(&self) -> AccessStats {
         let counters = &self.counters;
         let port_counters = self.port_counters.lock().unwrap_or_else(PoisonError::into_inner);
         let lasting =
             |direction| port_counters.iter().map(|counters| counters.get(direction)).sum::<u64>();
-        AccessRecord {
+        AccessStats {
             bytes_read: counters.bytes_read.load(Ordering::Relaxed) + lasting(Direction::Read),
             bytes_written: counters.bytes_written.load(Ordering::Relaxed)
                 + lasting(Direction::Write),

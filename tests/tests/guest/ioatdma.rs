@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Personality, Record};
+use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Personality, Stats};
 use vfio_dma_tests::{Machine, address};
 use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm::{Iommu, Kernel, Modules, VmConfig};
@@ -15,16 +15,16 @@ pub(crate) fn machine(vm: VmConfig, models: Vec<IoatConfig>) -> Machine {
     let served: Vec<Served> =
         models.into_iter().map(|config| Served::start(config).expect("the model serves")).collect();
     let devices = served.iter().map(Served::device).collect();
-    let verify = move || served.iter().try_for_each(|model| check(&model.ioat().record()));
+    let verify = move || served.iter().try_for_each(|model| check(&model.ioat().stats()));
     Machine { vm: VmConfig { devices, ..vm }, verify: Box::new(verify) }
 }
 
 /// What holds for a model in every scenario once its guest has ended.
-fn check(record: &Record) -> Result<(), String> {
-    let idle = record.descriptors == 0 || record.doorbells == 0;
+fn check(stats: &Stats) -> Result<(), String> {
+    let idle = stats.descriptors == 0 || stats.doorbells == 0;
     // The driver keeps what it maps mapped until the engine is done with it.
-    if idle || record.memory.refused_not_mapped > 0 || record.illegal_accesses > 0 {
-        return Err(format!("{record:#?}"));
+    if idle || stats.memory.refused_not_mapped > 0 || stats.illegal_accesses > 0 {
+        return Err(format!("{stats:#?}"));
     }
     Ok(())
 }

@@ -14,8 +14,8 @@ use super::spread::spread;
 /// Bytes of each buffer.
 const LEN: usize = 2 << 20;
 
-/// One way to get memory, and what it took so far.
-struct Way {
+/// One method of getting memory, and what it took so far.
+struct Method {
     strategy: Strategy,
     failed: Option<String>,
     allocate: Vec<f64>,
@@ -28,11 +28,11 @@ struct Way {
     map_calls: u64,
 }
 
-/// The ways to get memory for a device.
+/// The methods of getting memory for a device.
 pub(super) struct Allocations {
     allocator: Allocator,
-    ways: Vec<Way>,
-    /// What one way may take over all rounds.
+    methods: Vec<Method>,
+    /// What one method may take over all rounds.
     share: Duration,
     pool: Option<Arc<Pool>>,
 }
@@ -49,7 +49,7 @@ impl Allocations {
             Ok(pool) => (Some(pool), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let way = |strategy| Way {
+        let method = |strategy| Method {
             strategy,
             failed: None,
             allocate: Vec::new(),
@@ -59,29 +59,30 @@ impl Allocations {
             segments: 0,
             map_calls: 0,
         };
-        let mut ways = vec![Way { failed: why, ..way(Strategy::Pool) }];
-        ways.extend(PageSize::DESCENDING.map(contiguous).map(way));
-        ways.extend([Strategy::SmallerBlocks, Strategy::ScatterGather].map(way));
-        let share = budget / ways.len() as u32;
-        Allocations { allocator: allocator.clone(), ways, share, pool }
+        let mut methods = vec![Method { failed: why, ..method(Strategy::Pool) }];
+        methods.extend(PageSize::DESCENDING.map(contiguous).map(method));
+        methods.extend([Strategy::SmallerBlocks, Strategy::ScatterGather].map(method));
+        let share = budget / methods.len() as u32;
+        Allocations { allocator: allocator.clone(), methods, share, pool }
     }
 
-    /// Gets and gives back memory in every way once.
+    /// Gets and gives back memory by every method once.
     pub(super) fn round(&mut self) {
-        for way in &mut self.ways {
+        for method in &mut self.methods {
             // One that failed fails for a reason that stays; one that is slow has had its
             // share, and its spread tells of how many rounds it is.
-            let used_up = way.allocate.len() >= 2 && way.spent >= self.share;
-            if way.failed.is_some() || used_up {
+            let used_up = method.allocate.len() >= 2 && method.spent >= self.share;
+            if method.failed.is_some() || used_up {
                 continue;
             }
             // In single pages, as scatter/gather is measured with.
-            let placement = match way.strategy {
+            let placement = match method.strategy {
                 Strategy::ScatterGather => Placement::ScatterGather,
                 _ => Placement::Auto,
             };
-            let mut request =
-                Request::new(LEN, Direction::FromDevice).placement(placement).order([way.strategy]);
+            let mut request = Request::new(LEN, Direction::FromDevice)
+                .placement(placement)
+                .order([method.strategy]);
             request.pool.clone_from(&self.pool);
             let before = self.allocator.space().usage();
             let begin = Instant::now();
@@ -89,44 +90,44 @@ impl Allocations {
             let placing = begin.elapsed();
             match placed {
                 Ok(buffer) => {
-                    way.segments = buffer.segments().len() as u64;
+                    method.segments = buffer.segments().len() as u64;
                     let after = self.allocator.space().usage();
-                    way.map_calls = after.map_calls - before.map_calls;
+                    method.map_calls = after.map_calls - before.map_calls;
                     let begin = Instant::now();
                     let released = buffer.release();
                     let releasing = begin.elapsed();
-                    way.failed = released.err().map(|error| error.to_string());
-                    way.allocate.push(placing.as_nanos() as f64);
-                    if way.map_calls > 0 {
-                        way.map.push((after.map_time - before.map_time).as_nanos() as f64);
+                    method.failed = released.err().map(|error| error.to_string());
+                    method.allocate.push(placing.as_nanos() as f64);
+                    if method.map_calls > 0 {
+                        method.map.push((after.map_time - before.map_time).as_nanos() as f64);
                     }
-                    way.release.push(releasing.as_nanos() as f64);
-                    way.spent += placing + releasing;
+                    method.release.push(releasing.as_nanos() as f64);
+                    method.spent += placing + releasing;
                 }
-                Err(error) => way.failed = Some(reason(&error, way.strategy)),
+                Err(error) => method.failed = Some(reason(&error, method.strategy)),
             }
         }
     }
 
     /// What came of it.
     pub(super) fn finish(self) -> Vec<Allocation> {
-        let row = |way: Way| Allocation {
-            strategy: way.strategy.to_string(),
-            page_size: match way.strategy {
+        let row = |method: Method| Allocation {
+            strategy: method.strategy.to_string(),
+            page_size: match method.strategy {
                 Strategy::IommuContiguous(pages) | Strategy::PhysicalContiguous(pages) => {
                     Some(pages.bytes() as u64)
                 }
                 _ => None,
             },
             len: LEN as u64,
-            failed: way.failed,
-            allocate: spread(way.allocate),
-            map: spread(way.map),
-            release: spread(way.release),
-            segments: way.segments,
-            map_calls: way.map_calls,
+            failed: method.failed,
+            allocate: spread(method.allocate),
+            map: spread(method.map),
+            release: spread(method.release),
+            segments: method.segments,
+            map_calls: method.map_calls,
         };
-        self.ways.into_iter().map(row).collect()
+        self.methods.into_iter().map(row).collect()
     }
 }
 

@@ -8,10 +8,10 @@ use vfio_dma::backend::Translation;
 use vfio_dma::devices::edu::Edu;
 use vfio_dma::dma::{Buffer, Direction, PageSize, Pattern, Placement, Request, Strategy};
 
-use super::arena::Arena;
 use super::error::BenchError;
 use super::plan::Spec;
 use super::subject::{Extent, Sample, Subject, histogram};
+use super::test_memory::TestMemory;
 
 /// What the device moves at a time.
 const PIECE: u64 = 4 << 10;
@@ -27,7 +27,7 @@ pub(super) struct EduSubject {
     edu: Edu,
     cells: BTreeMap<usize, Ready>,
     /// For the processor's own copy.
-    arena: Arena,
+    memory: TestMemory,
     seed: u64,
 }
 
@@ -40,8 +40,8 @@ impl EduSubject {
     pub(super) fn new(edu: Edu, specs: &[Spec], seed: u64) -> Result<EduSubject, BenchError> {
         let len = specs.iter().map(Spec::extent).max().unwrap_or(1);
         let len = usize::try_from(len)?;
-        let arena = Arena::new(edu.device().allocator(), len, seed)?;
-        Ok(EduSubject { edu, cells: BTreeMap::new(), arena, seed })
+        let memory = TestMemory::new(edu.device().allocator(), len, seed)?;
+        Ok(EduSubject { edu, cells: BTreeMap::new(), memory, seed })
     }
 }
 
@@ -135,6 +135,6 @@ impl Subject for EduSubject {
     }
 
     fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.arena, spec, time)
+        super::memcpy::copy(&mut self.memory, spec, time)
     }
 }

@@ -8,10 +8,10 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 
-use super::arena::{Arena, Pair};
 use super::error::BenchError;
 use super::plan::Spec;
 use super::subject::{Extent, Sample, Subject, histogram};
+use super::test_memory::{Pair, TestMemory};
 
 /// Descriptors of a channel's ring: two batches of the most transfers fit.
 pub(super) const RING: u32 = 4096;
@@ -99,7 +99,7 @@ pub(super) struct IoatSubject {
     // Dropped first: an engine that still runs is stopped before its tables go.
     channels: Vec<Channel>,
     cells: BTreeMap<usize, Ready>,
-    arena: Arena,
+    memory: TestMemory,
     /// The longest extent of each size of segments.
     extents: BTreeMap<Option<u64>, u64>,
     timeout: Duration,
@@ -133,11 +133,11 @@ impl IoatSubject {
             *extent = spec.extent().max(*extent);
         }
         let len = usize::try_from(extents.values().copied().max().unwrap_or(1))?;
-        let arena = Arena::new(ioat.allocator(), len, seed)?;
+        let memory = TestMemory::new(ioat.allocator(), len, seed)?;
         let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
         let channels = (0..u8::try_from(count)?).map(|n| ioat.channel(n)).collect::<Result<_, _>>();
         let (channels, cells) = (channels?, BTreeMap::new());
-        Ok(IoatSubject { channels, cells, arena, extents, timeout })
+        Ok(IoatSubject { channels, cells, memory, extents, timeout })
     }
 
     fn totals(&self) -> (u64, u64) {
@@ -149,7 +149,7 @@ impl IoatSubject {
 impl Subject for IoatSubject {
     fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
         let extent = self.extents.get(&spec.segment).copied().unwrap_or(0).max(spec.extent());
-        self.arena.map(spec.segment, usize::try_from(extent)?)?;
+        self.memory.map(spec.segment, usize::try_from(extent)?)?;
         let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
         let (transfer, depth) = (spec.transfer as usize, spec.depth() as usize);
         let needs = u64::from(spec.batch) * spec.pieces().max(spec.transfer.div_ceil(1 << 20));
@@ -160,7 +160,7 @@ impl Subject for IoatSubject {
             let mut idle = VecDeque::with_capacity(depth);
             for n in 0..depth {
                 let slot = (lane * depth + n) % slots;
-                let (pair, calls) = self.arena.pair(spec.segment, slot * stride, transfer)?;
+                let (pair, calls) = self.memory.pair(spec.segment, slot * stride, transfer)?;
                 map_calls = calls;
                 idle.push_back(pair);
             }
@@ -200,10 +200,10 @@ impl Subject for IoatSubject {
         let spec = cell.spec;
         let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
         let places = (0..spec.slots() as usize).map(|slot| slot * stride);
-        places.clone().for_each(|offset| self.arena.spoil(offset, transfer));
+        places.clone().for_each(|offset| self.memory.spoil(offset, transfer));
         let sample = self.run(number, Extent::Once, &mut histogram())?;
         for offset in places {
-            if let Some((at, expected, found)) = self.arena.wrong(offset, transfer) {
+            if let Some((at, expected, found)) = self.memory.wrong(offset, transfer) {
                 return Err(BenchError::WrongByte { spec, offset: at, expected, found });
             }
         }
@@ -211,7 +211,7 @@ impl Subject for IoatSubject {
     }
 
     fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.arena, spec, time)
+        super::memcpy::copy(&mut self.memory, spec, time)
     }
 }
 

@@ -15,7 +15,7 @@ use super::spread::{is_undecided, is_wide, ratio, spread};
 use super::subject::{Extent, Sample, Subject, histogram};
 
 /// How it is measured.
-pub(super) struct Conduct<'a> {
+pub(super) struct RunConfig<'a> {
     pub(super) rounds: u32,
     /// Time for each variant in a round.
     pub(super) slice: Duration,
@@ -69,21 +69,21 @@ pub(super) fn measure(
     subject: &mut dyn Subject,
     specs: &[Spec],
     mut allocations: Allocations,
-    conduct: &Conduct<'_>,
+    config: &RunConfig<'_>,
 ) -> Measured {
     let mut measured = Measured::default();
     let begin = Instant::now();
-    let (variants, copies) = warm_up(subject, specs, conduct, &mut measured);
-    let mut rounds = Rounds { variants, copies, slice: conduct.slice, begin };
+    let (variants, copies) = warm_up(subject, specs, config, &mut measured);
+    let mut rounds = Rounds { variants, copies, slice: config.slice, begin };
     if measured.ended_early.is_none() {
-        rounds.fit(conduct.rounds, conduct, &mut measured);
+        rounds.fit(config.rounds, config, &mut measured);
         let ended = rounds
-            .run(subject, &mut allocations, conduct, &mut measured)
-            .and_then(|()| rounds.verify(subject, conduct, &mut measured));
+            .run(subject, &mut allocations, config, &mut measured)
+            .and_then(|()| rounds.verify(subject, config, &mut measured));
         measured.ended_early = ended.err().map(|error| error.to_string());
     }
-    if rounds.slice < conduct.slice {
-        let [was, is] = [conduct.slice, rounds.slice].map(|slice| slice.as_secs_f64() * 1e3);
+    if rounds.slice < config.slice {
+        let [was, is] = [config.slice, rounds.slice].map(|slice| slice.as_secs_f64() * 1e3);
         measured.notes.push(format!(
             "each variant has down to {is:.1} ms in a round instead of {was:.0}, to fit into the time"
         ));
@@ -97,7 +97,7 @@ pub(super) fn measure(
 fn warm_up(
     subject: &mut dyn Subject,
     specs: &[Spec],
-    conduct: &Conduct<'_>,
+    config: &RunConfig<'_>,
     measured: &mut Measured,
 ) -> (Vec<Variant>, Vec<Copy>) {
     let begin = Instant::now();
@@ -105,7 +105,7 @@ fn warm_up(
     let mut sorted: Vec<(usize, Spec)> = specs.iter().copied().enumerate().collect();
     sorted.sort_by_key(|(_, spec)| spec.work());
     let mut slow = Vec::new();
-    let limit = conduct.budget.mul_f64(WARM);
+    let limit = config.budget.mul_f64(WARM);
     // What a unit of work took most lately.
     let mut pace = Duration::ZERO;
     let bar = progress(sorted.len() as u64, "warm-up");
@@ -123,7 +123,7 @@ fn warm_up(
                 continue;
             }
         };
-        let warm = check(conduct).and_then(|()| subject.verify(number)).and_then(|_| {
+        let warm = check(config).and_then(|()| subject.verify(number)).and_then(|_| {
             // Once more: now everything is mapped, filled in and seen.
             subject.run(number, Extent::For(Duration::ZERO), &mut histogram())
         });
@@ -172,8 +172,8 @@ struct Rounds {
 
 impl Rounds {
     /// Leaves out what does not fit into the time that so many rounds have.
-    fn fit(&mut self, rounds: u32, conduct: &Conduct<'_>, measured: &mut Measured) {
-        let left = conduct.budget.mul_f64(MEASURED).saturating_sub(self.begin.elapsed());
+    fn fit(&mut self, rounds: u32, config: &RunConfig<'_>, measured: &mut Measured) {
+        let left = config.budget.mul_f64(MEASURED).saturating_sub(self.begin.elapsed());
         let variants = self.variants.iter().map(|variant| variant.beyond);
         let beyond: Vec<Duration> =
             variants.chain(self.copies.iter().map(|copy| copy.beyond)).collect();
@@ -195,7 +195,7 @@ impl Rounds {
             kept
         });
         if !slow.is_empty() {
-            let (budget, slow) = (conduct.budget.as_secs(), slow.join(", "));
+            let (budget, slow) = (config.budget.as_secs(), slow.join(", "));
             measured.notes.push(format!("left out, too slow for {budget} s in all: {slow}"));
         }
         self.slice = fits.slice;
@@ -205,19 +205,19 @@ impl Rounds {
         &mut self,
         subject: &mut dyn Subject,
         allocations: &mut Allocations,
-        conduct: &Conduct<'_>,
+        config: &RunConfig<'_>,
         measured: &mut Measured,
     ) -> Result<(), BenchError> {
-        let bar = progress(u64::from(conduct.rounds), "round");
-        for round in 0..conduct.rounds {
-            self.round(subject, conduct, round).map_err(|error| {
-                let (round, rounds) = (round + 1, conduct.rounds);
+        let bar = progress(u64::from(config.rounds), "round");
+        for round in 0..config.rounds {
+            self.round(subject, config, round).map_err(|error| {
+                let (round, rounds) = (round + 1, config.rounds);
                 BenchError::Round { round, rounds, source: error.into() }
             })?;
             allocations.round();
             bar.inc(1);
             // Slower than it was before the rounds: what is left has to fit again.
-            self.fit(conduct.rounds - round - 1, conduct, measured);
+            self.fit(config.rounds - round - 1, config, measured);
         }
         Ok(())
     }
@@ -225,14 +225,14 @@ impl Rounds {
     fn round(
         &mut self,
         subject: &mut dyn Subject,
-        conduct: &Conduct<'_>,
+        config: &RunConfig<'_>,
         round: u32,
     ) -> Result<(), BenchError> {
         let Rounds { variants, copies, slice, .. } = self;
         variants.iter_mut().for_each(|variant| variant.rates.push(None));
         copies.iter_mut().for_each(|copy| copy.rates.push(None));
-        for index in order(variants.len() + copies.len(), conduct.seed, round) {
-            check(conduct)?;
+        for index in order(variants.len() + copies.len(), config.seed, round) {
+            check(config)?;
             let start = Instant::now();
             if let Some(copy) = index.checked_sub(variants.len()).map(|i| &mut copies[i]) {
                 let sample = subject.copy(&copy.spec, *slice);
@@ -256,16 +256,16 @@ impl Rounds {
     fn verify(
         &self,
         subject: &mut dyn Subject,
-        conduct: &Conduct<'_>,
+        config: &RunConfig<'_>,
         measured: &mut Measured,
     ) -> Result<(), BenchError> {
         let mut quickest: Vec<&Variant> = self.variants.iter().collect();
         quickest.sort_by_key(|variant| variant.beyond);
-        let limit = conduct.budget.mul_f64(VERIFIED);
+        let limit = config.budget.mul_f64(VERIFIED);
         let in_time = |variant: &&&Variant| self.begin.elapsed() + variant.beyond * 2 < limit;
         let mut done = 0;
         for variant in quickest.iter().take_while(in_time) {
-            check(conduct)
+            check(config)
                 .and_then(|()| subject.verify(variant.number))
                 .map_err(|error| BenchError::AfterRounds { source: error.into() })?;
             done += 1;
@@ -287,8 +287,8 @@ fn set_last(rates: &mut [Option<f64>], rate: f64) {
     }
 }
 
-fn check(conduct: &Conduct<'_>) -> Result<(), BenchError> {
-    if conduct.interrupted.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
+fn check(config: &RunConfig<'_>) -> Result<(), BenchError> {
+    if config.interrupted.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
 }
 
 /// Makes figures of the rounds.

@@ -6,7 +6,6 @@
 //! rung for each batch, and one thread looks for the completion words of all channels.
 
 mod allocation;
-mod arena;
 pub mod compare;
 mod count;
 pub mod csv;
@@ -20,6 +19,7 @@ mod measure;
 mod memcpy;
 mod outputs;
 pub mod plan;
+pub mod profile;
 pub mod report;
 pub mod results;
 mod segments;
@@ -27,6 +27,7 @@ mod setup;
 pub mod spread;
 mod subject;
 mod table;
+mod test_memory;
 pub mod units;
 
 use std::sync::atomic::AtomicBool;
@@ -40,8 +41,8 @@ use vfio_dma::dma::Allocator;
 use vfio_dma_model::link::LinkConfig;
 
 use allocation::Allocations;
-use measure::{Conduct, Measured, measure};
-use plan::{Wishes, plan, plan_edu};
+use measure::{Measured, RunConfig, measure};
+use plan::{PlanOptions, plan, plan_edu};
 use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
@@ -61,7 +62,7 @@ const FAR_BEYOND: f64 = 1.5;
 #[derive(Debug, Clone)]
 pub struct Options {
     /// What is measured.
-    pub wishes: Wishes,
+    pub plan: PlanOptions,
     /// Rounds.
     pub rounds: u32,
     /// Time for each variant in a round.
@@ -122,7 +123,7 @@ pub fn run(
         elapsed: u64::try_from(begin.elapsed().as_nanos())?,
         machine,
         device: device_info,
-        profile: options.wishes.profile.to_string(),
+        profile: options.plan.profile.to_string(),
         rounds: options.rounds,
         seed: options.seed,
         peak_memory: setup::peak_memory(),
@@ -184,7 +185,7 @@ impl Session<'_> {
         };
         let embedded = info.iommu == "embedded";
         let ring = u64::from(ioat::RING) - 1;
-        let (specs, mut notes) = plan(&self.options.wishes, engine.channels().into(), ring)?;
+        let (specs, mut notes) = plan(&self.options.plan, engine.channels().into(), ring)?;
         if embedded {
             notes.push(
                 "the model's IOMMU pins nothing: memory that was never touched costs less to map \
@@ -213,7 +214,7 @@ impl Session<'_> {
         let (major, minor) = edu.version()?;
         let version = Some(format!("{major}.{minor}"));
         let info = DeviceInfo { version, completion: "by MSI".into(), ..info };
-        let (specs, mut notes) = plan_edu(&self.options.wishes);
+        let (specs, mut notes) = plan_edu(&self.options.plan);
         let allocator = edu.device().allocator().clone();
         let mut subject = edu::EduSubject::new(edu, &specs, seed)?;
         let mut measured = self.measure(&mut subject, &specs, &allocator);
@@ -230,22 +231,22 @@ impl Session<'_> {
         let Options { rounds, slice, .. } = *self.options;
         let budget = self.budget();
         let allocations = Allocations::new(allocator, budget / 10);
-        let conduct = Conduct {
+        let config = RunConfig {
             rounds,
             slice,
             budget: budget.saturating_sub(self.begin.elapsed()),
             seed: self.options.seed,
             interrupted: self.interrupted,
         };
-        measure(subject, specs, allocations, &conduct)
+        measure(subject, specs, allocations, &config)
     }
 
     /// Who asks for more rounds, or longer ones, has the time for them.
     fn budget(&self) -> Duration {
-        let Options { rounds, slice, ref wishes, .. } = *self.options;
-        let more = f64::from(rounds) / f64::from(wishes.profile.rounds());
+        let Options { rounds, slice, ref plan, .. } = *self.options;
+        let more = f64::from(rounds) / f64::from(plan.profile.rounds());
         let longer = slice.as_secs_f64() / plan::SLICE.as_secs_f64();
-        wishes.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0))
+        plan.profile.budget().mul_f64(more.max(1.0) * longer.max(1.0))
     }
 }
 

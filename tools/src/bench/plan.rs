@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::error::BenchError;
+use super::profile::Profile;
 use super::results::Series;
 
 /// Time for each variant in a round, unless asked for otherwise.
@@ -29,91 +30,9 @@ const FLYING_BYTES: u64 = 2 << 20;
 /// The shortest time for a variant in a round.
 const SHORTEST_SLICE: Duration = Duration::from_millis(2);
 
-/// How much is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Profile {
-    /// A few sizes, in less than 30 seconds
-    Quick,
-    /// All sizes from 64 bytes to 64 MiB
-    Full,
-}
-
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Profile::Quick => "quick",
-            Profile::Full => "full",
-        })
-    }
-}
-
-impl Profile {
-    /// Rounds, unless asked for otherwise.
-    #[must_use]
-    pub fn rounds(self) -> u32 {
-        match self {
-            Profile::Quick => 10,
-            Profile::Full => 20,
-        }
-    }
-
-    /// How long it may take in all.
-    #[must_use]
-    pub fn budget(self) -> Duration {
-        match self {
-            Profile::Quick => Duration::from_secs(22),
-            Profile::Full => Duration::from_secs(900),
-        }
-    }
-
-    fn sizes(self) -> Vec<u64> {
-        match self {
-            Profile::Quick => vec![4 << 10, 64 << 10, 1 << 20, 16 << 20],
-            Profile::Full => (3..=13).map(|n| 1 << (2 * n)).collect(),
-        }
-    }
-
-    fn segments(self) -> Vec<u64> {
-        match self {
-            Profile::Quick => vec![256, 4 << 10, 64 << 10],
-            Profile::Full => {
-                vec![64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 2 << 20]
-            }
-        }
-    }
-
-    fn batches(self) -> Vec<u32> {
-        match self {
-            Profile::Quick => vec![1, 16, 128, 1024],
-            Profile::Full => (0..=10).map(|n| 1 << n).collect(),
-        }
-    }
-
-    fn batch_sizes(self) -> &'static [u64] {
-        match self {
-            Profile::Quick => &[64],
-            Profile::Full => &[64, 4 << 10],
-        }
-    }
-
-    fn channel_sizes(self) -> &'static [u64] {
-        match self {
-            Profile::Quick => &[64 << 10],
-            Profile::Full => &[4 << 10, 64 << 10, 1 << 20],
-        }
-    }
-
-    fn latency_sizes(self) -> &'static [u64] {
-        match self {
-            Profile::Quick => &[64, 4 << 10, 64 << 10],
-            Profile::Full => &[64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10],
-        }
-    }
-}
-
 /// What was asked for; `None` for what the profile has.
 #[derive(Debug, Clone)]
-pub struct Wishes {
+pub struct PlanOptions {
     /// The profile.
     pub profile: Profile,
     /// Bytes of a transfer.
@@ -230,14 +149,14 @@ pub fn bytes(size: u64) -> String {
 ///
 /// Fails when what was asked for makes no sense.
 pub fn plan(
-    wishes: &Wishes,
+    options: &PlanOptions,
     channels: u32,
     ring: u64,
 ) -> Result<(Vec<Spec>, Vec<String>), BenchError> {
-    let Wishes { profile, .. } = *wishes;
+    let PlanOptions { profile, .. } = *options;
     let mut notes = Vec::new();
-    let sizes = sorted(wishes.sizes.clone().unwrap_or_else(|| profile.sizes()));
-    let segments = match &wishes.segments {
+    let sizes = sorted(options.sizes.clone().unwrap_or_else(|| profile.sizes()));
+    let segments = match &options.segments {
         Some(list) => {
             let segments = sorted(list.iter().copied().flatten().collect());
             check_segments(&segments, &sizes)?;
@@ -245,7 +164,7 @@ pub fn plan(
         }
         None => profile.segments(),
     };
-    let most = if wishes.segments.is_some() { MOST_SEGMENTS_ASKED } else { MOST_SEGMENTS };
+    let most = if options.segments.is_some() { MOST_SEGMENTS_ASKED } else { MOST_SEGMENTS };
     let mut specs = Vec::new();
     let mut left_out = Vec::new();
     for &transfer in &sizes {
@@ -264,7 +183,7 @@ pub fn plan(
         let what = left_out.join(", ");
         notes.push(format!("left out, with more than {most} segments in a transfer: {what}"));
     }
-    let within = |own: &[u64], longest: u64| match &wishes.sizes {
+    let within = |own: &[u64], longest: u64| match &options.sizes {
         Some(_) => sizes.iter().copied().filter(|&size| size <= longest).collect(),
         None => own.to_vec(),
     };
@@ -275,11 +194,11 @@ pub fn plan(
         batch,
         channels,
     };
-    let batches = sorted(wishes.batches.clone().unwrap_or_else(|| profile.batches()));
+    let batches = sorted(options.batches.clone().unwrap_or_else(|| profile.batches()));
     for transfer in within(profile.batch_sizes(), 4 << 10) {
         specs.extend(batches.iter().map(|&batch| contiguous(Series::Batch, transfer, batch, 1)));
     }
-    let most_channels = match wishes.channels {
+    let most_channels = match options.channels {
         Some(asked) if asked > channels => {
             return Err(BenchError::TooManyChannels { asked, channels });
         }
@@ -301,9 +220,9 @@ pub fn plan(
 
 /// The variants for edu, which takes 100 ms for up to 4 KiB, one way.
 #[must_use]
-pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
-    let sizes = sorted(wishes.sizes.clone().unwrap_or_else(|| vec![64, 4 << 10, 8 << 10]));
-    let segments = match &wishes.segments {
+pub fn plan_edu(options: &PlanOptions) -> (Vec<Spec>, Vec<String>) {
+    let sizes = sorted(options.sizes.clone().unwrap_or_else(|| vec![64, 4 << 10, 8 << 10]));
+    let segments = match &options.segments {
         Some(list) => sorted(list.iter().copied().flatten().collect()),
         None => vec![4 << 10],
     };
@@ -330,7 +249,7 @@ pub fn plan_edu(wishes: &Wishes) -> (Vec<Spec>, Vec<String>) {
     ]
     .map(Into::into)
     .into();
-    if wishes.segments.is_some() && !unfit.is_empty() {
+    if options.segments.is_some() && !unfit.is_empty() {
         notes.push(format!(
             "left out, for segments are whole pages and smaller than a transfer: segments of {}",
             unfit.join(", ")
@@ -406,14 +325,14 @@ pub fn fit(beyond: &[Duration], rounds: u32, slice: Duration, budget: Duration) 
 mod tests {
     use super::*;
 
-    fn wishes(profile: Profile) -> Wishes {
-        Wishes { profile, sizes: None, segments: None, batches: None, channels: None }
+    fn options(profile: Profile) -> PlanOptions {
+        PlanOptions { profile, sizes: None, segments: None, batches: None, channels: None }
     }
 
     #[test]
     fn every_scattered_variant_has_its_contiguous_one() {
         for profile in [Profile::Quick, Profile::Full] {
-            let (specs, _) = plan(&wishes(profile), 4, 4095).unwrap();
+            let (specs, _) = plan(&options(profile), 4, 4095).unwrap();
             for spec in &specs {
                 assert!(specs.contains(&spec.reference()), "{spec}");
                 assert!(spec.segment.is_none_or(|segment| segment < spec.transfer));
@@ -426,7 +345,7 @@ mod tests {
             distinct.dedup();
             assert_eq!(distinct.len(), specs.len(), "none twice");
         }
-        let (full, _) = plan(&wishes(Profile::Full), 4, 4095).unwrap();
+        let (full, _) = plan(&options(Profile::Full), 4, 4095).unwrap();
         for (transfer, segment) in
             [(64, None), (64 << 20, None), (128 << 10, Some(64)), (64 << 20, Some(2 << 20))]
         {
@@ -441,13 +360,13 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         let ask = |sizes: &[u64], segments: &[u64], channels| {
-            let wishes = Wishes {
+            let options = PlanOptions {
                 sizes: Some(sizes.to_vec()),
                 segments: Some(segments.iter().copied().map(Some).collect()),
                 channels,
-                ..wishes(Profile::Quick)
+                ..options(Profile::Quick)
             };
-            plan(&wishes, 2, 4095).map_err(|error| error.to_string())
+            plan(&options, 2, 4095).map_err(|error| error.to_string())
         };
         assert!(ask(&[4096], &[1024], Some(2)).is_ok());
         let error = ask(&[64, 4096], &[4096], None).unwrap_err();
@@ -467,8 +386,8 @@ mod tests {
     fn segments_that_edu_cannot_have_are_told() {
         let segments = [Some(64), Some(4096), Some(8192), None].to_vec();
         let sizes = Some(vec![8192]);
-        let wishes = Wishes { sizes, segments: Some(segments), ..wishes(Profile::Quick) };
-        let (specs, notes) = plan_edu(&wishes);
+        let options = PlanOptions { sizes, segments: Some(segments), ..options(Profile::Quick) };
+        let (specs, notes) = plan_edu(&options);
         let segments: Vec<Option<u64>> = specs.iter().map(|spec| spec.segment).collect();
         assert_eq!(segments, [None, Some(4096)]);
         assert!(notes.last().unwrap().ends_with("segments of 64, 8K"), "{notes:?}");

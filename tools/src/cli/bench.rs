@@ -8,11 +8,12 @@ use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_model::link::LinkConfig;
 
-use super::open::Reach;
+use super::open::DeviceArg;
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 use crate::bench::compare::compare;
-use crate::bench::plan::{LONGEST, MOST_BATCH, Profile, SLICE, Wishes, bytes};
+use crate::bench::plan::{LONGEST, MOST_BATCH, PlanOptions, SLICE, bytes};
+use crate::bench::profile::Profile;
 use crate::bench::results::{Results, SCHEMA};
 use crate::bench::{self, BenchError, Options, Output, Outputs, csv, report, table};
 
@@ -59,7 +60,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
     #[command(flatten)]
-    reach: Reach,
+    reach: DeviceArg,
     /// Link that the transfers are calculated for
     #[arg(
         long,
@@ -132,7 +133,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         Ok(Embedded::new(config)?.attach()?)
     };
     let options = Options {
-        wishes: Wishes {
+        plan: PlanOptions {
             profile: args.profile,
             sizes: args.sizes.clone(),
             segments: args.segments.as_ref().map(|list| list.iter().map(|s| s.0).collect()),

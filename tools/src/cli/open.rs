@@ -17,7 +17,7 @@ pub(super) const MODEL: &str = "model";
 
 /// How a device is reached.
 #[derive(Debug, clap::Args)]
-pub(super) struct Reach {
+pub(super) struct DeviceArg {
     /// How the device is reached; auto takes type1 or else iommufd, never noiommu
     #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
     iommu: IommuArg,
@@ -51,7 +51,7 @@ impl IommuArg {
     }
 }
 
-impl Reach {
+impl DeviceArg {
     /// Opens a device by its PCI address, its socket or as `model`, and drives it: bound for
     /// the time if asked to. `model` makes the model in this process.
     pub(super) fn drive<T>(

@@ -81,7 +81,7 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
     }
     let boot = std::fs::read_to_string(BOOT_ID).during(format!("read {BOOT_ID}"))?;
     let subject = format!("{} {} {}", guest.qemu.identity(), guest.image.identity, boot.trim());
-    let verdict = guest.cache.answer("kvm", &subject, || {
+    let verdict = guest.cache.remember("kvm", &subject, || {
         let _step = Step::new("trying KVM");
         let config = VmConfig {
             accel: Accel::Kvm,

@@ -87,10 +87,10 @@ impl Cache {
         target.canonicalize().at("find", &target)
     }
 
-    /// The answer to a question about `subject`, asked once.
+    /// The reply to a question about `subject`, asked once and remembered.
     ///
-    /// `subject` must contain everything the answer depends on.
-    pub(super) fn answer(
+    /// `subject` must contain everything the reply depends on.
+    pub(super) fn remember(
         &self,
         question: &str,
         subject: &str,
@@ -127,7 +127,7 @@ pub(super) fn identity(path: &Path) -> Result<String, VmError> {
 pub(super) fn lock(path: &Path) -> Result<File, VmError> {
     let file = File::create(path).at("create", path)?;
     let start = Instant::now();
-    let mut told = false;
+    let mut said = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -137,9 +137,9 @@ pub(super) fn lock(path: &Path) -> Result<File, VmError> {
         if start.elapsed() > LOCK_LIMIT {
             return Err(VmError::CacheBusy { path: path.to_owned(), waited: start.elapsed() });
         }
-        if !told {
+        if !said {
             log::info!("waiting for another process that fills {}", path.display());
-            told = true;
+            said = true;
         }
         std::thread::sleep(LOCK_POLL);
     }
@@ -211,8 +211,8 @@ mod tests {
     fn answers_are_kept_by_subject() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path().to_owned());
-        assert_eq!(cache.answer("q", "a", || Ok("1".into())).unwrap(), "1");
-        assert_eq!(cache.answer("q", "a", || Ok("2".into())).unwrap(), "1");
-        assert_eq!(cache.answer("q", "b", || Ok("2".into())).unwrap(), "2");
+        assert_eq!(cache.remember("q", "a", || Ok("1".into())).unwrap(), "1");
+        assert_eq!(cache.remember("q", "a", || Ok("2".into())).unwrap(), "1");
+        assert_eq!(cache.remember("q", "b", || Ok("2".into())).unwrap(), "2");
     }
 }

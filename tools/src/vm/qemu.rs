@@ -97,7 +97,7 @@ impl Qemu {
     }
 
     fn suits(&self, cache: &Cache) -> Result<bool, VmError> {
-        let answer = cache.answer("vfio-user", &self.identity, || {
+        let answer = cache.remember("vfio-user", &self.identity, || {
             Ok(if self.knows_vfio_user()? { "yes" } else { "no" }.to_owned())
         })?;
         Ok(answer == "yes")

@@ -17,7 +17,7 @@ fn a_copy_moves_every_byte_and_no_other() {
         assert_eq!(rig.get(TARGET + 8, size), source[shift as usize..][..size]);
         assert_eq!(rig.get(TARGET, 8), [0xa5; 8]);
         assert_eq!(rig.get(TARGET + 8 + size as u64, 8), [0xa5; 8]);
-        assert_eq!(rig.record().descriptors, n as u64 + 1);
+        assert_eq!(rig.stats().descriptors, n as u64 + 1);
     }
 }
 
@@ -42,7 +42,7 @@ fn descriptors_are_executed_in_order_and_a_fence_changes_nothing() {
     rig.descriptor(RING + 0x40, 64, FENCE | DONE, TARGET + 64, TARGET + 128, RING);
     rig.run(RING, 3, RING + 0x40);
     assert_eq!(rig.get(TARGET + 128, 64), source);
-    assert_eq!(rig.record().completions, 1);
+    assert_eq!(rig.stats().completions, 1);
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_ring_of_one_runs_as_often_as_it_is_counted() {
         wait("it is done", || rig.completion() == RING | IDLE);
         assert_eq!(rig.get(TARGET, 64), vec![count as u8; 64]);
     }
-    assert_eq!(rig.record().descriptors, 49);
+    assert_eq!(rig.stats().descriptors, 49);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_chain_is_extended_while_it_runs() {
         assert_eq!(rig.errors(), 0);
     }
     assert_eq!(rig.get(TARGET, 8), 19_999u64.to_le_bytes());
-    wait("all are recorded", || rig.record().descriptors == 20_000);
+    wait("all are counted", || rig.stats().descriptors == 20_000);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_doorbell_in_mid_run_does_not_take_the_status_back() {
             assert!(step <= filled - seen, "{seen} were done, now {place} modulo {LEN}");
             seen += step;
         }
-        assert!(rig.record().descriptors >= seen.saturating_sub(1));
+        assert!(rig.stats().descriptors >= seen.saturating_sub(1));
         assert!([ACTIVE, IDLE, ARMED].contains(&(status & 7)));
     }
 }
@@ -143,11 +143,11 @@ fn the_count_wraps_and_65535_may_be_ahead() {
     rig.arm(RING);
     rig.ring(0xffff);
     wait("all are done", || rig.state() == IDLE);
-    wait("all are recorded", || rig.record().descriptors == 0xffff);
+    wait("all are counted", || rig.stats().descriptors == 0xffff);
     assert_eq!(rig.status(), (RING + 64 * 14) | IDLE);
     rig.ring(9);
     wait("ten more are done", || rig.status() == (RING + 64 * 8) | IDLE);
-    wait("all are recorded", || rig.record().descriptors == 0x1_0009);
+    wait("all are counted", || rig.stats().descriptors == 0x1_0009);
 }
 
 #[test]
@@ -159,13 +159,13 @@ fn a_running_channel_may_be_counted_up_by_as_much_as_can_be_ahead() {
     }
     for _ in 0..5 {
         rig.arm(RING);
-        let before = rig.record().descriptors;
+        let before = rig.stats().descriptors;
         rig.ring(1000);
-        wait("the first is done", || rig.record().descriptors > before);
+        wait("the first is done", || rig.stats().descriptors > before);
         // What the channel knew when it began is a whole turn of the count behind.
-        let all = rig.record().descriptors - before + 65_535;
+        let all = rig.stats().descriptors - before + 65_535;
         rig.ring(all as u16);
-        wait("all are done", || rig.record().descriptors - before == all);
+        wait("all are done", || rig.stats().descriptors - before == all);
         wait("it is idle", || rig.status() == place(all - 1) | IDLE);
         assert_eq!(rig.errors(), 0);
         rig.reset();
@@ -228,7 +228,7 @@ fn eight_channels_work_side_by_side() {
             });
         }
     });
-    wait("all are recorded", || rig.record().descriptors == 8 * 20 * 64);
+    wait("all are counted", || rig.stats().descriptors == 8 * 20 * 64);
 }
 
 #[test]
@@ -316,9 +316,9 @@ fn two_channels_copy_while_the_map_changes() {
         }
         assert!(longest < Duration::from_secs(3), "{round} rounds, the longest {longest:?}");
     });
-    let record = rig.record();
-    assert_eq!((record.errors, record.memory.refused_not_mapped), (0, 0));
-    wait("all are recorded", || rig.record().descriptors == 2 * 40 * 64);
+    let stats = rig.stats();
+    assert_eq!((stats.errors, stats.memory.refused_not_mapped), (0, 0));
+    wait("all are counted", || rig.stats().descriptors == 2 * 40 * 64);
     let written = 2 * 40 * 64 * (1024 + 8);
-    wait("and all bytes", || rig.record().memory.bytes_written == written);
+    wait("and all bytes", || rig.stats().memory.bytes_written == written);
 }

@@ -98,7 +98,7 @@ fn nothing_after_the_failed_descriptor_is_touched() {
     rig.ring(10);
     settle();
     assert_eq!((rig.state(), rig.get(TARGET, 64)), (HALTED, vec![0; 64]));
-    assert_eq!(rig.record().memory.refused_not_mapped, 1);
+    assert_eq!(rig.stats().memory.refused_not_mapped, 1);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn without_bus_mastering_there_is_no_dma() {
     rig.ring(1);
     wait("the channel halts", || rig.state() == HALTED);
     assert_eq!((rig.errors(), rig.completion(), rig.get(TARGET, 64)), (1 << 8, 0, vec![0; 64]));
-    assert_eq!(rig.record().memory.bytes_read, 0);
+    assert_eq!(rig.stats().memory.bytes_read, 0);
     rig.bus_master(true);
     rig.recover();
     rig.works();
@@ -202,7 +202,7 @@ fn memory_that_is_unmapped_under_a_transfer_is_not_touched_any_more() {
     wait("the channel halts", || rig.state() == HALTED);
     assert!([1 << 8, 1 << 9].contains(&rig.errors()));
     assert_eq!(rig.get(TARGET, 64), [0; 64]);
-    assert!(rig.record().memory.refused_not_mapped > 0);
+    assert!(rig.stats().memory.refused_not_mapped > 0);
 }
 
 #[test]
@@ -265,10 +265,10 @@ fn a_late_access_in_the_middle_of_a_run_is_recorded() {
         }
         rig.arm(RING);
         // It does not run out of work, however long this thread does not run.
-        let more = || rig.ring((rig.record().descriptors + 30_000) as u16);
+        let more = || rig.ring((rig.stats().descriptors + 30_000) as u16);
         more();
         wait("it runs", || rig.completion() != 0);
-        assert_eq!(rig.record().memory.refused_not_mapped, 0);
+        assert_eq!(rig.stats().memory.refused_not_mapped, 0);
         iommu.unmap(taken, page).unwrap();
         rig.put(taken, &[0xee; 64]);
         wait("the channel halts", || {
@@ -276,11 +276,11 @@ fn a_late_access_in_the_middle_of_a_run_is_recorded() {
             rig.state() == HALTED
         });
         assert_eq!(rig.errors(), errors);
-        let (record, status) = (rig.record(), rig.status());
+        let (stats, status) = (rig.stats(), rig.status());
         // A descriptor is fetched with those behind it, then alone; a halt tells of itself.
-        let refused = record.memory.refused_not_mapped;
+        let refused = stats.memory.refused_not_mapped;
         assert!((1..=2).contains(&refused), "{refused} late accesses");
-        assert_eq!(status & !0x3f, RING + 64 * ((record.descriptors - 1) % 64));
+        assert_eq!(status & !0x3f, RING + 64 * ((stats.descriptors - 1) % 64));
         assert_eq!(rig.get(taken, 64), [0xee; 64], "touched after unmap");
     }
 }

@@ -87,7 +87,7 @@ fn a_word_can_come_twice_and_over_a_newer_one() {
     rig.ring(2);
     wait("both are done", || rig.completion() == (RING + 64) | IDLE);
     wait("the first comes again", || rig.completion() & !7 == RING);
-    assert_eq!(rig.record().completions, 3);
+    assert_eq!(rig.stats().completions, 3);
     // A reset forgets the second one.
     rig.inject(FaultPlan::at(1, Fault::DoubleCompletion(ms(20))));
     rig.ring(3);
@@ -197,7 +197,7 @@ fn a_device_that_is_gone_reads_all_ones_and_does_nothing() {
     rig.write(0x84, 1, 0x20);
     assert_eq!(rig.read(0x84, 1), 0xff);
     settle();
-    assert_eq!((rig.record().descriptors, rig.completion()), (1, RING | ACTIVE));
+    assert_eq!((rig.stats().descriptors, rig.completion()), (1, RING | ACTIVE));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_server_can_be_asked_to_end() {
     rig.ring(4);
     wait("it wants to end", || rig.model.function().wants_exit());
     settle();
-    assert_eq!((rig.record().descriptors, rig.completion()), (1, RING | ACTIVE));
+    assert_eq!((rig.stats().descriptors, rig.completion()), (1, RING | ACTIVE));
 }
 
 #[test]
@@ -224,8 +224,8 @@ fn every_kth_descriptor_of_one_channel_is_hit() {
         rig.write(Rig::reg(channel, 0x10), 8, RING);
         rig.write(Rig::reg(channel, 0x06), 2, 30);
     }
-    wait("all are done", || rig.record().descriptors == 60);
-    assert_eq!(rig.record().completions, 50);
+    wait("all are done", || rig.stats().descriptors == 60);
+    assert_eq!(rig.stats().completions, 50);
 }
 
 #[test]
@@ -234,11 +234,11 @@ fn a_plan_put_in_force_in_mid_chain_counts_from_then() {
     rig.descriptor(RING, 1 << 20, FILL, 0x55, TARGET, RING);
     rig.arm(RING);
     rig.ring(60_000);
-    wait("it runs", || rig.record().descriptors > 2);
+    wait("it runs", || rig.stats().descriptors > 2);
     rig.inject("chanerr=8@3".parse().unwrap());
-    let before = rig.record().descriptors;
+    let before = rig.stats().descriptors;
     wait("it is halted", || rig.state() == HALTED);
     // The one in hand was not counted, two were, and the third was refused.
-    let after = rig.record().descriptors;
+    let after = rig.stats().descriptors;
     assert!(after <= before + 3, "{before} before the plan, {after} at the third after it");
 }

@@ -36,7 +36,7 @@ fn a_vector_interrupts_once_until_it_is_rearmed() {
     rearm(&rig);
     quiet(event);
     assert_eq!(rig.read(0x80, 2), 0x1c);
-    assert_eq!((rig.record().interrupts, rig.record().interrupts_delivered), (2, 2));
+    assert_eq!((rig.stats().interrupts, rig.stats().interrupts_delivered), (2, 2));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn the_delay_joins_interrupts() {
     wait("they are delivered", || event.read() == Ok(1));
     assert!(start.elapsed() >= DELAY);
     quiet(event);
-    assert_eq!(rig.record().interrupts, 1);
+    assert_eq!(rig.stats().interrupts, 1);
     // The delay counts from rearming, when that comes later.
     rig.ring(5);
     wait("it is done", || rig.completion() == RING | IDLE);

@@ -34,7 +34,7 @@ fn ice_lake_is_another_device_and_version() {
         rig.write(offset, len, 0x51);
         assert_eq!(rig.read(offset, len), 0x51);
     }
-    assert_eq!(rig.record().illegal_accesses, 0);
+    assert_eq!(rig.stats().illegal_accesses, 0);
     rig.works();
 }
 
@@ -134,7 +134,7 @@ fn registers_take_accesses_of_every_width_and_in_halves() {
     assert_eq!(rig.read(0x8c, 4), 0);
     // CHANCTRL, DMA_COMP, CHANCMD and DMACOUNT in one access.
     assert_eq!(rig.read(0x80, 8), 0x6_001c);
-    assert_eq!(rig.record().illegal_accesses, 0);
+    assert_eq!(rig.stats().illegal_accesses, 0);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn illegal_accesses_read_all_ones_and_do_nothing() {
         assert_eq!(rig.read(offset, len), u64::MAX >> (64 - 8 * len));
         rig.write(offset, len, 0);
     }
-    assert_eq!(rig.record().illegal_accesses, 10);
+    assert_eq!(rig.stats().illegal_accesses, 10);
     // The register is read-only: the write is dropped.
     rig.write(0x88, 8, 0);
     assert_eq!(rig.state(), HALTED);

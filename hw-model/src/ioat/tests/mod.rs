@@ -19,7 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use vfio_dma::backend::{Backend, DmaAccess, IrqKind, MapRequest, Region};
 
-use super::{Fault, FaultPlan, IoatConfig, Record};
+use super::{Fault, FaultPlan, IoatConfig, Stats};
 use crate::embedded::{Attached, Embedded};
 
 /// Where the rig's memory is in the device's view.
@@ -157,8 +157,8 @@ impl Rig {
         self.device.region_write(Region::Config, offset, &value.to_le_bytes()).unwrap();
     }
 
-    fn record(&self) -> Record {
-        self.model.function().record()
+    fn stats(&self) -> Stats {
+        self.model.function().stats()
     }
 
     fn inject(&self, plan: FaultPlan) {

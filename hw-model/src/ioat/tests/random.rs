@@ -30,7 +30,7 @@ fn engines() -> Vec<u64> {
 fn an_idle_model_sleeps() {
     let rig = Rig::new(IoatConfig { channels: 8, ..IoatConfig::default() });
     rig.works();
-    let wakeups = || rig.record().wakeups;
+    let wakeups = || rig.stats().wakeups;
     let quiet = stable(wakeups);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(wakeups(), quiet, "no engine woke up in 200 ms");

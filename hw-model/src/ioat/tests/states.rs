@@ -76,10 +76,10 @@ fn a_reset_stops_a_transfer_in_hand() {
     rig.reset();
     rig.put(TARGET, &[0; 64]);
     rig.clear_completion();
-    let descriptors = rig.record().descriptors;
+    let descriptors = rig.stats().descriptors;
     settle();
     assert_eq!((rig.completion(), rig.get(TARGET, 64)), (0, vec![0; 64]));
-    assert_eq!(rig.record().descriptors, descriptors);
+    assert_eq!(rig.stats().descriptors, descriptors);
     rig.works();
 }
 
@@ -93,17 +93,17 @@ fn a_channel_is_suspended_in_mid_chain_and_resumed_by_its_count() {
     rig.suspend();
     wait("it is suspended", || rig.state() == SUSPENDED);
     assert_eq!(rig.read(0x84, 1), 0);
-    let done = rig.record().descriptors;
+    let done = rig.stats().descriptors;
     assert!(done < 2000);
     rig.put(TARGET, &[0; 64]);
     settle();
-    assert_eq!((rig.record().descriptors, rig.get(TARGET, 64)), (done, vec![0; 64]));
+    assert_eq!((rig.stats().descriptors, rig.get(TARGET, 64)), (done, vec![0; 64]));
     assert_eq!(rig.status(), RING | SUSPENDED);
     // What is left becomes short work.
     rig.descriptor(RING, 64, FILL | DONE, 0x77, TARGET, RING);
     rig.ring(2000);
     wait("it is idle", || rig.state() == IDLE);
-    wait("the record follows", || rig.record().descriptors == 2000);
+    wait("the count follows", || rig.stats().descriptors == 2000);
     assert_eq!(rig.get(TARGET, 9), [0x77, 0, 0, 0, 0, 0, 0, 0, 0x77]);
 }
 
@@ -144,13 +144,13 @@ fn a_function_level_reset_forgets_everything() {
     wait("it runs", || rig.completion() != 0);
     rig.write(0x0c, 2, 5);
     rig.set_config(0x98, 0x8000);
-    let descriptors = rig.record().descriptors;
+    let descriptors = rig.stats().descriptors;
     assert_eq!((rig.status(), rig.read(0x86, 2), rig.read(0x0c, 2)), (HALTED, 0, 0x8000));
     assert_eq!(rig.read(0x98, 8), 0, "CHANCMP");
     assert_eq!(rig.config(0x04) & 0xffff, 0, "the command register");
     assert_eq!(rig.config(0x98) & 0xffff, 0x2810);
     settle();
-    assert_eq!((rig.record().descriptors, rig.record().resets), (descriptors, 1));
+    assert_eq!((rig.stats().descriptors, rig.stats().resets), (descriptors, 1));
     rig.bus_master(true);
     rig.set_up(0);
     rig.clear_completion();
@@ -178,7 +178,7 @@ fn suspended_at_any_moment_no_descriptor_is_left_out_or_done_twice() {
     rig.arm(SOURCE);
     let place = |n: u64| SOURCE + 64 * (n % LEN);
     rig.ring(1);
-    wait("the first is done", || rig.record().descriptors == 1);
+    wait("the first is done", || rig.stats().descriptors == 1);
     let (mut filled, mut caught) = (1, 0);
     for round in 0..3000u64 {
         filled += 1 + round * 7919 % 60;
@@ -187,15 +187,15 @@ fn suspended_at_any_moment_no_descriptor_is_left_out_or_done_twice() {
             (0..round % 50).for_each(|_| std::hint::spin_loop());
             rig.suspend();
             wait("it is suspended", || rig.state() == SUSPENDED);
-            let done = rig.record().descriptors;
+            let done = rig.stats().descriptors;
             assert_eq!(rig.status() & !0x3f, place(done - 1));
             assert_eq!(rig.completion() & !0x3f, place(done - 1));
             caught += u64::from(done < filled);
             rig.ring(filled as u16);
         }
-        wait("it keeps up", || rig.record().descriptors + 10_000 >= filled);
+        wait("it keeps up", || rig.stats().descriptors + 10_000 >= filled);
     }
     wait("all are done", || rig.status() == place(filled - 1) | IDLE);
-    wait("all are recorded", || rig.record().descriptors == filled);
+    wait("all are counted", || rig.stats().descriptors == filled);
     assert!(caught > 100, "only {caught} suspensions hit a running channel");
 }

@@ -105,8 +105,8 @@ fn a_fault_says_where_and_how_much_was_done() {
         Err(fault(Direction::Read, u64::MAX - 3, 0, FaultReason::Wraps))
     );
     assert_eq!(
-        map.record(),
-        AccessRecord {
+        map.stats(),
+        AccessStats {
             bytes_read: 16 + 0x100 + 0x100,
             bytes_written: 0x100 + 0x100 + 2,
             refused_not_mapped: 3,
@@ -341,7 +341,7 @@ fn nothing_is_touched_after_unmap_returned_and_transfers_do_not_hold_it_up() {
     }
     stop.store(true, Ordering::Relaxed);
     let faults: u64 = engines.into_iter().map(|e| e.join().unwrap()).sum();
-    assert!(faults > 0 && map.record().refused_not_mapped == faults);
+    assert!(faults > 0 && map.stats().refused_not_mapped == faults);
     assert!(longest < Duration::from_secs(2), "an unmap took {longest:?}");
 }
 
@@ -374,9 +374,9 @@ fn a_port_keeps_the_map_until_somebody_wants_to_change_it() {
         });
         assert_eq!(fault.map(|f| f.reason), Some(FaultReason::NotMapped), "it had no chance");
     }
-    let record = map.record();
-    assert_eq!(record.refused_not_mapped, 200);
-    assert_eq!((record.bytes_read, record.bytes_written), (expected, expected));
+    let stats = map.stats();
+    assert_eq!(stats.refused_not_mapped, 200);
+    assert_eq!((stats.bytes_read, stats.bytes_written), (expected, expected));
 }
 
 #[test]

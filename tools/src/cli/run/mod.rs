@@ -16,14 +16,14 @@ use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::devices::{Driver, PciDriver};
 use vfio_dma::dma::Placement;
 use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Record};
+use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Stats};
 
 use edu::EduOutcome;
 use ioat::IoatOutcome;
 pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
 
-use super::open::{MODEL, Reach};
+use super::open::{DeviceArg, MODEL};
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 
@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
     placement: PlacementArg,
     #[command(flatten)]
-    reach: Reach,
+    reach: DeviceArg,
     /// How completion is learnt (edu)
     #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
     completion: CompletionArg,
@@ -135,7 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         .reach
         .drive(&args.device, make, |driver, device| drive(args, driver, device, &interrupted));
     if let Some(model) = model {
-        let Record { descriptors, memory, .. } = model.function().record();
+        let Stats { descriptors, memory, .. } = model.function().stats();
         let late = memory.refused_not_mapped;
         log::info!("the model did {descriptors} descriptors, {late} accesses came too late");
     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::memory::AccessRecord;
+use crate::memory::AccessStats;
 
 /// What the model counts.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(super) fn count(counter: &AtomicU64) {
 ///
 /// Single numbers may be a little apart while the model works.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Record {
+pub struct Stats {
     /// Descriptors that were executed to their end.
     pub descriptors: u64,
     /// Writes to DMACOUNT.
@@ -55,19 +55,19 @@ pub struct Record {
     /// Times that a channel's thread woke up from sleep.
     pub wakeups: u64,
     /// What the device did with memory; what was refused there came too late, or astray.
-    pub memory: AccessRecord,
+    pub memory: AccessStats,
 }
 
 impl Counters {
-    pub(super) fn record(
+    pub(super) fn stats(
         &self,
         [descriptors, completions]: [u64; 2],
         illegal_accesses: u64,
         interrupts_delivered: u64,
-        memory: AccessRecord,
-    ) -> Record {
+        memory: AccessStats,
+    ) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Record {
+        Stats {
             descriptors,
             doorbells: get(&self.doorbells),
             register_reads: get(&self.register_reads),

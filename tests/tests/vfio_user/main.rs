@@ -5,22 +5,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
 
-use std::io::{Read, Write};
+mod hostile;
+mod killed;
+
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use proptest::prelude::*;
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::backend::{Backend, BackendError, DmaAccess, IrqKind, MapRequest, Region};
 use vfio_dma::device::{Device, DeviceError};
 use vfio_dma::dma::{Buffer, Direction, Memory, PageSize, Pattern, Request};
 use vfio_dma::mmio::{Bar, MmioError};
 use vfio_dma_model::function::PciFunction;
-use vfio_dma_model::ioat::{Ioat, IoatConfig};
-use vfio_dma_model::vfio_user::{Server, Stop};
+use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm;
 
@@ -133,12 +132,12 @@ fn the_device_is_what_the_model_is() {
 
     let bar = device.bar(0).unwrap();
     assert_eq!(bar.mapped().count(), 0, "every access is the model's to see");
-    let before = served.ioat().record();
+    let before = served.ioat().stats();
     assert_eq!(bar.read::<u8>(0x00).unwrap(), 1);
     assert_eq!(bar.read::<u8>(0x08).unwrap(), 0x32);
     bar.write::<u64>(0x90, 0x1234_5678_9abc_de00).unwrap();
     assert_eq!(bar.read::<u64>(0x90).unwrap(), 0x1234_5678_9abc_de00);
-    let after = served.ioat().record();
+    let after = served.ioat().stats();
     assert_eq!(after.register_reads - before.register_reads, 3);
     assert_eq!(after.register_writes - before.register_writes, 1);
     assert_eq!(after.illegal_accesses, 0);
@@ -167,9 +166,9 @@ fn a_reset_keeps_the_header_that_the_host_owns() {
     let mut device = open(&socket);
     device.config_mut().write_u8(0x3c, 11).unwrap();
     device.bar(0).unwrap().write::<u32>(0xac, 0x1ff).unwrap();
-    let resets = served.ioat().record().resets;
+    let resets = served.ioat().stats().resets;
     device.reset().unwrap();
-    assert_eq!(served.ioat().record().resets, resets + 1);
+    assert_eq!(served.ioat().stats().resets, resets + 1);
     assert_eq!(device.bar(0).unwrap().read::<u32>(0xac).unwrap(), 0, "CHANERRMSK");
     assert_eq!(device.config().read_u8(0x3c).unwrap(), 11);
     assert!(!device.config().bus_master().unwrap());
@@ -211,9 +210,9 @@ fn buffers_are_copied_with_every_kind_of_interrupt_and_without() {
         pattern.check(&source, 0, len, 0).unwrap().unwrap();
         channel.reset();
     }
-    let record = served.ioat().record();
-    assert_eq!((record.descriptors, record.errors, record.doorbells), (12, 0, 12));
-    assert_eq!(record.memory.refused_not_mapped + record.memory.refused_denied, 0);
+    let stats = served.ioat().stats();
+    assert_eq!((stats.descriptors, stats.errors, stats.doorbells), (12, 0, 12));
+    assert_eq!(stats.memory.refused_not_mapped + stats.memory.refused_denied, 0);
 }
 
 #[test]
@@ -238,7 +237,7 @@ fn the_device_may_do_what_the_direction_says_and_no_more() {
         channel.reset();
     }
     pattern.check(&read_only, 0, 4096, 0).unwrap().unwrap();
-    assert_eq!(served.ioat().record().memory.refused_denied, 2);
+    assert_eq!(served.ioat().stats().memory.refused_denied, 2);
 }
 
 #[test]
@@ -360,206 +359,4 @@ fn threads_share_a_connection() {
             });
         }
     });
-}
-
-/// A process that serves the model, killed when dropped.
-struct Process(Child);
-
-impl Process {
-    fn start(socket: &Path) -> Process {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "serves_the_model_in_a_process_of_its_own"]);
-        command.env("VFIO_USER_SOCKET", socket).stdout(Stdio::null());
-        let process = Process(command.spawn().unwrap());
-        wait("the process listens", || UnixStream::connect(socket).is_ok());
-        process
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-#[test]
-#[ignore = "the server of other tests: they start it as a process, and kill it"]
-fn serves_the_model_in_a_process_of_its_own() {
-    let socket = std::env::var_os("VFIO_USER_SOCKET").expect("the parent names the socket");
-    // The first completion is so late that the process is killed before it.
-    let faults = "late-completion=30s@1".parse().unwrap();
-    let ioat = Ioat::new(IoatConfig { faults, ..IoatConfig::default() }).unwrap();
-    let server = Server::bind(socket).unwrap();
-    server.serve(&ioat, &Stop::new().unwrap()).unwrap();
-}
-
-#[test]
-fn a_server_that_is_killed_is_noticed_and_leaves_the_driver_whole() {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("ioat");
-    let mut process = Process::start(&socket);
-    let mut device = open(&socket);
-    let mut channel = Channel::new(&device);
-    let vectors = device.vectors(IrqKind::MsiX, 1).unwrap();
-    let pattern = Pattern::new(9);
-    let mut source = buffer(&device, 1 << 20, Direction::ToDevice);
-    let target = buffer(&device, 1 << 20, Direction::FromDevice);
-    pattern.fill(&mut source, 0, 1 << 20, 0).unwrap();
-    channel.start(iova(&source), iova(&target), 1 << 20);
-    // The doorbell has arrived: what is read later was carried out later.
-    channel.bar.read::<u16>(0x86).unwrap();
-    process.kill();
-
-    let start = Instant::now();
-    let error = device.config().vendor_id().unwrap_err();
-    assert!(error.to_string().contains("is gone: "), "{error}");
-    let error = channel.bar.write::<u16>(0x86, 2).unwrap_err();
-    assert!(matches!(error, MmioError::Backend(BackendError::Gone { .. })), "{error}");
-    assert!(is_gone(&device.reset().unwrap_err()));
-    assert!(is_gone(&device.quiesce().unwrap_err()));
-    let request = Request::new(4096, Direction::ToDevice);
-    let error = device.allocate(&request).unwrap_err();
-    assert!(error.to_string().contains("is gone: "), "{error}");
-    assert_eq!(channel.word(), 0, "no completion is made up");
-    pattern.check(&source, 0, 1 << 20, 0).unwrap().unwrap();
-    drop((vectors, source, target, channel, device));
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-
-    let error = VfioUser::connect(&socket).unwrap_err();
-    assert!(error.to_string().contains("no server listens"), "{error}");
-    std::fs::remove_file(&socket).unwrap();
-    let _next = Process::start(&socket);
-    assert_eq!(open(&socket).config().vendor_id().unwrap(), 0x8086);
-}
-
-#[test]
-fn a_server_that_ends_with_a_descriptor_in_hand_is_gone() {
-    let (_served, socket) = serve("exit@1");
-    let device = open(&socket);
-    let mut channel = Channel::new(&device);
-    let source = buffer(&device, 4096, Direction::ToDevice);
-    let target = buffer(&device, 4096, Direction::FromDevice);
-    channel.start(iova(&source), iova(&target), 4096);
-    wait("the server is gone", || match channel.bar.read::<u64>(0x88) {
-        Ok(_) => false,
-        Err(error) => {
-            assert!(matches!(error, MmioError::Backend(BackendError::Gone { .. })), "{error}");
-            true
-        }
-    });
-    assert_eq!(channel.word(), 0);
-}
-
-/// What a hostile server sends for a request: nonsense, or a reply that is nearly right.
-#[derive(Debug, Clone)]
-enum Answer {
-    Noise(Vec<u8>),
-    Nearly { payload: Vec<u8>, changes: Vec<(prop::sample::Index, u8)>, cut: bool },
-}
-
-fn answer() -> impl Strategy<Value = Answer> {
-    let change = (any::<prop::sample::Index>(), any::<u8>());
-    let changes = prop::collection::vec(change, 0..3);
-    // Any reply begins with one of these words or so.
-    let word = prop_oneof![Just(0u32), Just(3), Just(9), Just(16), Just(32), any::<u32>()];
-    let payload = prop::collection::vec(word, 0..12)
-        .prop_map(|words| words.into_iter().flat_map(u32::to_ne_bytes).collect());
-    prop_oneof![
-        1 => prop::collection::vec(any::<u8>(), 0..64).prop_map(Answer::Noise),
-        8 => (payload, changes, prop::bool::weighted(0.05))
-            .prop_map(|(payload, changes, cut)| Answer::Nearly { payload, changes, cut }),
-    ]
-}
-
-/// Greets well, echoes up to `good` requests in a way that passes for an answer, and then
-/// gives the answers of the script.
-fn hostile(listener: &UnixListener, good: usize, script: &[Answer]) {
-    let (mut socket, _) = listener.accept().unwrap();
-    let mut script = script.iter();
-    for n in 0.. {
-        let mut header = [0; 16];
-        if socket.read_exact(&mut header).is_err() {
-            return;
-        }
-        let size = u32::from_ne_bytes(header[4..8].try_into().unwrap());
-        let mut payload = vec![0; size as usize - 16];
-        if socket.read_exact(&mut payload).is_err() {
-            return;
-        }
-        let reply = |payload: &[u8]| {
-            let size = (16 + payload.len() as u32).to_ne_bytes();
-            [&header[..4], &size, &[1, 0, 0, 0, 0, 0, 0, 0], payload].concat()
-        };
-        let bytes = if n < good {
-            match header[2] {
-                1 => reply(&[0; 4]),
-                4 => reply(&[16, 3, 9, 5].map(u32::to_ne_bytes).concat()),
-                5 => {
-                    let words = [32, 3, u32::from(payload[8]), 0, 4096, 0, 0, 0];
-                    reply(&words.map(u32::to_ne_bytes).concat())
-                }
-                7 => reply(&[16, 1, u32::from(payload[8]), 1].map(u32::to_ne_bytes).concat()),
-                9 => reply(&[&payload[..16], &vec![0x86; payload[12].into()]].concat()),
-                _ => reply(&payload[..payload.len().min(16)]),
-            }
-        } else {
-            match script.next() {
-                None => return,
-                Some(Answer::Noise(noise)) => noise.clone(),
-                Some(Answer::Nearly { payload, changes, cut }) => {
-                    let mut bytes = reply(payload);
-                    for (at, value) in changes {
-                        let at = at.index(bytes.len());
-                        bytes[at] = *value;
-                    }
-                    if *cut {
-                        bytes.pop();
-                    }
-                    bytes
-                }
-            }
-        };
-        if socket.write_all(&bytes).is_err() {
-            return;
-        }
-    }
-}
-
-#[test]
-fn the_driver_survives_whatever_a_server_answers() {
-    const PATIENCE: Duration = Duration::from_millis(50);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
-    let script = prop::collection::vec(answer(), 0..8);
-    runner
-        .run(&(0..40usize, script), |(good, script)| {
-            let directory = tempfile::tempdir().unwrap();
-            let socket = directory.path().join("s");
-            let listener = UnixListener::bind(&socket).unwrap();
-            let server = std::thread::spawn(move || hostile(&listener, good, &script));
-            let start = Instant::now();
-            if let Ok(backend) = VfioUser::connect_within(&socket, PATIENCE) {
-                let event = tempfile::tempfile().unwrap();
-                let events = [event.as_fd()];
-                // Whether these succeed is the server's choice; that they end is not.
-                let _ = backend.irq_enable(IrqKind::MsiX, &events);
-                let _ = backend.region_write(Region::Bar(0), 0, &[0; 4]);
-                let _ = backend.region_read(Region::Bar(0), 0, &mut [0; 100]);
-                let _ = backend.reset();
-                if let Ok(mut device) = Device::open(backend) {
-                    let request = Request::new(4096, Direction::ToDevice);
-                    let _ = device.allocate(&request);
-                    let _ = device.capabilities();
-                    let _ = device.quiesce();
-                }
-            }
-            prop_assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-            prop_assert!(server.join().is_ok(), "the server of the test panicked");
-            Ok(())
-        })
-        .unwrap();
 }

@@ -90,7 +90,7 @@ const ORDERS: u32 = 100;
 pub(super) type Pair = (SgTable, SgTable);
 
 /// The memory that is copied.
-pub(super) struct Arena {
+pub(super) struct TestMemory {
     allocator: Allocator,
     source: Side,
     target: Side,
@@ -99,14 +99,18 @@ pub(super) struct Arena {
     seed: u64,
 }
 
-impl Arena {
+impl TestMemory {
     /// Takes memory for source and target, `len` bytes each, and fills the source with a
     /// pattern of the seed.
     ///
     /// # Errors
     ///
     /// Fails when there is no memory.
-    pub(super) fn new(allocator: &Allocator, len: usize, seed: u64) -> Result<Arena, BenchError> {
+    pub(super) fn new(
+        allocator: &Allocator,
+        len: usize,
+        seed: u64,
+    ) -> Result<TestMemory, BenchError> {
         let len = len.next_multiple_of(allocator.space().granule().max(4096) as usize);
         let (source, target) = (Side::new(len)?, Side::new(len)?);
         // Repeated, for making bytes is slow; at no distance of whole segments, so that one
@@ -117,7 +121,7 @@ impl Arena {
             source.write(offset, &repeated[..PERIOD.min(len - offset)]);
         }
         let allocator = allocator.clone();
-        Ok(Arena { allocator, source, target, layouts: BTreeMap::new(), seed })
+        Ok(TestMemory { allocator, source, target, layouts: BTreeMap::new(), seed })
     }
 
     /// Which layout has segments of this size: that of the size itself, or of the pages that
@@ -255,12 +259,12 @@ mod tests {
         let device =
             Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
         const LEN: usize = 64 << 10;
-        let mut arena = Arena::new(device.allocator(), 4 * LEN, 1).unwrap();
+        let mut memory = TestMemory::new(device.allocator(), 4 * LEN, 1).unwrap();
         for segment in [None, Some(64), Some(1024), Some(3000), Some(4096), Some(8192)] {
-            arena.map(segment, 4 * LEN).unwrap();
+            memory.map(segment, 4 * LEN).unwrap();
             let bytes = segment.unwrap_or(LEN as u64) as usize;
             for slot in 0..4 {
-                let ((source, target), calls) = arena.pair(segment, slot * LEN, LEN).unwrap();
+                let ((source, target), calls) = memory.pair(segment, slot * LEN, LEN).unwrap();
                 for table in [&source, &target] {
                     let list = table.list();
                     assert_eq!(list.segments().len(), LEN.div_ceil(bytes), "{segment:?}");
@@ -274,20 +278,20 @@ mod tests {
                 assert_eq!(calls, 2 * runs, "{segment:?}");
             }
         }
-        assert_eq!(arena.layouts.len(), 3, "contiguous, in pages, in two pages");
+        assert_eq!(memory.layouts.len(), 3, "contiguous, in pages, in two pages");
     }
 
     #[test]
     fn a_wrong_byte_is_found() {
         let device =
             Device::open(Embedded::new(IoatConfig::default()).unwrap().attach().unwrap()).unwrap();
-        let mut arena = Arena::new(device.allocator(), 1 << 20, 1).unwrap();
-        arena.spoil(0, 1 << 20);
-        assert!(matches!(arena.wrong(0, 1 << 20), Some((0, _, _))));
-        arena.copy(0, 1 << 20);
-        assert_eq!(arena.wrong(0, 1 << 20), None);
-        arena.spoil(200_001, 1);
-        let (at, expected, found) = arena.wrong(100_000, 200_000).unwrap();
+        let mut memory = TestMemory::new(device.allocator(), 1 << 20, 1).unwrap();
+        memory.spoil(0, 1 << 20);
+        assert!(matches!(memory.wrong(0, 1 << 20), Some((0, _, _))));
+        memory.copy(0, 1 << 20);
+        assert_eq!(memory.wrong(0, 1 << 20), None);
+        memory.spoil(200_001, 1);
+        let (at, expected, found) = memory.wrong(100_000, 200_000).unwrap();
         assert_eq!((at, expected), (200_001, !found));
     }
 }
