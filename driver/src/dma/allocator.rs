@@ -93,10 +93,14 @@ impl Allocator {
     /// file system. What is written to the buffer is written to the file.
     ///
     /// The part starts `offset` bytes into the file and has the request's length; neither
-    /// needs to be a multiple of a page, but the device is given whole pages. See
-    /// [`Memory::of_file`](super::Memory::of_file) for what the file has to keep to. Files on
-    /// disks can be given to a device that reads them; for one that writes them, the kernel
-    /// refuses to pin the pages.
+    /// needs to be a multiple of a page, but the device is given whole pages. A file that is
+    /// open for reading only is enough for a device that only reads it
+    /// ([`Direction::ToDevice`]). Files on disks can be given to a device that reads them; for
+    /// one that writes them, the kernel refuses to pin the pages.
+    ///
+    /// A file that can be cut short (any but a memfd with `F_SEAL_SHRINK`) is read and written
+    /// through system calls by [`Buffer::read`] and [`Buffer::write`], which fail for what is
+    /// gone; the device goes on with the pages that were there.
     ///
     /// # Errors
     ///

@@ -232,8 +232,12 @@ impl Buffer {
 
     /// Copies the bytes of another buffer of the same length.
     pub(super) fn copy_from(&mut self, other: &Buffer) -> Result<(), DmaError> {
-        let target = self.slice(0, self.len())?;
-        other.slice(0, other.len())?.copy_to_volatile_slice(target);
+        let mut chunk = [0; 4096];
+        for start in (0..self.len()).step_by(chunk.len()) {
+            let chunk = &mut chunk[..4096.min(self.len() - start)];
+            other.read(start, chunk)?;
+            self.write(start, chunk)?;
+        }
         Ok(())
     }
 
@@ -254,16 +258,25 @@ impl Buffer {
     /// Where the processor sees it.
     #[cfg(test)]
     pub(super) fn address(&self) -> usize {
-        self.slice(0, 1).expect("a buffer has a byte").ptr_guard().as_ptr().addr()
+        match &self.backing {
+            Backing::Pooled(slice) => {
+                slice.slice(0, 1).expect("a buffer has a byte").ptr_guard().as_ptr().addr()
+            }
+            Backing::Mapped { mapping, skip } => mapping.memory().base().addr().get() + skip,
+        }
     }
 
     /// Copies bytes out of the buffer.
     ///
     /// # Errors
     ///
-    /// Fails when the range is not inside the buffer.
+    /// Fails when the range is not inside the buffer, or the file behind it was cut short.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
-        self.slice(offset, into.len())?.copy_to(into);
+        self.check(offset, into.len())?;
+        match &self.backing {
+            Backing::Pooled(slice) => _ = slice.slice(offset, into.len())?.copy_to(into),
+            Backing::Mapped { mapping, skip } => mapping.memory().read(skip + offset, into)?,
+        }
         Ok(())
     }
 
@@ -271,9 +284,14 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// Fails when the range is not inside the buffer.
+    /// Fails when the range is not inside the buffer, when the buffer is of a file that is open
+    /// for reading only, or when the file behind it was cut short.
     pub fn write(&mut self, offset: usize, from: &[u8]) -> Result<(), DmaError> {
-        self.slice(offset, from.len())?.copy_from(from);
+        self.check(offset, from.len())?;
+        match &self.backing {
+            Backing::Pooled(slice) => slice.slice(offset, from.len())?.copy_from(from),
+            Backing::Mapped { mapping, skip } => mapping.memory().write(skip + offset, from)?,
+        }
         Ok(())
     }
 
@@ -285,14 +303,22 @@ impl Buffer {
         }
     }
 
-    /// The memory of a range, for volatile access.
+    /// The memory of a range, for volatile loads and stores.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is not inside the buffer, and when a load or store could raise a
+    /// signal: of a file that can be cut short, or is open for reading only.
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
         self.check(offset, len)?;
         match &self.backing {
             Backing::Pooled(slice) => slice.slice(offset, len),
             Backing::Mapped { mapping, skip } => {
-                let size = self.len();
-                let slice = mapping.memory().as_volatile_slice().subslice(skip + offset, len);
+                let (size, memory) = (self.len(), mapping.memory());
+                if memory.may_shrink() || !memory.is_writable() {
+                    return Err(DmaError::OnlyCopies { offset, len });
+                }
+                let slice = memory.as_volatile_slice().subslice(skip + offset, len);
                 slice.map_err(|_| DmaError::OutOfBounds { offset, len, size })
             }
         }

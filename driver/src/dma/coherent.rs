@@ -117,9 +117,9 @@ impl<T: Shared> Coherent<T> {
         let needed = len.checked_mul(Self::STRIDE).filter(|&needed| needed > 0);
         let [segment] = buffer.segments() else { return Err(unusable(&buffer)) };
         let iova = segment.iova;
-        let Some(slice) = needed.and_then(|needed| buffer.slice(0, needed).ok()) else {
-            return Err(unusable(&buffer));
-        };
+        let fits = needed.filter(|&needed| needed <= buffer.len());
+        let Some(needed) = fits else { return Err(unusable(&buffer)) };
+        let slice = buffer.slice(0, needed)?;
         let base = NonNull::new(slice.ptr_guard_mut().as_ptr()).map(NonNull::cast::<T::Word>);
         match base {
             Some(base) if base.is_aligned() && iova.0.is_multiple_of(T::Word::BYTES as u64) => {

@@ -2,7 +2,9 @@
 
 use crate::backend::BackendError;
 
-use super::{FrameError, Iova, IovaError, LimitExceeded, LimitsError, MemoryError, Report};
+use super::{
+    FrameError, Iova, IovaError, LimitExceeded, LimitsError, MemoryAccessError, MemoryError, Report,
+};
 
 /// A DMA operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +113,21 @@ pub enum DmaError {
         segments: usize,
         /// Where it begins.
         iova: Iova,
+    },
+    /// The memory cannot be read or written.
+    #[error(transparent)]
+    Access(#[from] MemoryAccessError),
+    /// The buffer is of a file that can be cut short, or is open for reading only: its bytes
+    /// are copied in and out, not loaded and stored.
+    #[error(
+        "{len} bytes at offset {offset} are of a file that can be cut short or is only read: they \
+         can be copied, not shared word by word (use a memfd sealed with F_SEAL_SHRINK)"
+    )]
+    OnlyCopies {
+        /// First byte of the access.
+        offset: usize,
+        /// Length of the access in bytes.
+        len: usize,
     },
     /// The access does not lie inside the buffer.
     #[error("{len} bytes at offset {offset} are outside of the buffer's {size} bytes")]

@@ -89,7 +89,7 @@ pub use direction::Direction;
 pub use error::DmaError;
 pub use iova::{Iova, IovaAllocator, IovaError, Segment};
 pub use limits::{DmaLimits, LimitExceeded, LimitsError};
-pub use memory::{FrameError, Memory, MemoryError, OutOfBounds, PageSize};
+pub use memory::{FrameError, Memory, MemoryAccessError, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
 pub use placement::Reservation;
 pub use pool::{Pool, PoolUsage};

@@ -1,6 +1,6 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
+use super::{Aftermath, Former, HostError, HostUse, PciDeviceInfo, Result, Sysfs};
 use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
 use crate::pci::{Address, Remedy};
 
@@ -48,7 +48,8 @@ pub enum Choice {
 }
 
 impl Sysfs {
-    /// Binds a function to vfio-pci through `driver_override`.
+    /// Binds a function to vfio-pci through `driver_override`, unless the host uses it: what
+    /// [`Sysfs::uses`] finds, such as a mounted file system.
     ///
     /// Loads vfio-pci when it is absent. What the function had before is recorded in
     /// `/run/vfio-dma`, for [`Sysfs::unbind`] in a later process. A function that is bound
@@ -56,12 +57,29 @@ impl Sysfs {
     ///
     /// # Errors
     ///
+    /// [`HostError::Occupied`] when the host uses the function; nothing is changed then.
+    ///
     /// Without an IOMMU, vfio-pci refuses the function unless VFIO's no-IOMMU mode is on; the
     /// cause is [`SysfsError::NoGroup`] then.
     ///
     /// When a step fails half-way, everything is put back as it was, and
     /// [`HostError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
+        let uses = self.uses(address)?;
+        if uses.is_empty() {
+            return self.bind_in_use(address);
+        }
+        Err(occupied(address, uses))
+    }
+
+    /// Binds a function to vfio-pci as [`Sysfs::bind`] does, also when the host uses it. What
+    /// the host does with it fails then: file systems lose what was not written yet, network
+    /// connections break.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sysfs::bind`], without [`HostError::Occupied`].
+    pub fn bind_in_use(&self, address: Address) -> Result<Binding> {
         let device = self.device(address)?;
         if device.driver.as_deref() == Some(VFIO_PCI) {
             return Ok(Binding { address, former: None, group: device.group });
@@ -106,7 +124,7 @@ impl Sysfs {
     ///
     /// # Errors
     ///
-    /// Fails when a process has the function open, and when it does not get the recorded
+    /// Fails when a process has the function open, when it has virtual functions, and when it does not get the recorded
     /// driver.
     pub fn unbind(&self, address: Address) -> Result<Unbound> {
         let device = self.device(address)?;
@@ -148,6 +166,10 @@ impl Sysfs {
                 _ => "drop the device that this process has open, and end the others".into(),
             };
             return Err(HostError::InUse { address, holders, remedy });
+        }
+        // They vanish with vfio-pci as with any other driver.
+        if let Some(used) = self.virtual_functions(address)? {
+            return Err(occupied(address, vec![used]));
         }
         let driver = match former {
             Some(former) => {
@@ -205,6 +227,11 @@ impl Sysfs {
         }
         self.expect_driver(address, former.driver.as_deref())
     }
+}
+
+fn occupied(address: Address, uses: Vec<HostUse>) -> HostError {
+    let commands = uses.iter().filter_map(HostUse::command).collect();
+    HostError::Occupied { address, uses, remedy: Remedy::EndUses { commands } }
 }
 
 #[cfg(test)]
@@ -450,7 +477,7 @@ mod tests {
         let (fake, address) = edu(Some("pcieport"));
         let class = fake.path("bus/pci/devices").join(BDF).join("class");
         fs::write(class, "0x060400\n").unwrap();
-        let error = fake.sysfs().bind(address).unwrap_err();
+        let error = fake.sysfs().bind_in_use(address).unwrap_err();
         assert!(matches!(error, HostError::NotAnEndpoint { .. }), "{error}");
         assert_eq!(fake.writes(), [""; 0]);
     }

@@ -9,6 +9,8 @@ use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::{SysfsError, join};
 use crate::pci::{Address, AddressError, ClassCode};
 
+use super::HostUse;
+
 /// The result of an operation on the host's side of a function.
 pub type Result<T> = std::result::Result<T, HostError>;
 
@@ -91,6 +93,16 @@ pub enum HostError {
         /// Whether everything is back as it was.
         aftermath: Aftermath,
     },
+    /// The host uses the function: data may be lost when its driver is taken away.
+    #[error("the host uses {address}: {}\n  remedy: {remedy}", join(uses))]
+    Occupied {
+        /// The function.
+        address: Address,
+        /// What it is used for.
+        uses: Vec<HostUse>,
+        /// What ends the uses.
+        remedy: Remedy,
+    },
     /// A process has the device open; taking the driver away would wait for it.
     #[error("{address} is in use by {}\n  remedy: {remedy}", join(holders))]
     InUse {
@@ -124,7 +136,9 @@ impl HostError {
         match self {
             HostError::Sysfs(error) => error.remedy(),
             HostError::Write { remedy, .. } => remedy.as_ref(),
-            HostError::Module { remedy, .. } | HostError::InUse { remedy, .. } => Some(remedy),
+            HostError::Module { remedy, .. }
+            | HostError::Occupied { remedy, .. }
+            | HostError::InUse { remedy, .. } => Some(remedy),
             HostError::WrongDriver { .. } => Some(&Remedy::ReadKernelLog),
             HostError::Bind { aftermath: Aftermath::Pending { remedy }, .. } => Some(remedy),
             HostError::Bind { cause, .. } => cause.remedy(),

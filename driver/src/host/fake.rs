@@ -61,6 +61,7 @@ impl Fake {
         Sysfs {
             records: self.path("run"),
             proc: self.path("proc"),
+            dev: self.path("dev"),
             modprobe: vec![],
             write: Arc::new(move |path, value| kernel.write(&root, path, value)),
             ..Sysfs::at(self.path(""))
@@ -114,6 +115,28 @@ impl Fake {
             symlink(&group, dir.join("iommu_group")).unwrap();
         }
         address.parse().unwrap()
+    }
+
+    /// Adds a device below a function, with its node.
+    pub(super) fn node(&self, address: &str, path: &str, class: &str, number: &str, node: &str) {
+        self.class_device(
+            &self.path("bus/pci/devices").join(address).join(path),
+            class,
+            number,
+            node,
+        );
+    }
+
+    /// Adds a block device that is below no function.
+    pub(super) fn class_block(&self, name: &str, number: &str) {
+        self.class_device(&self.path("class/block").join(name), "block", number, name);
+    }
+
+    fn class_device(&self, dir: &Path, class: &str, number: &str, node: &str) {
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("dev"), format!("{number}\n")).unwrap();
+        fs::write(dir.join("uevent"), format!("MAJOR=1\nDEVNAME={node}\n")).unwrap();
+        symlink(Path::new("/sys/class").join(class), dir.join("subsystem")).unwrap();
     }
 
     pub(super) fn set_override(&self, address: &str, driver: &str) {

@@ -35,7 +35,7 @@ impl Sysfs {
     }
 }
 
-fn command(dir: &Path) -> String {
+pub(super) fn command(dir: &Path) -> String {
     fs::read_to_string(dir.join("comm")).map_or_else(|_| "?".into(), |name| name.trim().into())
 }
 

@@ -9,7 +9,9 @@ mod enumerate;
 mod error;
 mod header;
 mod holder;
+mod in_use;
 mod module;
+mod nodes;
 mod record;
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use bind::{Binding, Choice, Unbound};
 pub use enumerate::{Bar, BarKind, PciDeviceInfo};
 pub use error::{Aftermath, Holder, HostError, Result};
 pub use header::ConfigHeader;
+pub use in_use::HostUse;
 pub use record::Former;
 
 /// How long the kernel may take for one probe or removal of a driver. Removing a network or
@@ -45,6 +48,8 @@ pub struct Sysfs {
     records: PathBuf,
     /// Where processes and their open files are found.
     proc: PathBuf,
+    /// Where device nodes are found.
+    dev: PathBuf,
     /// Programs to try, in order, to load a module.
     modprobe: Vec<PathBuf>,
     /// How an attribute is written. The tests put the kernel's side of an attribute here.
@@ -78,6 +83,7 @@ impl Sysfs {
             tree: Tree::at(root),
             records: PathBuf::from("/run/vfio-dma"),
             proc: PathBuf::from("/proc"),
+            dev: PathBuf::from("/dev"),
             // The second is for a PATH without the system directories.
             modprobe: vec![PathBuf::from("modprobe"), PathBuf::from("/sbin/modprobe")],
             write: Arc::new(write_attribute),

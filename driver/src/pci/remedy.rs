@@ -95,6 +95,11 @@ pub enum Remedy {
         /// What they have open, where they are not known by name.
         node: Option<PathBuf>,
     },
+    /// End what the host uses a function for.
+    EndUses {
+        /// Commands of the operating system that do, as far as there are any.
+        commands: Vec<String>,
+    },
     /// Use the device that this process has open, or drop it first.
     UseOpenDevice,
     /// Open the device through the session that has its IOMMU group open.
@@ -190,6 +195,12 @@ impl fmt::Display for Remedy {
             Remedy::EndHolders { node: Some(node) } => {
                 let node = node.display();
                 write!(f, "end the process that has it open; `fuser -v {node}` names it")
+            }
+            Remedy::EndUses { commands } if commands.is_empty() => {
+                f.write_str("take another function, or end that first")
+            }
+            Remedy::EndUses { commands } => {
+                write!(f, "take another function, or end that first: {}", commands.join("; "))
             }
             Remedy::UseOpenDevice => {
                 f.write_str("use the device that this process has open, or drop it first")

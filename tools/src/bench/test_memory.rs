@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 use vfio_dma::backend::Translation;
 use vfio_dma::dma::{Allocator, Buffer, Direction, Pattern, Placement, Request, SgTable};
 use vm_memory::VolatileSlice;
@@ -40,10 +40,14 @@ impl Side {
         file.set_len(len as u64)?;
         let whole = NonZeroUsize::new(len).ok_or(BenchError::State("a benchmark of no bytes"))?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // Filled in at once, so that no copy meets a page that is not there.
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let base = unsafe { mmap(None, whole, access, flags, &file, 0) }.map_err(failed)?.cast();
+        let base = unsafe { mmap(None, whole, access, MapFlags::MAP_SHARED, &file, 0) };
+        let base = base.map_err(failed)?;
+        // Filled in at once, so that no copy meets a page that is not there; one that cannot be
+        // had is an error here, and a signal when it is touched.
+        // SAFETY: mapped just now; the advice takes nothing away.
+        unsafe { madvise(base, len, MmapAdvise::MADV_POPULATE_WRITE) }.map_err(failed)?;
+        let base = base.cast();
         Ok(Side { file, base, len })
     }
 

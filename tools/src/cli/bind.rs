@@ -16,17 +16,22 @@ pub struct Args {
     /// Address of the device, such as 0000:00:05.0
     #[arg(value_name = "BDF")]
     pub address: String,
+    /// Take the device also when the host uses it, such as a disk with a mounted file system:
+    /// what uses it fails, and data that was not written yet is lost
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Binds the device.
 ///
 /// # Errors
 ///
-/// Fails when there is no such device and when it cannot be bound; it is as before then.
+/// Fails when there is no such device, when the host uses it, and when it cannot be bound; it
+/// is as before then.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let sysfs = Sysfs::new();
     let address: Address = args.address.parse()?;
-    let binding = sysfs.bind(address)?;
+    let binding = if args.force { sysfs.bind_in_use(address)? } else { sysfs.bind(address)? };
     output::print(&describe(&binding))?;
     // The binding itself worked; what follows would fail when the device is opened.
     match sysfs.tree().viability(address).and_then(|viability| viability.check()) {
@@ -84,7 +89,9 @@ mod tests {
 
     #[test]
     fn a_malformed_and_an_unknown_address_are_told_apart() {
-        let run = |address: &str| run(&Args { address: address.into() }).unwrap_err().to_string();
+        let run = |address: &str| {
+            run(&Args { address: address.into(), force: false }).unwrap_err().to_string()
+        };
         assert!(run("5").contains("\"5\" is not a PCI address"));
         assert!(run("ffff:ff:1f.7").starts_with("no PCI device ffff:ff:1f.7"));
     }

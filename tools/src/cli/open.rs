@@ -24,6 +24,9 @@ pub(super) struct DeviceArg {
     /// Bind the device to vfio-pci first, and restore its driver afterwards
     #[arg(long)]
     bind: bool,
+    /// With --bind: take the device also when the host uses it
+    #[arg(long, requires = "bind")]
+    force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -80,7 +83,11 @@ impl DeviceArg {
         let sysfs = Sysfs::new();
         let info = sysfs.device(address)?;
         let driver = known(&address.to_string(), &identity(&info))?;
-        let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
+        let binding = match (self.bind, self.force) {
+            (false, _) => None,
+            (true, false) => Some(sysfs.bind(address)?),
+            (true, true) => Some(sysfs.bind_in_use(address)?),
+        };
         let outcome = self
             .iommu
             .session()

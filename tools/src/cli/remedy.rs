@@ -74,6 +74,7 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
         }
         Remedy::EnableIommu | Remedy::CheckSetup => command("vfio-dma doctor".into()),
         Remedy::AskForNoIommu => option("--iommu noiommu"),
+        Remedy::EndUses { .. } => option("--force, to take it all the same"),
         Remedy::UseIommu => option("--iommu type1 or --iommu iommufd"),
         Remedy::UseType1 => option("--iommu type1"),
         Remedy::StartServer { socket, .. } => {
@@ -121,6 +122,7 @@ mod tests {
             (Remedy::AskForNoIommu, "option: --iommu noiommu"),
             (Remedy::UseIommu, "option: --iommu type1 or --iommu iommufd"),
             (Remedy::UseType1, "option: --iommu type1"),
+            (Remedy::EndUses { commands: vec![] }, "option: --force, to take it all the same"),
             (
                 Remedy::StartServer { socket: "/tmp/s".into(), first: "start one" },
                 "command: vfio-dma model --socket /tmp/s",

@@ -1,14 +1,16 @@
 //! The memory that backs a buffer.
 
 mod addresses;
+mod error;
+mod file;
 pub(super) mod frames;
 pub(super) mod lock;
 mod map;
 mod page_size;
 pub(super) mod physical;
+mod populate;
 
 use std::fmt;
-use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,55 +21,11 @@ use nix::sys::mman::{MmapAdvise, madvise, mlock};
 use vm_memory::VolatileSlice;
 
 use addresses::Addresses;
+use error::lost;
+pub use error::{MemoryAccessError, MemoryError};
 pub use frames::FrameError;
 pub use page_size::PageSize;
-
-/// Why memory could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error("{len} bytes of {page_size}: {action}: {source}{}", remedy_text(.remedy))]
-#[non_exhaustive]
-pub struct MemoryError {
-    /// Bytes asked for, rounded up to whole pages.
-    pub len: usize,
-    /// The pages asked for.
-    pub page_size: PageSize,
-    /// The step that failed.
-    pub action: &'static str,
-    /// The kernel's reason.
-    pub source: io::Error,
-    /// What would help.
-    pub remedy: Option<String>,
-}
-
-impl MemoryError {
-    fn new(
-        len: usize,
-        page_size: PageSize,
-        action: &'static str,
-        source: impl Into<io::Error>,
-    ) -> MemoryError {
-        let source = source.into();
-        let remedy = remedy(len, page_size, &source);
-        MemoryError { len, page_size, action, source, remedy }
-    }
-}
-
-fn remedy_text(remedy: &Option<String>) -> String {
-    remedy.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
-}
-
-/// An access that does not lie inside the memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{len} bytes at offset {offset:#x} are outside of the memory's {size} bytes")]
-#[non_exhaustive]
-pub struct OutOfBounds {
-    /// First byte of the access.
-    pub offset: usize,
-    /// Length of the access in bytes.
-    pub len: usize,
-    /// Length of the memory in bytes.
-    pub size: usize,
-}
+use populate::Access;
 
 /// A run of memory with one backing.
 #[derive(Debug)]
@@ -96,6 +54,11 @@ pub struct Memory {
     parts: Vec<Part>,
     /// Unmapped when dropped. None for memory that a caller has lent.
     own: Option<Addresses>,
+    /// What this process may do with it.
+    access: Access,
+    /// It is a file's, which can be cut short: a load or store of what is gone would end the
+    /// process.
+    may_shrink: bool,
 }
 
 // SAFETY: the mapping belongs to the value alone, or its owner vouched for it, and is only
@@ -116,7 +79,7 @@ impl fmt::Debug for Memory {
 }
 
 impl Memory {
-    /// Allocates at least `len` bytes in whole pages of the size given.
+    /// Allocates at least `len` bytes in whole pages of the size given, all of them present.
     ///
     /// With `with_file` the memory is a memfd, which another process can map too.
     ///
@@ -124,6 +87,17 @@ impl Memory {
     ///
     /// Fails when the kernel has no such pages left, or `len` is 0 or too large.
     pub fn allocate(
+        len: usize,
+        page_size: PageSize,
+        with_file: bool,
+    ) -> Result<Memory, MemoryError> {
+        let memory = Memory::absent(len, page_size, with_file)?;
+        memory.populate(0, memory.len)?;
+        Ok(memory)
+    }
+
+    /// As [`Memory::allocate`], with pages that are still to be made present.
+    pub(super) fn absent(
         len: usize,
         page_size: PageSize,
         with_file: bool,
@@ -137,7 +111,9 @@ impl Memory {
         };
         let own = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
         let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
-        let memory = Memory { base: own.base(), len, page_size, parts, own: Some(own) };
+        let (base, own) = (own.base(), Some(own));
+        let access = Access::Write;
+        let memory = Memory { base, len, page_size, parts, own, access, may_shrink: false };
         memory.keep_from_children()?;
         if page_size == PageSize::Transparent {
             memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
@@ -185,7 +161,9 @@ impl Memory {
         let align = PageSize::DESCENDING.into_iter().find(fits).unwrap_or(page_size).bytes();
         let own = Addresses::reserve(size, align)
             .map_err(|errno| MemoryError::new(len, page_size, "reserving addresses", errno))?;
-        Ok(Memory { base: own.base(), len, page_size, parts: Vec::new(), own: Some(own) })
+        let (base, parts, own) = (own.base(), Vec::new(), Some(own));
+        let access = Access::Write;
+        Ok(Memory { base, len, page_size, parts, own, access, may_shrink: false })
     }
 
     /// Puts pages at `at`, which has none yet.
@@ -210,7 +188,22 @@ impl Memory {
             // kernel the memory is base pages, which is as good.
             let _ = unsafe { madvise(start.cast(), len.get(), MmapAdvise::MADV_HUGEPAGE) };
         }
+        // SAFETY: as above.
+        unsafe { populate::populate(start, len, self.access) }
+            .map_err(|errno| error(self.access.populating(), errno))?;
         Ok(Part { len: len.get(), file: file.map(|file| (file, 0)) })
+    }
+
+    /// Makes the pages of a range present.
+    fn populate(&self, at: usize, len: usize) -> Result<(), MemoryError> {
+        debug_assert!(at + len <= self.len);
+        let Some(len) = NonZeroUsize::new(len) else { return Ok(()) };
+        // SAFETY: inside of the memory.
+        let start = unsafe { self.base.byte_add(at) };
+        // SAFETY: the range is mapped.
+        unsafe { populate::populate(start, len, self.access) }.map_err(|errno| {
+            MemoryError::new(len.get(), self.page_size, self.access.populating(), errno)
+        })
     }
 
     /// Memory that somebody else has mapped and goes on owning: `[base, base + len)`, both
@@ -222,54 +215,8 @@ impl Memory {
     /// and no Rust reference may point into it meanwhile.
     pub(super) unsafe fn lend(base: NonNull<u8>, len: NonZeroUsize) -> Memory {
         let parts = vec![Part { len: len.get(), file: None }];
-        Memory { base, len: len.get(), page_size: PageSize::Base, parts, own: None }
-    }
-
-    /// Maps `len` bytes of a file from `offset` on, shared, in whole pages of the file.
-    /// Returns the memory and the offset of the first byte in it.
-    ///
-    /// The file has to be open for reading and writing, and as long as it is mapped must
-    /// not be cut shorter: the process ends with SIGBUS then (a memfd can be sealed with
-    /// `F_SEAL_SHRINK`).
-    ///
-    /// # Errors
-    ///
-    /// Fails when the file ends before the range, or cannot be mapped.
-    pub fn of_file(
-        file: impl AsFd,
-        offset: u64,
-        len: usize,
-    ) -> Result<(Memory, usize), MemoryError> {
-        const HUGETLBFS: i64 = 0x9584_58f6;
-        let error = |action, source: Errno| MemoryError::new(len, PageSize::Base, action, source);
-        let stat = nix::sys::stat::fstat(&file).map_err(|errno| error("fstat", errno))?;
-        let end = offset.checked_add(len as u64).filter(|&end| end <= stat.st_size as u64);
-        let Some(end) = end.filter(|_| len > 0) else {
-            return Err(error("mapping past the end of the file", Errno::EINVAL));
-        };
-        let fs = nix::sys::statfs::fstatfs(&file).map_err(|errno| error("fstatfs", errno))?;
-        let page = if fs.filesystem_type().0 == HUGETLBFS {
-            stat.st_blksize as u64
-        } else {
-            PageSize::Base.bytes() as u64
-        };
-        let first = offset - offset % page;
-        let whole = usize::try_from(end.next_multiple_of(page) - first).ok();
-        let size =
-            whole.and_then(NonZeroUsize::new).ok_or_else(|| error("mmap", Errno::EOVERFLOW))?;
-        let own = file.as_fd().try_clone_to_owned();
-        let own = own.map_err(|e| MemoryError::new(len, PageSize::Base, "dup", e))?;
-        let mapped = map::map_file(&own, first, size).map_err(|errno| error("mmap", errno))?;
-        let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
-        let page_size = match page {
-            0x4000_0000.. => PageSize::Huge1G,
-            0x20_0000.. => PageSize::Huge2M,
-            _ => PageSize::Base,
-        };
-        let (base, len) = (mapped.base(), size.get());
-        let memory = Memory { base, len, page_size, parts, own: Some(mapped) };
-        memory.keep_from_children()?;
-        Ok((memory, (offset - first) as usize))
+        let (len, page_size, access) = (len.get(), PageSize::Base, Access::Write);
+        Memory { base, len, page_size, parts, own: None, access, may_shrink: false }
     }
 
     /// To be called once there are pages everywhere.
@@ -378,29 +325,60 @@ impl Memory {
         whole.into_iter().chain(cut)
     }
 
+    /// Whether a load or store of this process could meet pages that are gone.
+    pub(super) fn may_shrink(&self) -> bool {
+        self.may_shrink
+    }
+
+    /// Whether this process may store into it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.access == Access::Write
+    }
+
     /// Copies bytes out of the memory.
     ///
     /// # Errors
     ///
-    /// Fails when the range is not inside the memory.
-    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
-        self.range(offset, into.len())?.copy_to(into);
-        Ok(())
+    /// Fails when the range is not inside the memory, or the file behind it was cut short.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), MemoryAccessError> {
+        let slice = self.range(offset, into.len())?;
+        if !self.may_shrink {
+            slice.copy_to(into);
+            return Ok(());
+        }
+        let len = into.len();
+        populate::guarded_read(self.at(offset), into).map_err(|errno| lost(offset, len, errno))
     }
 
     /// Copies bytes into the memory, which a device may be using at the same time.
     ///
     /// # Errors
     ///
-    /// Fails when the range is not inside the memory.
-    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
-        self.range(offset, from.len())?.copy_from(from);
-        Ok(())
+    /// Fails when the range is not inside the memory, the memory is only read, or the file
+    /// behind it was cut short.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), MemoryAccessError> {
+        let slice = self.range(offset, from.len())?;
+        if !self.is_writable() {
+            return Err(MemoryAccessError::ReadOnly { offset, len: from.len() });
+        }
+        if !self.may_shrink {
+            slice.copy_from(from);
+            return Ok(());
+        }
+        populate::guarded_write(self.at(offset), from)
+            .map_err(|errno| lost(offset, from.len(), errno))
     }
 
-    fn range(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, OutOfBounds> {
+    /// The address of an offset inside of the memory.
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        debug_assert!(offset <= self.len);
+        // SAFETY: the callers have checked the range.
+        unsafe { self.base.byte_add(offset) }
+    }
+
+    fn range(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, MemoryAccessError> {
         let slice = self.as_volatile_slice().subslice(offset, len);
-        slice.map_err(|_| OutOfBounds { offset, len, size: self.len })
+        slice.map_err(|_| MemoryAccessError::OutOfBounds { offset, len, size: self.len })
     }
 
     /// The memory for volatile copies in and out.
@@ -417,20 +395,6 @@ fn whole_pages(len: usize, page_size: PageSize) -> Result<NonZeroUsize, MemoryEr
     rounded
         .and_then(NonZeroUsize::new)
         .ok_or_else(|| MemoryError::new(len, page_size, "choosing a size", Errno::EINVAL))
-}
-
-/// What would help, with the figures of the pool.
-fn remedy(len: usize, page_size: PageSize, source: &io::Error) -> Option<String> {
-    let path = page_size.pool()?;
-    let errno = Errno::from_raw(source.raw_os_error()?);
-    if !matches!(errno, Errno::ENOMEM | Errno::EINVAL | Errno::ENOENT | Errno::ENODEV) {
-        return None;
-    }
-    let needed = len.div_ceil(page_size.bytes());
-    Some(match page_size.free() {
-        Some(free) => format!("{needed} needed, {free} free: echo {needed} > {path}/nr_hugepages"),
-        None => format!("the kernel has no pool of {page_size}: {path} is missing"),
-    })
 }
 
 #[cfg(test)]
@@ -456,11 +420,19 @@ mod tests {
             memory.read(99_997, &mut bytes).unwrap();
             assert_eq!(bytes, [7, 8, 9]);
             let size = memory.len();
-            let outside = OutOfBounds { offset: size - 2, len: 3, size };
+            let outside = MemoryAccessError::OutOfBounds { offset: size - 2, len: 3, size };
             assert_eq!(memory.read(size - 2, &mut bytes), Err(outside));
             assert_eq!(memory.write(size - 2, &bytes), Err(outside));
             assert!(memory.read(usize::MAX, &mut bytes).is_err());
         }
+    }
+
+    #[test]
+    fn what_another_process_gets_cannot_be_cut_short() {
+        let memory = Memory::allocate(8192, PageSize::Base, true).unwrap();
+        let refused = nix::unistd::ftruncate(memory.file().unwrap(), 4096);
+        assert_eq!(refused.unwrap_err(), Errno::EPERM);
+        memory.write(8191, &[1]).unwrap();
     }
 
     #[test]

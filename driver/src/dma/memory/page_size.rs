@@ -47,6 +47,17 @@ impl PageSize {
         }
     }
 
+    /// What keeps pages that are promised from being had.
+    pub(in crate::dma) const fn refused_by(self) -> &'static str {
+        match self {
+            PageSize::Huge2M => "hugetlb.2MB.max of the process's cgroup, and its memory policy",
+            PageSize::Huge1G => "hugetlb.1GB.max of the process's cgroup, and its memory policy",
+            PageSize::Base | PageSize::Transparent => {
+                "the room of the file system, and memory.max of the process's cgroup"
+            }
+        }
+    }
+
     /// Pages that are free in the kernel's pool; `None` when there is no such pool.
     #[must_use]
     pub fn free(self) -> Option<u64> {

@@ -13,14 +13,18 @@ impl Memory {
 }
 
 impl Memory {
+    /// Makes every page present.
+    pub(in crate::dma) fn touch(&self) -> Result<(), MemoryError> {
+        self.populate(0, self.len())
+    }
+
     /// Makes every page present, the last one first.
-    pub(in crate::dma) fn touch_downwards(&self) {
-        for offset in (0..self.len()).step_by(frames::frame_bytes()).rev() {
-            // SAFETY: inside of the memory.
-            let page = unsafe { self.base().byte_add(offset) };
-            // SAFETY: the memory is writable, zeroed and not used yet.
-            unsafe { page.write_volatile(0) };
-        }
+    pub(in crate::dma) fn touch_downwards(&self) -> Result<(), MemoryError> {
+        let page = match self.page_size().pool() {
+            Some(_) => self.page_size().bytes(),
+            None => frames::frame_bytes(),
+        };
+        (0..self.len()).step_by(page).rev().try_for_each(|offset| self.populate(offset, page))
     }
 }
 

@@ -11,7 +11,8 @@ use super::{Attempted, Context, Placed, finish, page_of};
 use crate::backend::{Backend, Translation};
 use crate::dma::buffer::{clip, physical_runs};
 use crate::dma::{
-    AddressSpace, Buffer, Cause, DmaError, DmaLimits, Memory, Placement, Request, Strategy,
+    AddressSpace, Buffer, Cause, DmaError, DmaLimits, Memory, MemoryAccessError, Placement,
+    Request, Strategy,
 };
 
 /// Makes a buffer of a part of a file, see
@@ -26,6 +27,9 @@ pub(in crate::dma) fn place_in_file(
 ) -> Result<Buffer, DmaError> {
     let context = Context::new(owner, space, limits, request)?;
     let (memory, skip) = Memory::of_file(file, offset, request.len)?;
+    if request.direction.access().writes() && !memory.is_writable() {
+        return Err(MemoryAccessError::ReadOnly { offset: skip, len: request.len }.into());
+    }
     report(&context, in_place(&context, memory, skip))
 }
 

@@ -25,9 +25,11 @@ pub(super) type Frames<'a> = &'a mut dyn FnMut(&Memory) -> Result<Vec<u64>, Fram
 /// before: odd tries touch the pages from the first to the last, even ones from the last to
 /// the first.
 pub(super) fn locked(len: usize, page_size: PageSize, tries: u32) -> Result<Memory, DmaError> {
-    let memory = Memory::allocate(len, page_size, false)?;
+    let memory = Memory::absent(len, page_size, false)?;
     if tries.is_multiple_of(2) {
-        memory.touch_downwards();
+        memory.touch_downwards()?
+    } else {
+        memory.touch()?
     }
     memory.lock()?;
     Ok(memory)

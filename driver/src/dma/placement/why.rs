@@ -31,6 +31,9 @@ fn of_memory(error: &MemoryError, asked: u64) -> Cause {
     let page = error.page_size;
     match (error.action, error.source.raw_os_error()) {
         ("mlock", Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN)) => lock_limit(asked),
+        (action, Some(errno)) if action.starts_with("madvise(POPULATE") => {
+            Some(Cause::NotPopulated { page, errno })
+        }
         ("mmap" | "memfd_create" | "ftruncate", _) if page.pool().is_some() => {
             Some(Cause::HugePages { page, free: page.free() })
         }

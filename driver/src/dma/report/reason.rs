@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
+
 use crate::backend::Translation;
 use crate::dma::limits::LimitExceeded;
 use crate::dma::memory::{FrameError, PageSize};
@@ -29,6 +31,13 @@ pub enum Cause {
         page: PageSize,
         /// Pages that are free; `None` when the kernel has no such pool.
         free: Option<u64>,
+    },
+    /// Pages could be mapped, but not had.
+    NotPopulated {
+        /// Their size.
+        page: PageSize,
+        /// The kernel's error number: EFAULT where touching one would raise SIGBUS.
+        errno: i32,
     },
     /// Locking or pinning goes over the limit on locked memory.
     MemoryLock {
@@ -117,6 +126,7 @@ impl Reason {
             Cause::NoPool => "no-pool",
             Cause::PoolSpent { .. } => "pool-spent",
             Cause::HugePages { .. } => "huge-pages",
+            Cause::NotPopulated { .. } => "not-populated",
             Cause::MemoryLock { .. } => "memory-lock",
             Cause::AddressMask { .. } => "address-mask",
             Cause::IovaRun { .. } => "iova-run",
@@ -145,7 +155,8 @@ impl Reason {
             Cause::MemoryLock { limit, .. } => Some(limit),
             Cause::AddressMask { mask, .. } => Some(mask),
             Cause::Mappings { available, .. } => Some(available),
-            Cause::Translation(_)
+            Cause::NotPopulated { .. }
+            | Cause::Translation(_)
             | Cause::Frames(_)
             | Cause::Waited { .. }
             | Cause::Lent
@@ -161,6 +172,7 @@ impl Reason {
         Some(match self.cause {
             Cause::NoPool | Cause::PoolSpent { .. } => "what Device::reserve was asked for".into(),
             Cause::HugePages { page, .. } => format!("{}/nr_hugepages", page.pool()?),
+            Cause::NotPopulated { page, .. } => page.refused_by().into(),
             Cause::MemoryLock { .. } => {
                 "RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf)".into()
             }
@@ -206,6 +218,12 @@ impl fmt::Display for Reason {
                     None => write!(f, "the kernel has no pool of {page}: {path} is missing"),
                 }
             }
+            Cause::NotPopulated { page, errno } => write!(
+                f,
+                "{page} are promised and cannot be had: {}; look at {}",
+                Errno::from_raw(*errno).desc(),
+                page.refused_by()
+            ),
             Cause::MemoryLock { limit, locked } => write!(
                 f,
                 "the limit on locked memory is {limit} bytes, {locked} are locked and {asked} \

@@ -6,10 +6,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
-use crate::dma::{Memory, Pattern};
+use crate::dma::{Coherent, Memory, MemoryAccessError, Pattern};
 
 fn memfd(bytes: &[u8]) -> File {
     let file: OwnedFd = memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap();
@@ -144,4 +146,71 @@ fn alignment_of_a_byte_in_a_page_is_checked() {
     assert!(lab.allocator().adopt_file(&file, 4096 + 128, &request).is_ok());
     assert!(lab.allocator().adopt_file(&file, 4096 + 100, &request).is_err());
     assert!(lab.is_empty());
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_an_error_and_no_signal() {
+    let lab = Lab::wide();
+    let bytes = pattern(5 * 4096);
+    let file = memfd(&bytes);
+    let mut buffer = lab.allocator().adopt_file(&file, 0, &Request::new(5 * 4096, BOTH)).unwrap();
+    file.set_len(4096).unwrap();
+    let mut found = [0; 4096];
+    buffer.read(0, &mut found).unwrap();
+    assert!(found[..] == bytes[..4096]);
+    for offset in [4096, 4 * 4096] {
+        let read = buffer.read(offset, &mut found).unwrap_err();
+        let gone = |error: &DmaError| {
+            matches!(error, DmaError::Access(MemoryAccessError::Gone { errno: Errno::EFAULT, .. }))
+        };
+        assert!(gone(&read), "{read}");
+        let write = buffer.write(offset, &found).unwrap_err();
+        assert!(gone(&write) && write.to_string().contains("F_SEAL_SHRINK"), "{write}");
+    }
+    buffer.write(100, &[1, 2, 3]).unwrap();
+    let coherent = Coherent::<u32>::new(buffer, 4);
+    assert!(matches!(coherent, Err(DmaError::OnlyCopies { .. })), "{coherent:?}");
+}
+
+#[test]
+fn a_sealed_file_is_shared_word_by_word() {
+    let lab = Lab::wide();
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"test", flags).unwrap());
+    file.set_len(8192).unwrap();
+    nix::fcntl::fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let buffer = lab.allocator().adopt_file(&file, 0, &Request::new(8192, BOTH)).unwrap();
+    let mut array = Coherent::<u32>::new(buffer, 4).unwrap();
+    array.write(3, &7);
+    let mut word = [0; 4];
+    file.read_exact_at(&mut word, 12).unwrap();
+    assert_eq!(word, [7, 0, 0, 0]);
+}
+
+#[test]
+fn reading_is_enough_for_a_device_that_reads() {
+    let lab = Lab::wide();
+    let bytes = pattern(9000);
+    let file = memfd(&bytes);
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let read_only = File::open(path).unwrap();
+    let request = Request::new(9000, Direction::ToDevice);
+    let mut buffer = lab.allocator().adopt_file(&read_only, 0, &request).unwrap();
+    assert!(lab.table.read(buffer.segments()) == bytes);
+    let mut found = vec![0; 9000];
+    buffer.read(0, &mut found).unwrap();
+    assert!(found == bytes);
+    let refused = buffer.write(0, &[0]).unwrap_err();
+    assert!(refused.to_string().contains("reading only"), "{refused}");
+    let refused = lab.allocator().adopt_file(&read_only, 0, &Request::new(9000, BOTH)).unwrap_err();
+    assert!(refused.to_string().contains("reading only"), "{refused}");
+}
+
+#[test]
+fn a_character_device_has_no_end() {
+    let lab = Lab::wide();
+    // What is mapped of it, shared, is memory.
+    let zero = File::options().read(true).write(true).open("/dev/zero").unwrap();
+    let mut buffer = lab.allocator().adopt_file(&zero, 0, &Request::new(10_000, BOTH)).unwrap();
+    lab.verify(&mut buffer);
 }
