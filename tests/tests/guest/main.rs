@@ -8,12 +8,14 @@ mod binding;
 mod edu;
 mod errors;
 mod examples;
+mod in_use;
 mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
 mod ownership;
 mod placement;
+mod populate;
 mod sharing;
 mod support;
 mod testdev;
@@ -207,6 +209,23 @@ fn main() -> ExitCode {
                 access::noiommu_takes_a_capability,
                 access::noiommu_says_how_it_is_switched_on,
                 access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "host",
+            machine: in_use::machine,
+            cases: cases![
+                in_use::bridges_are_refused,
+                in_use::a_network_card_in_use_is_refused,
+                in_use::a_disk_with_a_mounted_file_system_is_refused,
+                in_use::a_disk_that_is_swapped_to_is_refused,
+                in_use::a_disk_that_something_is_made_of_is_refused,
+                in_use::a_disk_that_is_open_is_refused,
+                in_use::a_function_with_virtual_functions_is_refused,
+                populate::a_limit_of_the_cgroup_is_the_reason_and_smaller_pages_follow,
+                populate::a_vfio_user_socket_falls_back_too,
+                populate::a_file_without_room_for_its_blocks_is_an_error,
+                in_use::who_insists_gets_a_disk_in_use,
             ],
         },
         Scenario {
