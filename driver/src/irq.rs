@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::backend::{Backend, BackendError, IrqKind};
 use crate::deadline::Deadline;
+use crate::pci::remedy::{Remedy, suffix};
 
 /// An interrupt operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +45,7 @@ pub enum IrqError {
         taken: IrqKind,
     },
     /// The kernel refused an eventfd operation.
-    #[error("{action}: {source}")]
+    #[error("{action}: {source}{}", suffix(self.remedy()))]
     Event {
         /// What was being done.
         action: &'static str,
@@ -57,6 +58,18 @@ pub enum IrqError {
 }
 
 impl IrqError {
+    /// What the reader can do about it, where that is known.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&Remedy> {
+        match self {
+            IrqError::Backend(error) => error.remedy(),
+            IrqError::Event { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
+                Some(&Remedy::RaiseOpenFiles)
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn event(action: &'static str) -> impl FnOnce(Errno) -> IrqError {
         move |errno| IrqError::Event { action, source: errno.into() }
     }
@@ -95,6 +108,27 @@ impl Claim {
         let enabled = Arc::new(Enabled { backend: Arc::clone(backend), kind, claim: self.clone() });
         let vector = |(index, event)| Vector { event, index, enabled: Arc::clone(&enabled) };
         Ok((0..count).zip(events).map(vector).collect())
+    }
+
+    /// Enables as many vectors of a kind as can be had, `most` or fewer, at least one.
+    pub(crate) fn enable_up_to(
+        &self,
+        backend: &Arc<dyn Backend>,
+        kind: IrqKind,
+        most: u32,
+    ) -> Result<Vec<Vector>> {
+        let mut count = most.min(backend.irq_count(kind)?);
+        loop {
+            match self.enable(backend, kind, count) {
+                // The number shrinks, so this ends.
+                Err(IrqError::Backend(BackendError::FewerVectors { available, .. }))
+                    if (1..count).contains(&available) =>
+                {
+                    count = available;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 }
 

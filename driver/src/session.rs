@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backend::BackendError;
 #[cfg(feature = "iommufd")]
 use crate::backend::vfio::Ioas;
-use crate::backend::vfio::{self, Access, Container, NoIommu, Target};
+use crate::backend::vfio::{self, Access, Container, NoIommu, Target, VfToken};
 use crate::device::{Device, DeviceError};
 use crate::dma::AddressSpace;
 use crate::pci::Address;
@@ -106,11 +106,19 @@ impl Opener {
         }
     }
 
-    fn open(&self, address: Address) -> Result<vfio::Device, BackendError> {
+    fn open(
+        &self,
+        address: Address,
+        token: Option<&VfToken>,
+    ) -> Result<vfio::Device, BackendError> {
         match self {
-            Opener::Type1(container) => container.open(address),
+            Opener::Type1(container) => container.open_with(address, token),
             #[cfg(feature = "iommufd")]
-            Opener::Iommufd(ioas) => ioas.open(address),
+            Opener::Iommufd(ioas) => ioas.open_with(address, token),
+            Opener::NoIommu(_) if token.is_some() => Err(BackendError::Unsupported {
+                what: "a VF token".into(),
+                by: "a session without an IOMMU".into(),
+            }),
             // SAFETY: only a session of `Session::without_iommu` has this opener, and whoever
             // called that vouches for the addresses that its devices are given.
             Opener::NoIommu(space) => unsafe { space.open(address) },
@@ -155,13 +163,28 @@ impl Session {
     /// [`BackendError::NoAccess`] tells why each method failed, unless the reason is one for
     /// all of them, such as [`BackendError::AlreadyOpen`].
     pub fn open(&mut self, address: Address) -> Result<Device, DeviceError> {
+        self.open_with(address, None)
+    }
+
+    /// Opens a device as [`Session::open`] does, with a VF token: a physical function whose
+    /// virtual functions are to be opened with the same token, or one of these. A session of
+    /// [`Session::without_iommu`] takes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::open`]; also when the token is not the right one, or nobody asks for one.
+    pub fn open_with(
+        &mut self,
+        address: Address,
+        token: Option<&VfToken>,
+    ) -> Result<Device, DeviceError> {
         let methods = self.methods.list();
         if methods.len() > 1 {
             Target::translated(&Tree::new(), address)?;
         }
         let mut refusals = Vec::new();
         for &method in methods {
-            match self.find(method, address) {
+            match self.find(method, address, token) {
                 Ok((device, opener, space)) => return self.join(device, opener, space),
                 Err(error @ BackendError::AlreadyOpen { .. }) => return Err(error.into()),
                 Err(error) if methods.len() == 1 => return Err(error.into()),
@@ -180,9 +203,10 @@ impl Session {
         &self,
         method: Method,
         address: Address,
+        token: Option<&VfToken>,
     ) -> Result<(vfio::Device, Opener, Option<Arc<AddressSpace>>), BackendError> {
         for shared in self.spaces.iter().filter(|shared| shared.opener.method() == method) {
-            match shared.opener.open(address) {
+            match shared.opener.open(address, token) {
                 Ok(device) => {
                     return Ok((device, shared.opener.clone(), Some(Arc::clone(&shared.space))));
                 }
@@ -193,7 +217,7 @@ impl Session {
             }
         }
         let opener = Opener::new(method)?;
-        Ok((opener.open(address)?, opener, None))
+        Ok((opener.open(address, token)?, opener, None))
     }
 
     fn join(

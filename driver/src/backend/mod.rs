@@ -157,6 +157,22 @@ pub enum BackendError {
         /// Vectors that exist.
         available: u32,
     },
+    /// The machine can give the device fewer vectors than it has and were asked for; none is
+    /// enabled.
+    #[error(
+        "the machine can give the device {available} of the {requested} {kind} vectors asked \
+         for\n  remedy: {remedy}"
+    )]
+    FewerVectors {
+        /// Kind of interrupt.
+        kind: IrqKind,
+        /// Vectors asked for.
+        requested: u32,
+        /// Vectors that can be had.
+        available: u32,
+        /// What helps.
+        remedy: Remedy,
+    },
     /// The backend or the device cannot do this at all.
     #[error("{what} is not supported by {by}")]
     Unsupported {
@@ -230,7 +246,8 @@ impl BackendError {
     pub fn remedy(&self) -> Option<&Remedy> {
         match self {
             BackendError::Os { remedy, .. } => remedy.as_ref(),
-            BackendError::Precondition { remedy, .. } => Some(remedy),
+            BackendError::Precondition { remedy, .. }
+            | BackendError::FewerVectors { remedy, .. } => Some(remedy),
             BackendError::Sysfs(error) => error.remedy(),
             BackendError::AlreadyOpen { .. } => Some(&Remedy::UseOpenDevice),
             BackendError::GroupAlreadyOpen { .. } => Some(&Remedy::UseSameSession),

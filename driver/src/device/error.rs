@@ -81,8 +81,8 @@ impl DeviceError {
         match self {
             DeviceError::Backend(error)
             | DeviceError::Mmio(MmioError::Backend(error))
-            | DeviceError::Irq(IrqError::Backend(error))
             | DeviceError::Dma(DmaError::Backend(error)) => error.remedy(),
+            DeviceError::Irq(error) => error.remedy(),
             DeviceError::Config(error) => error.remedy(),
             _ => None,
         }

@@ -172,10 +172,23 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// Fails when the device has fewer, or vectors of any kind are handed out already.
+    /// Fails when the device has fewer, when the machine can give it fewer
+    /// ([`BackendError::FewerVectors`](crate::backend::BackendError::FewerVectors) has the
+    /// number), or vectors of any kind are handed out already.
     pub fn vectors(&self, kind: IrqKind, count: u32) -> Result<Vec<Vector>, DeviceError> {
         let function = &self.function;
         Ok(function.vectors().enable(function.backend(), kind, count)?)
+    }
+
+    /// Enables as many interrupt vectors of a kind as can be had, `most` or fewer, and hands
+    /// them out as [`Device::vectors`] does: the machine may give a device fewer than it has.
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is none, or vectors of any kind are handed out already.
+    pub fn vectors_up_to(&self, kind: IrqKind, most: u32) -> Result<Vec<Vector>, DeviceError> {
+        let function = &self.function;
+        Ok(function.vectors().enable_up_to(function.backend(), kind, most)?)
     }
 
     /// What the device demands of the memory that it is given; nothing until

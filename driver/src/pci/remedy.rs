@@ -76,6 +76,20 @@ pub enum Remedy {
         /// Bytes to be locked.
         needed: u64,
     },
+    /// Raise the limit on memory that the processes of a user pin together.
+    RaiseUserMemlock {
+        /// The limit in bytes.
+        limit: u64,
+        /// Bytes to be pinned.
+        needed: u64,
+    },
+    /// Raise the limit on open files.
+    RaiseOpenFiles,
+    /// Open the physical function with a VF token, and its virtual functions with the same.
+    GiveVfToken {
+        /// The physical function.
+        physical: Address,
+    },
     /// Run as root.
     RunAsRoot,
     /// Give a user access to a device node.
@@ -181,6 +195,22 @@ impl fmt::Display for Remedy {
                 "the limit on locked memory is {limit} bytes and the buffer has {needed}: raise \
                  RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf), or ask \
                  for a smaller buffer"
+            ),
+            Remedy::RaiseUserMemlock { limit, needed } => write!(
+                f,
+                "the buffer has {needed} bytes, and all processes of this user may pin {limit} \
+                 bytes together through iommufd: raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` \
+                 in /etc/security/limits.conf), end what else pins memory, or open the device \
+                 through type1, which counts for each process by itself"
+            ),
+            Remedy::RaiseOpenFiles => f.write_str(
+                "raise the limit on open files (`ulimit -n`, or `nofile` in \
+                 /etc/security/limits.conf)",
+            ),
+            Remedy::GiveVfToken { physical } => write!(
+                f,
+                "open {physical} with a token of your choice, a UUID, and its virtual functions \
+                 with the same"
             ),
             Remedy::RunAsRoot => f.write_str("run as root (sudo)"),
             Remedy::GrantAccess { user, node } => {

@@ -223,6 +223,13 @@ impl Tree {
         number.map(|number| self.group_of_number(number)).transpose()
     }
 
+    /// The physical function that a virtual function belongs to; none for any other function.
+    #[must_use]
+    pub fn physical_function(&self, address: Address) -> Option<Address> {
+        let dir = self.root.join("bus/pci/devices").join(address.to_string());
+        link_name(&dir.join("physfn")).ok().flatten()?.parse().ok()
+    }
+
     /// The function's own character devices: one, in a kernel that has them (Linux 6.6).
     #[must_use]
     pub fn vfio_nodes(&self, address: Address) -> Vec<PathBuf> {

@@ -27,7 +27,7 @@ pub struct Args {
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = [
-        "csv", "report", "plot", "bind", "iommu", "link", "profile", "rounds", "slice", "sizes",
+        "csv", "report", "plot", "bind", "iommu", "vf_token", "link", "profile", "rounds", "slice", "sizes",
         "segments", "batches", "channels", "seed", "timeout",
     ])]
     compare: Option<Vec<PathBuf>>,

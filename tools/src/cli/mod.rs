@@ -56,8 +56,7 @@ enum Command {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    // What vfio-ioctls warns of is either an error of ours or of no consequence.
-    let filter = env_logger::Env::default().default_filter_or("warn,vfio_ioctls=error");
+    let filter = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(filter).init();
     let result = match &Cli::parse().command {
         None => demo::run(),

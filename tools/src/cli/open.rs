@@ -1,6 +1,6 @@
 //! Opening the device that a subcommand is to drive.
 
-use vfio_dma::backend::vfio::Access;
+use vfio_dma::backend::vfio::{Access, VfToken};
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::{Driver, Identity, recognise};
@@ -27,6 +27,10 @@ pub(super) struct DeviceArg {
     /// With --bind: take the device also when the host uses it
     #[arg(long, requires = "bind")]
     force: bool,
+    /// The token of the physical function, a UUID: for a virtual function whose physical one is
+    /// on vfio-pci, and to set it when that is opened
+    #[arg(long, value_name = "UUID")]
+    vf_token: Option<VfToken>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -91,7 +95,7 @@ impl DeviceArg {
         let outcome = self
             .iommu
             .session()
-            .open(address)
+            .open_with(address, self.vf_token.as_ref())
             .map_err(Failure::from)
             .and_then(|device| drive(driver, device));
         let restored = binding.as_ref().map_or(Ok(()), |binding| sysfs.restore(binding).map(drop));

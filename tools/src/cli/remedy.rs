@@ -75,6 +75,7 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
         Remedy::EnableIommu | Remedy::CheckSetup => command("vfio-dma doctor".into()),
         Remedy::AskForNoIommu => option("--iommu noiommu"),
         Remedy::EndUses { .. } => option("--force, to take it all the same"),
+        Remedy::GiveVfToken { .. } => option("--vf-token UUID"),
         Remedy::UseIommu => option("--iommu type1 or --iommu iommufd"),
         Remedy::UseType1 => option("--iommu type1"),
         Remedy::StartServer { socket, .. } => {

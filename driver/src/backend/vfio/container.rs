@@ -1,27 +1,197 @@
-//! A VFIO container with the type1v2 IOMMU: one I/O address space.
+//! A VFIO container with the type1v2 IOMMU: one I/O address space, and the devices in it.
 
-use std::fmt;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::mem::{offset_of, size_of};
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
-use vfio_ioctls::VfioContainer;
 
+use super::claim::Claim;
+use super::group::Group;
 use super::ioctl::done;
 use super::reply::{Reply, ask};
-use super::{check_unmapped, ioctl, map_error, os_error, unmap_error};
-use crate::backend::{Iommu, IommuInfo, MapRequest, Result, Translation};
+use super::token::VfToken;
+use super::{
+    CONTAINER_NODE, Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error,
+    precondition, unmap_error, unsafe_interrupts,
+};
+use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
+use crate::pci::sysfs::Tree;
+use crate::pci::{Address, Remedy};
+
+/// `VFIO_TYPE1v2_IOMMU` as the argument of requests.
+const KIND: libc::c_int = uapi::VFIO_TYPE1v2_IOMMU as libc::c_int;
 
 /// A VFIO container; the devices opened through it share one set of IOVAs.
+#[derive(Debug)]
 pub struct Container {
-    pub(super) inner: Arc<VfioContainer>,
+    file: File,
+    /// The groups in it, as long as a device of theirs is open.
+    groups: Mutex<BTreeMap<u32, Weak<Group>>>,
 }
 
-impl fmt::Debug for Container {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Container").field("fd", &self.inner.as_raw_fd()).finish()
+impl Container {
+    /// Opens a new, empty container.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the kernel has no VFIO, or this process may not use it.
+    pub fn new() -> Result<Arc<Container>> {
+        let file = open_node()?;
+        if !has(&file, KIND, "a type1v2 IOMMU")? {
+            return Err(precondition(
+                format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
+                Remedy::LoadModule {
+                    module: "vfio_iommu_type1",
+                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
+                },
+            ));
+        }
+        Ok(Arc::new(Container { file, groups: Mutex::default() }))
+    }
+
+    /// Opens a device in this container.
+    ///
+    /// The device's group joins the container with the first device opened of it.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::Precondition`] names what has to be done first: bind the device to
+    /// vfio-pci, boot with an IOMMU, unbind the group's other members, give this user the
+    /// group's node, or end who uses it. [`BackendError::AlreadyOpen`] and
+    /// [`BackendError::GroupAlreadyOpen`] when that is this process.
+    /// [`BackendError::NotShareable`] when the group cannot join a container that has others
+    /// already.
+    pub fn open(self: &Arc<Container>, address: Address) -> Result<Device> {
+        self.open_with(address, None)
+    }
+
+    /// Opens a device as [`Container::open`] does, with a VF token: a physical function whose
+    /// virtual functions are to be opened with the same token, or one of these.
+    ///
+    /// # Errors
+    ///
+    /// As [`Container::open`]; also when the token is not the right one, or nobody asks for one.
+    pub fn open_with(
+        self: &Arc<Container>,
+        address: Address,
+        token: Option<&VfToken>,
+    ) -> Result<Device> {
+        let Target { group, .. } = Target::translated(&Tree::new(), address)?;
+        let claim = Claim::new(address, group.number)?;
+        let mut groups = self.groups();
+        let member = groups.get(&group.number).and_then(Weak::upgrade);
+        let group = match member {
+            Some(member) => member,
+            None => {
+                let opened = Arc::new(Group::open(&group, address, |_| None)?);
+                opened.check_viable(address)?;
+                self.take_in(&opened, address, groups.is_empty())?;
+                groups.insert(group.number, Arc::downgrade(&opened));
+                opened
+            }
+        };
+        let opened = group.device(address, token);
+        let mut owner =
+            GroupDevice { device: None, group: Some(group), container: Arc::clone(self) };
+        // Its end takes the lock as well.
+        drop(groups);
+        owner.device = Some(opened?);
+        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+    }
+
+    /// Has a group join; the first one decides on the kind of IOMMU.
+    fn take_in(&self, group: &Group, address: Address, first: bool) -> Result<()> {
+        if let Err(errno) = group.join(&self.file) {
+            return Err(match errno {
+                Errno::EBUSY => busy(address, group.node(), group.number()),
+                errno if first => {
+                    os_error(format!("{address}: putting its group into a container"), errno, None)
+                }
+                errno => BackendError::NotShareable {
+                    location: address.to_string(),
+                    reason: format!(
+                        "the kernel does not attach its group to the container: {errno}"
+                    ),
+                },
+            });
+        }
+        if !first {
+            return Ok(());
+        }
+        // SAFETY: the descriptor is a container, and the argument a number.
+        match done(unsafe { ioctl::set_iommu(self.file.as_raw_fd(), KIND) }) {
+            Ok(()) => Ok(()),
+            Err(Errno::EPERM) => Err(unsafe_interrupts(address, "vfio_iommu_type1")),
+            Err(errno) => {
+                let action = format!("{address}: setting the container's IOMMU to type1v2");
+                Err(os_error(action, errno, None))
+            }
+        }
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<u32, Weak<Group>>> {
+        // The map changes in single steps.
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the container's node and checks its version.
+pub(super) fn open_node() -> Result<File> {
+    let file = File::options().read(true).write(true).open(CONTAINER_NODE).map_err(|source| {
+        node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
+            module: "vfio-pci",
+            kernel: "CONFIG_VFIO, CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
+        })
+    })?;
+    // SAFETY: the request takes no argument.
+    let version = unsafe { ioctl::get_api_version(file.as_raw_fd()) }.map_err(|errno| {
+        os_error(format!("{CONTAINER_NODE}: asking for the version"), errno, None)
+    })?;
+    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
+        return Err(BackendError::Unsupported {
+            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
+            by: format!("{CONTAINER_NODE}, which has version {version}"),
+        });
+    }
+    Ok(file)
+}
+
+/// Whether the container has a kind of IOMMU.
+pub(super) fn has(container: &File, kind: libc::c_int, what: &str) -> Result<bool> {
+    // SAFETY: the argument is a number.
+    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), kind) };
+    // "1, or some other positive integer" (the header) when it has.
+    has.map(|has| has > 0)
+        .map_err(|errno| os_error(format!("{CONTAINER_NODE}: asking for {what}"), errno, None))
+}
+
+/// A device of a group in a container. The group leaves with its last device, and is closed
+/// before anybody else looks for it.
+struct GroupDevice {
+    /// There until it is dropped.
+    device: Option<OwnedFd>,
+    group: Option<Arc<Group>>,
+    container: Arc<Container>,
+}
+
+impl AsRawFd for GroupDevice {
+    fn as_raw_fd(&self) -> RawFd {
+        self.device.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+}
+
+impl Drop for GroupDevice {
+    fn drop(&mut self) {
+        let mut groups = self.container.groups();
+        // The kernel wants them closed in this order.
+        drop(self.device.take());
+        drop(self.group.take());
+        groups.retain(|_, group| group.strong_count() > 0);
     }
 }
 
@@ -80,7 +250,7 @@ impl Iommu for Container {
         let reply = ask(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
         });
         let reply = reply.map_err(|errno| {
             os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
@@ -104,7 +274,7 @@ impl Iommu for Container {
             size: request.len as u64,
         };
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
-        let status = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
+        let status = unsafe { ioctl::iommu_map_dma(self.file.as_raw_fd(), &raw const map) };
         done(status).map_err(|errno| {
             let exhausted = (errno == Errno::ENOSPC).then(|| {
                 "the container has no mapping left: raise dma_entry_limit of the module \
@@ -123,7 +293,7 @@ impl Iommu for Container {
             ..Default::default()
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
-        let status = unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) };
+        let status = unsafe { ioctl::iommu_unmap_dma(self.file.as_raw_fd(), &raw mut unmap) };
         done(status).map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.size)
     }

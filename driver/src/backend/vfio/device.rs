@@ -199,9 +199,17 @@ impl Backend for Device {
         let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
         let status = self.set_irqs(kind, trigger, requested, Some(events)).map_err(|errno| {
             let action = format!("{}: enabling {requested} {kind} vectors", self.address());
-            let remedy = (errno == Errno::EINVAL).then(|| {
-                "another kind of interrupt is enabled on the device: disable it first".into()
-            });
+            let remedy = match errno {
+                Errno::EINVAL => Some(
+                    "another kind of interrupt is enabled on the device: disable it first".into(),
+                ),
+                Errno::ENOSPC => Some(
+                    "the machine has no interrupt vector left: close devices that have many, or \
+                     use another kind of interrupt"
+                        .into(),
+                ),
+                _ => None,
+            };
             os_error(action, errno, remedy)
         })?;
         check_enabled(kind, requested, status)
@@ -255,7 +263,15 @@ fn check_enabled(kind: IrqKind, requested: u32, status: libc::c_int) -> Result<(
     match u32::try_from(status) {
         Ok(0) => Ok(()),
         available => {
-            Err(BackendError::NoVectors { kind, requested, available: available.unwrap_or(0) })
+            let available = available.unwrap_or(0).min(requested);
+            let remedy = match kind {
+                IrqKind::Msi => format!(
+                    "ask for {available}, use MSI-X where the device has it, or have the IOMMU \
+                     remap interrupts: without that there is one MSI message for each device"
+                ),
+                _ => format!("ask for {available}"),
+            };
+            Err(BackendError::FewerVectors { kind, requested, available, remedy: remedy.into() })
         }
     }
 }
@@ -299,9 +315,9 @@ mod tests {
     #[test]
     fn fewer_vectors_than_asked_for_are_no_success() {
         check_enabled(IrqKind::MsiX, 8, 0).unwrap();
-        for (status, expected) in [(1, 1), (7, 7), (-1, 0)] {
+        for (status, expected) in [(1, 1), (7, 7), (-1, 0), (9, 8)] {
             match check_enabled(IrqKind::MsiX, 8, status) {
-                Err(BackendError::NoVectors { kind: IrqKind::MsiX, requested: 8, available }) => {
+                Err(BackendError::FewerVectors { requested: 8, available, .. }) => {
                     assert_eq!(available, expected);
                 }
                 other => panic!("{status}: {other:?}"),

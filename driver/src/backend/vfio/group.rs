@@ -1,151 +1,98 @@
-//! Devices opened through their IOMMU group, in a type1v2 container.
+//! IOMMU groups, and devices opened through them.
 
-use std::fs::OpenOptions;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::fs::{File, OpenOptions};
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
+use vfio_bindings::bindings::vfio as uapi;
 
-use super::claim::Claim;
-use super::{
-    CONTAINER_NODE, Container, Device, Target, busy, is_open_here, node_error, os_error,
-    precondition, unsafe_interrupts,
-};
+use super::ioctl::{self, done};
+use super::token::{self, VfToken};
+use super::{busy, node_error, os_error, precondition};
 use crate::backend::{BackendError, Result};
-use crate::pci::sysfs::Tree;
+use crate::pci::sysfs::{IommuGroup, Tree};
 use crate::pci::{Address, Remedy};
 
-impl Container {
-    /// Opens a new, empty container.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the kernel has no VFIO, or this process may not use it.
-    pub fn new() -> Result<Arc<Container>> {
-        let inner = VfioContainer::new(None).map_err(|error| match error {
-            VfioError::OpenContainer(source) => {
-                node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
-                    module: "vfio-pci",
-                    kernel: "CONFIG_VFIO, CONFIG_VFIO_PCI",
-                })
-            }
-            VfioError::VfioExtension => precondition(
-                format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
-                Remedy::LoadModule {
-                    module: "vfio_iommu_type1",
-                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
-                },
-            ),
-            other => precondition(
-                format!("{CONTAINER_NODE}: {other}"),
-                Remedy::KernelOptions { options: "CONFIG_VFIO_CONTAINER, API version 0" },
-            ),
+/// A group that this process has open. The kernel opens it for one at a time.
+#[derive(Debug)]
+pub(super) struct Group {
+    file: File,
+    number: u32,
+    node: PathBuf,
+}
+
+impl Group {
+    /// Opens the group for one of its devices. `denied` is told EPERM and may explain it.
+    pub(super) fn open(
+        group: &IommuGroup,
+        address: Address,
+        denied: impl FnOnce(&std::path::Path) -> Option<BackendError>,
+    ) -> Result<Group> {
+        let (node, number) = (group.node(), group.number);
+        let opened = OpenOptions::new().read(true).write(true).open(&node);
+        let file = opened.map_err(|source| {
+            let told = match source.raw_os_error() {
+                Some(libc::EBUSY) => Some(busy(address, &node, number)),
+                Some(libc::EPERM) => denied(&node),
+                _ => None,
+            };
+            told.unwrap_or_else(|| node_error(&node, source, || Remedy::Rebind { address }))
         })?;
-        Ok(Arc::new(Container { inner: Arc::new(inner) }))
+        Ok(Group { file, number, node })
     }
 
-    /// Opens a device in this container.
-    ///
-    /// The device's group joins the container with the first device opened of it.
-    ///
-    /// # Errors
-    ///
-    /// [`BackendError::Precondition`] names what has to be done first: bind the device to
-    /// vfio-pci, boot with an IOMMU, unbind the group's other members, give this user the
-    /// group's node, or end who uses it. [`BackendError::AlreadyOpen`] and
-    /// [`BackendError::GroupAlreadyOpen`] when that is this process.
-    /// [`BackendError::NotShareable`] when the group cannot join a container that has others
-    /// already.
-    pub fn open(self: &Arc<Container>, address: Address) -> Result<Device> {
-        let Target { dir, group } = Target::translated(&Tree::new(), address)?;
-        let claim = Claim::new(address, group.number)?;
-        let node = group.node();
-        // Opened here once, so that the reason is told; `VfioDevice` opens it again.
-        check_node(&node, address, group.number)?;
-        let inner = VfioDevice::new(&dir, Arc::clone(&self.inner) as _, false)
-            .map_err(|error| explain(error, address, &node, group.number))?;
-        let owner = GroupDevice { inner: ManuallyDrop::new(inner), sysfs: dir, address };
-        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+    /// Its number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
     }
-}
 
-/// Whether the group's node can be opened, unless this process holds it already.
-fn check_node(node: &Path, address: Address, group: u32) -> Result<()> {
-    if is_open_here(node) {
-        return Ok(());
+    /// Its node.
+    pub(super) fn node(&self) -> &std::path::Path {
+        &self.node
     }
-    match OpenOptions::new().read(true).write(true).open(node) {
-        Ok(_) => Ok(()),
-        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => {
-            Err(busy(address, node, group))
-        }
-        Err(source) => Err(node_error(node, source, || Remedy::Rebind { address })),
-    }
-}
 
-fn explain(error: VfioError, address: Address, node: &Path, group: u32) -> BackendError {
-    match error {
-        VfioError::GroupSetContainer => BackendError::NotShareable {
-            location: address.to_string(),
-            reason: "the kernel does not attach its group to the container".into(),
-        },
-        VfioError::ContainerSetIOMMU(errno) if errno.errno() == libc::EPERM => {
-            unsafe_interrupts(address, "vfio_iommu_type1")
+    /// Fails when the kernel finds members in the way, or the group in a container already.
+    pub(super) fn check_viable(&self, address: Address) -> Result<()> {
+        let argsz = size_of::<uapi::vfio_group_status>() as u32;
+        let mut status = uapi::vfio_group_status { argsz, flags: 0 };
+        // SAFETY: the descriptor is a group, and the structure as large as it says.
+        done(unsafe { ioctl::group_get_status(self.file.as_raw_fd(), &raw mut status) }).map_err(
+            |errno| os_error(format!("{address}: asking for its group's state"), errno, None),
+        )?;
+        if status.flags & uapi::VFIO_GROUP_FLAGS_VIABLE != 0 {
+            return Ok(());
         }
-        VfioError::ContainerSetIOMMU(errno) => os_error(
-            format!("{address}: setting the container's IOMMU to type1v2"),
-            Errno::from_raw(errno.errno()),
-            None,
-        ),
-        VfioError::OpenGroup(source, _) if source.raw_os_error() == Some(libc::EBUSY) => {
-            busy(address, node, group)
-        }
-        VfioError::GroupGetDeviceFD(errno) if errno.errno() == libc::EBUSY => {
-            busy(address, node, group)
-        }
-        VfioError::GroupGetDeviceFD(errno) => os_error(
-            format!("opening {address} through {}", node.display()),
-            Errno::from_raw(errno.errno()),
-            None,
-        ),
-        VfioError::GroupViable => precondition(
-            format!("{address}: its IOMMU group is not viable, or in a container already"),
+        Err(precondition(
+            format!("{address}: its IOMMU group {} is not viable", self.number),
             Remedy::FreeGroup { members: Vec::new() },
-        ),
-        other => {
-            precondition(format!("{address}: opening the device: {other}"), Remedy::CheckSetup)
-        }
+        ))
     }
-}
 
-/// A device of a group. Closed before the group leaves its container.
-struct GroupDevice {
-    inner: ManuallyDrop<VfioDevice>,
-    sysfs: PathBuf,
-    address: Address,
-}
-
-impl AsRawFd for GroupDevice {
-    fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
+    /// Puts the group into a container, which it leaves when it is closed.
+    pub(super) fn join(&self, container: &File) -> nix::Result<()> {
+        let container = container.as_raw_fd();
+        // SAFETY: the descriptor is a group, and the argument points to a descriptor.
+        done(unsafe { ioctl::group_set_container(self.file.as_raw_fd(), &raw const container) })
     }
-}
 
-impl Drop for GroupDevice {
-    fn drop(&mut self) {
-        // `VfioDevice` reads the group's number from sysfs again and panics without it.
-        if self.sysfs.join("iommu_group").exists() {
-            // SAFETY: not used again after this.
-            unsafe { ManuallyDrop::drop(&mut self.inner) };
-        } else {
-            log::error!(
-                "{}: the device left the system while open; its descriptor stays open until this \
-                 process ends",
-                self.address
-            );
-        }
+    /// Opens a device of the group, which is in a container.
+    pub(super) fn device(&self, address: Address, token: Option<&VfToken>) -> Result<OwnedFd> {
+        let name = token::name(address, token);
+        // SAFETY: the descriptor is a group, and the argument a string that ends.
+        let opened = unsafe { ioctl::group_get_device_fd(self.file.as_raw_fd(), name.as_ptr()) };
+        let device = opened.map_err(|errno| {
+            token::refusal(&Tree::new(), address, token, errno).unwrap_or_else(|| match errno {
+                Errno::EBUSY => busy(address, &self.node, self.number),
+                errno => os_error(
+                    format!("opening {address} through {}", self.node.display()),
+                    errno,
+                    None,
+                ),
+            })
+        })?;
+        // SAFETY: the kernel has just made the descriptor, for this process to own.
+        Ok(unsafe { OwnedFd::from_raw_fd(device) })
     }
 }

@@ -1,4 +1,4 @@
-//! The requests that `vfio-ioctls` does not expose, or whose errors it swallows.
+//! The requests to VFIO and iommufd.
 //!
 //! Numbers and structures are those of `include/uapi/linux/vfio.h` and `iommufd.h`; the
 //! structures come from `vfio-bindings` and `iommufd-bindings`.
@@ -7,10 +7,10 @@
 use iommufd_bindings::iommufd;
 use nix::errno::Errno;
 #[cfg(feature = "iommufd")]
-use vfio_bindings::bindings::vfio::vfio_device_detach_iommufd_pt;
+use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 use vfio_bindings::bindings::vfio::{
-    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info, vfio_irq_info,
-    vfio_irq_set, vfio_region_info,
+    vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
+    vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 
 /// The outcome of a request that the header promises 0 for: another number is not success.
@@ -70,6 +70,12 @@ nix::ioctl_write_int_bad!(
     set_iommu,
     nix::request_code_none!(TYPE, BASE + 2)
 );
+nix::ioctl_readwrite_bad!(
+    /// VFIO_GROUP_GET_STATUS: whether the group can be used, and is in a container.
+    group_get_status,
+    nix::request_code_none!(TYPE, BASE + 3),
+    vfio_group_status
+);
 nix::ioctl_write_ptr_bad!(
     /// VFIO_GROUP_SET_CONTAINER: puts the group into the container with this descriptor.
     group_set_container,
@@ -95,11 +101,40 @@ nix::ioctl_readwrite_bad!(
     vfio_irq_info
 );
 #[cfg(feature = "iommufd")]
-nix::ioctl_write_ptr_bad!(
-    /// VFIO_DEVICE_DETACH_IOMMUFD_PT: takes a device out of its IOAS.
-    device_detach_iommufd_pt,
-    nix::request_code_none!(TYPE, BASE + 20),
-    vfio_device_detach_iommufd_pt
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_BIND_IOMMUFD: gives a device to an iommufd, with the VF token if it takes one.
+    device_bind_iommufd,
+    nix::request_code_none!(TYPE, BASE + 18),
+    vfio_device_bind_iommufd
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_ATTACH_IOMMUFD_PT: puts a device into an IOAS, which it leaves when it is
+    /// closed.
+    device_attach_iommufd_pt,
+    nix::request_code_none!(TYPE, BASE + 19),
+    vfio_device_attach_iommufd_pt
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_ALLOC: makes an I/O address space.
+    ioas_alloc,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_ALLOC),
+    iommufd::iommu_ioas_alloc
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_MAP: maps process memory at an IOVA.
+    ioas_map,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP),
+    iommufd::iommu_ioas_map
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_UNMAP: unmaps a range and reports how many bytes were unmapped.
+    ioas_unmap,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_UNMAP),
+    iommufd::iommu_ioas_unmap
 );
 #[cfg(feature = "iommufd")]
 nix::ioctl_readwrite_bad!(

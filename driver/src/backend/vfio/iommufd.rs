@@ -1,21 +1,19 @@
 //! Devices opened through their own character device, in an IOAS of iommufd.
 
-use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::mem::{ManuallyDrop, size_of};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::fs::File;
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iommufd_bindings::iommufd as uapi;
-use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use nix::errno::Errno;
-use vfio_bindings::bindings::vfio::vfio_device_detach_iommufd_pt;
-use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
-use vmm_sys_util::errno::Error as SysError;
+use nix::sys::resource::{Resource, getrlimit};
+use vfio_bindings::bindings::vfio;
 
 use super::claim::Claim;
 use super::ioctl::done;
+use super::token::{self, VfToken};
 use super::{
     Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error, precondition,
     unmap_error, unsafe_interrupts,
@@ -27,14 +25,10 @@ use crate::pci::{Address, Remedy};
 const IOMMU_NODE: &str = "/dev/iommu";
 
 /// An I/O address space of iommufd; the devices opened in it share one set of IOVAs.
+#[derive(Debug)]
 pub struct Ioas {
-    inner: Arc<VfioIommufd>,
-}
-
-impl fmt::Debug for Ioas {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ioas").field("fd", &self.fd()).field("id", &self.inner.ioas().id()).finish()
-    }
+    iommufd: File,
+    id: u32,
 }
 
 impl Ioas {
@@ -44,26 +38,21 @@ impl Ioas {
     ///
     /// Fails when the kernel has no iommufd, or this process may not use it.
     pub fn new() -> Result<Arc<Ioas>> {
-        let iommufd = IommuFd::new().map_err(|error| match error {
-            IommufdError::OpenIommufd(source) => {
+        let iommufd =
+            File::options().read(true).write(true).open(IOMMU_NODE).map_err(|source| {
                 node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
                     module: "iommufd",
                     kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
                          CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
                 })
-            }
-            other => unexpected(IOMMU_NODE, &other),
-        })?;
-        let iommufd = Arc::new(iommufd);
-        let ioas = IommufdIoas::new(Arc::clone(&iommufd)).map_err(|error| match error {
-            IommufdError::IommuIoasAlloc(error) => {
-                os_error("making an I/O address space of iommufd".into(), errno(error), None)
-            }
-            other => unexpected(IOMMU_NODE, &other),
-        })?;
-        let inner = VfioIommufd::new(iommufd, Some(Arc::new(ioas)), None)
-            .map_err(|error| unexpected(IOMMU_NODE, &error))?;
-        Ok(Arc::new(Ioas { inner: Arc::new(inner) }))
+            })?;
+        let size = size_of::<uapi::iommu_ioas_alloc>() as u32;
+        let mut alloc = uapi::iommu_ioas_alloc { size, ..Default::default() };
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        done(unsafe { ioctl::ioas_alloc(iommufd.as_raw_fd(), &raw mut alloc) }).map_err(
+            |errno| os_error("making an I/O address space of iommufd".into(), errno, None),
+        )?;
+        Ok(Arc::new(Ioas { iommufd, id: alloc.out_ioas_id }))
     }
 
     /// Opens a device in this address space.
@@ -76,27 +65,83 @@ impl Ioas {
     /// [`BackendError::GroupAlreadyOpen`] when that is this process.
     /// [`BackendError::NotShareable`] when the device cannot be attached to the address space.
     pub fn open(self: &Arc<Ioas>, address: Address) -> Result<Device> {
+        self.open_with(address, None)
+    }
+
+    /// Opens a device as [`Ioas::open`] does, with a VF token (Linux 6.17): a physical function
+    /// whose virtual functions are to be opened with the same token, or one of these.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ioas::open`]; also when the token is not the right one, or nobody asks for one.
+    pub fn open_with(
+        self: &Arc<Ioas>,
+        address: Address,
+        token: Option<&VfToken>,
+    ) -> Result<Device> {
         let sysfs = Tree::new();
         let group = Target::translated(&sysfs, address)?.group.number;
         let claim = Claim::new(address, group)?;
         let node = node(&sysfs, address)?;
-        let file =
-            OpenOptions::new().read(true).write(true).open(&node).map_err(|source| match source
-                .raw_os_error()
-            {
-                Some(libc::EBUSY) => busy(address, &node, group),
-                _ => node_error(&node, source, || Remedy::KernelOptions {
-                    options: "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), and udev or devtmpfs on /dev",
-                }),
-            })?;
-        let inner = VfioDevice::new_from_fd(file, Arc::clone(&self.inner), true)
-            .map_err(|error| explain(error, address, &node, group))?;
-        let owner = CdevDevice { inner: ManuallyDrop::new(inner), address };
-        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+        let device = File::options().read(true).write(true).open(&node);
+        let device = device.map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => busy(address, &node, group),
+            _ => node_error(&node, source, || Remedy::KernelOptions {
+                options: "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), and udev or devtmpfs on /dev",
+            }),
+        })?;
+        self.bind(&device, token).map_err(|errno| {
+            token::refusal(&sysfs, address, token, errno).unwrap_or_else(|| match errno {
+                // Of a device that is bound already the kernel says EINVAL, of one whose group
+                // is in use EBUSY.
+                Errno::EBUSY | Errno::EINVAL => busy(address, &node, group),
+                Errno::EPERM => unsafe_interrupts(address, "iommufd"),
+                errno => os_error(format!("binding {address} to iommufd"), errno, None),
+            })
+        })?;
+        self.attach(&device).map_err(|errno| match errno {
+            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
+            Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE => BackendError::NotShareable {
+                location: address.to_string(),
+                reason: format!("the kernel does not attach it to the IOAS: {errno}"),
+            },
+            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
+        })?;
+        // Closing the descriptor takes the device out of the IOAS and away from iommufd.
+        Device::new(Box::new(device), claim, Arc::clone(self) as _)
+    }
+
+    /// Gives a device to this iommufd.
+    fn bind(&self, device: &File, token: Option<&VfToken>) -> nix::Result<()> {
+        let mut bind = vfio::vfio_device_bind_iommufd {
+            // Older kernels know no more than this.
+            argsz: offset_of!(vfio::vfio_device_bind_iommufd, token_uuid_ptr) as u32,
+            iommufd: self.fd(),
+            ..Default::default()
+        };
+        if let Some(token) = token {
+            bind.argsz = size_of::<vfio::vfio_device_bind_iommufd>() as u32;
+            bind.flags = vfio::VFIO_DEVICE_BIND_FLAG_TOKEN;
+            bind.token_uuid_ptr = token.bytes().as_ptr() as u64;
+        }
+        // SAFETY: the descriptor is a device, the structure as large as it says, and the token
+        // outlives the request.
+        done(unsafe { ioctl::device_bind_iommufd(device.as_raw_fd(), &raw mut bind) })
+    }
+
+    /// Puts a device into the address space.
+    fn attach(&self, device: &File) -> nix::Result<()> {
+        let mut attach = vfio::vfio_device_attach_iommufd_pt {
+            argsz: offset_of!(vfio::vfio_device_attach_iommufd_pt, pasid) as u32,
+            pt_id: self.id,
+            ..Default::default()
+        };
+        // SAFETY: the descriptor is a device, and the structure as large as it says.
+        done(unsafe { ioctl::device_attach_iommufd_pt(device.as_raw_fd(), &raw mut attach) })
     }
 
     fn fd(&self) -> RawFd {
-        self.inner.iommufd().as_raw_fd()
+        self.iommufd.as_raw_fd()
     }
 
     /// The ranges that may be mapped, and what their ends are multiples of.
@@ -106,7 +151,7 @@ impl Ioas {
         for _ in 0..4 {
             let mut query = uapi::iommu_ioas_iova_ranges {
                 size: size_of::<uapi::iommu_ioas_iova_ranges>() as u32,
-                ioas_id: self.inner.ioas().id(),
+                ioas_id: self.id,
                 num_iovas: u32::try_from(ranges.len()).map_err(|_| Errno::EMSGSIZE)?,
                 allowed_iovas: ranges.as_mut_ptr() as u64,
                 ..Default::default()
@@ -151,34 +196,41 @@ impl Iommu for Ioas {
         if request.access.writes() {
             flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
         }
-        let map = uapi::iommu_ioas_map {
+        let mut map = uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>() as u32,
             flags,
-            ioas_id: self.inner.ioas().id(),
+            ioas_id: self.id,
             user_va: request.host.as_ptr() as u64,
             length: request.len as u64,
             iova: request.iova,
             ..Default::default()
         };
-        // `map_iommu_ioas` is not marked unsafe, but what this function demands of its
-        // caller is what it needs.
-        self.inner.iommufd().map_iommu_ioas(&map).map_err(|error| match error {
-            IommufdError::IommuIoasMap(error) => map_error(request, errno(error), None),
-            other => unexpected("mapping memory", &other),
+        // SAFETY: the descriptor is an iommufd; the caller vouches for the memory.
+        done(unsafe { ioctl::ioas_map(self.fd(), &raw mut map) }).map_err(|errno| {
+            let remedy = match errno {
+                Errno::ENOMEM => pin_limit(request.len),
+                Errno::EFAULT => Some(
+                    "iommufd pins pages of memory only: the device cannot write to a file on a \
+                     disk (use a memfd, tmpfs or huge pages, or let the device only read it), and \
+                     a BAR is mapped through type1"
+                        .into(),
+                ),
+                _ => None,
+            };
+            map_error(request, errno, remedy)
         })
     }
 
     fn unmap(&self, iova: u64, len: usize) -> Result<()> {
         let mut unmap = uapi::iommu_ioas_unmap {
             size: size_of::<uapi::iommu_ioas_unmap>() as u32,
-            ioas_id: self.inner.ioas().id(),
+            ioas_id: self.id,
             iova,
             length: len as u64,
         };
-        self.inner.iommufd().unmap_iommu_ioas(&mut unmap).map_err(|error| match error {
-            IommufdError::IommuIoasUnmap(error) => unmap_error(iova, len, errno(error)),
-            other => unexpected("unmapping memory", &other),
-        })?;
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        done(unsafe { ioctl::ioas_unmap(self.fd(), &raw mut unmap) })
+            .map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.length)
     }
 }
@@ -205,74 +257,12 @@ fn node(sysfs: &Tree, address: Address) -> Result<PathBuf> {
     }
 }
 
-fn explain(error: VfioError, address: Address, node: &Path, group: u32) -> BackendError {
-    match error {
-        VfioError::VfioDeviceBindIommufd(error) => match errno(error) {
-            // Of a device that is bound already the kernel says EINVAL, of one whose group
-            // is in use EBUSY.
-            Errno::EBUSY | Errno::EINVAL => busy(address, node, group),
-            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
-            errno => os_error(format!("binding {address} to iommufd"), errno, None),
-        },
-        VfioError::VfioDeviceAttachIommufdPt(error) => match errno(error) {
-            errno @ (Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE) => {
-                BackendError::NotShareable {
-                    location: address.to_string(),
-                    reason: format!("the kernel does not attach it to the IOAS: {errno}"),
-                }
-            }
-            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
-        },
-        other => unexpected(&format!("{address}: opening the device"), &other),
-    }
-}
-
-fn errno(error: SysError) -> Errno {
-    Errno::from_raw(error.errno())
-}
-
-fn unexpected(action: &str, error: &dyn std::error::Error) -> BackendError {
-    precondition(format!("{action}: {error}"), Remedy::CheckSetup)
-}
-
-/// A device of its own character device, bound to iommufd.
-struct CdevDevice {
-    inner: ManuallyDrop<VfioDevice>,
-    address: Address,
-}
-
-impl AsRawFd for CdevDevice {
-    fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
-    }
-}
-
-impl Drop for CdevDevice {
-    fn drop(&mut self) {
-        let fd = self.inner.as_raw_fd();
-        let detach = vfio_device_detach_iommufd_pt {
-            argsz: size_of::<vfio_device_detach_iommufd_pt>() as u32,
-            ..Default::default()
-        };
-        // `VfioDevice` panics when it cannot detach. It can if this did: to the kernel a
-        // second time is no error.
-        // SAFETY: the descriptor is a device, and the structure as large as it says.
-        let status = unsafe { ioctl::device_detach_iommufd_pt(fd, &raw const detach) };
-        match done(status) {
-            // SAFETY: not used again after this.
-            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.inner) },
-            Err(errno) => {
-                log::error!(
-                    "{}: detaching the device from iommufd: {errno}; its address space stays \
-                     until this process ends",
-                    self.address
-                );
-                // Closing the descriptor takes the device away from iommufd all the same.
-                // SAFETY: nobody else closes the descriptor: `inner` is not dropped.
-                drop(unsafe { File::from_raw_fd(fd) });
-            }
-        }
-    }
+/// What ENOMEM means: pinned pages count for the user, in all processes together
+/// (`iopt_alloc_pages` in the kernel's `drivers/iommu/iommufd/pages.c`).
+fn pin_limit(needed: usize) -> Option<Remedy> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    let limited = limit != libc::RLIM_INFINITY;
+    limited.then_some(Remedy::RaiseUserMemlock { limit, needed: needed as u64 })
 }
 
 #[cfg(test)]

@@ -6,9 +6,7 @@
 //! | `Ioas` (feature `iommufd`) | `/dev/vfio/devices/vfioN` and `/dev/iommu` | `Iommufd` |
 //! | [`NoIommu`]: physical addresses | `/dev/vfio/noiommu-N` and `/dev/vfio/vfio` | none: `unsafe` |
 //!
-//! Each opens a [`Device`], a function once in a process. `vfio-ioctls` opens groups, containers, IOASes and devices;
-//! what it does not expose, and what it would refuse without saying why it failed, are
-//! requests of our own (`ioctl.rs`).
+//! Each opens a [`Device`], a function once in a process.
 
 mod claim;
 mod container;
@@ -20,10 +18,11 @@ mod ioctl;
 mod iommufd;
 mod noiommu;
 mod reply;
+mod token;
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
@@ -33,6 +32,7 @@ pub use device::Device;
 #[cfg(feature = "iommufd")]
 pub use iommufd::Ioas;
 pub use noiommu::NoIommu;
+pub use token::{VfToken, VfTokenError};
 
 use super::{BackendError, MapRequest, Result};
 use crate::pci::sysfs::{IommuGroup, SysfsError, Tree, VFIO_PCI};
@@ -68,8 +68,6 @@ impl fmt::Display for Access {
 
 /// A device that is bound to vfio-pci, as sysfs shows it.
 pub(crate) struct Target {
-    /// Its directory.
-    dir: PathBuf,
     group: IommuGroup,
 }
 
@@ -85,7 +83,7 @@ impl Target {
                 Remedy::BindToVfioPci { address },
             ));
         }
-        Ok(Target { dir: sysfs.device_dir(address)?, group })
+        Ok(Target { group })
     }
 
     /// Checks what every method through an IOMMU needs.
@@ -106,6 +104,7 @@ impl Target {
 }
 
 fn os_error(action: String, errno: Errno, remedy: Option<Remedy>) -> BackendError {
+    let remedy = remedy.or((errno == Errno::EMFILE).then_some(Remedy::RaiseOpenFiles));
     BackendError::Os { action, source: io::Error::from(errno), remedy }
 }
 
@@ -157,6 +156,7 @@ fn node_error(node: &Path, source: io::Error, missing: impl FnOnce() -> Remedy) 
                 Remedy::GrantAccess { user: user.as_raw(), node: node.to_owned() },
             )
         }
+        Some(libc::EMFILE) => os_error(format!("opening {name}"), Errno::EMFILE, None),
         _ => BackendError::Os { action: format!("opening {name}"), source, remedy: None },
     }
 }
@@ -165,7 +165,8 @@ fn node_error(node: &Path, source: io::Error, missing: impl FnOnce() -> Remedy) 
 /// the kind of address space.
 fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<Remedy>) -> BackendError {
     let MapRequest { iova, len, access, .. } = request;
-    let common = || match errno {
+    let common = || {
+        match errno {
         Errno::ENOMEM => Some(match getrlimit(Resource::RLIMIT_MEMLOCK) {
             Ok((limit, _)) if limit != libc::RLIM_INFINITY => {
                 Remedy::RaiseMemlock { limit, needed: *len as u64 }
@@ -178,7 +179,14 @@ fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<Remedy>) -> 
                 .into(),
         ),
         Errno::EEXIST => Some("the IOVA is mapped already".into()),
+        Errno::EFAULT => Some(
+            "the kernel cannot pin this memory: the device cannot write to a file on a disk (use a \
+             memfd, tmpfs or huge pages, or let the device only read it), or pages of it cannot be \
+             had (a limit on huge pages, a file that was cut short)"
+                .into(),
+        ),
         _ => None,
+    }
     };
     let remedy = remedy.or_else(common);
     os_error(format!("mapping {len} bytes at IOVA {iova:#x} ({access})"), errno, remedy)

@@ -4,9 +4,8 @@
 //! `enable_unsafe_noiommu_mode` is set before the device is bound to vfio-pci. Nothing is
 //! translated and nothing is protected: a device that is told a wrong address writes there.
 
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
@@ -14,8 +13,9 @@ use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
 
 use super::claim::Claim;
+use super::group::Group;
 use super::ioctl::done;
-use super::{CONTAINER_NODE, Device, Target, busy, ioctl, node_error, os_error, precondition};
+use super::{Device, Target, busy, container, ioctl, os_error, precondition};
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
 use crate::pci::sysfs::{SysfsError, Tree};
 use crate::pci::{Address, Remedy};
@@ -65,18 +65,25 @@ impl NoIommu {
             Err(error) => return Err(error),
         };
         let claim = Claim::new(address, group.number)?;
-        let container = open_container()?;
-        let number = group.number;
-        let node = group.node();
-        let group =
-            OpenOptions::new().read(true).write(true).open(&node).map_err(|source| match source
-                .raw_os_error()
-            {
-                Some(libc::EPERM) => not_privileged(address, &node),
-                Some(libc::EBUSY) => busy(address, &node, number),
-                _ => node_error(&node, source, || Remedy::Rebind { address }),
-            })?;
-        let owner = open_device(&claim, &node, number, group, container)?;
+        let container = container::open_node()?;
+        if !container::has(&container, KIND, "no-IOMMU mode")? {
+            return Err(switched_off(&sysfs));
+        }
+        let denied = |node: &Path| Some(not_privileged(address, node));
+        let group = Group::open(&group, address, denied)?;
+        let failed = |doing: &str, errno| match errno {
+            Errno::EPERM => not_privileged(address, group.node()),
+            Errno::EBUSY => busy(address, group.node(), group.number()),
+            errno => os_error(format!("{address}: {doing}"), errno, None),
+        };
+        group
+            .join(&container)
+            .map_err(|errno| failed("putting its group into a container", errno))?;
+        // SAFETY: the descriptor is a container, and the argument a number.
+        done(unsafe { ioctl::set_iommu(container.as_raw_fd(), KIND) })
+            .map_err(|errno| failed("setting the container to no-IOMMU mode", errno))?;
+        let device = group.device(address, None)?;
+        let owner = NoIommuDevice { device, _group: group, _container: container };
         warn(address);
         Device::new(Box::new(owner), claim, Arc::clone(self) as _)
     }
@@ -113,10 +120,11 @@ fn refused(what: String) -> BackendError {
     }
 }
 
-/// A device of a made-up group. The kernel wants them closed in the order of the fields.
+/// A device of a made-up group, in a container of its own: containers are there to share
+/// mappings, and there are none. The kernel wants them closed in the order of the fields.
 struct NoIommuDevice {
     device: OwnedFd,
-    _group: File,
+    _group: Group,
     _container: File,
 }
 
@@ -126,64 +134,8 @@ impl AsRawFd for NoIommuDevice {
     }
 }
 
-/// A container that has the mode. Each device has one of its own: containers are there to
-/// share mappings, and there are none.
-fn open_container() -> Result<File> {
-    let container =
-        OpenOptions::new().read(true).write(true).open(CONTAINER_NODE).map_err(|source| {
-            node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
-                module: "vfio-pci",
-                kernel: "CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
-            })
-        })?;
-    let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
-    // SAFETY: the request takes no argument.
-    let version = unsafe { ioctl::get_api_version(container.as_raw_fd()) }
-        .map_err(|errno| os_error(asking("the version"), errno, None))?;
-    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
-        return Err(BackendError::Unsupported {
-            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
-            by: format!("{CONTAINER_NODE}, which has version {version}"),
-        });
-    }
-    // SAFETY: the argument is a number.
-    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), KIND) }
-        .map_err(|errno| os_error(asking("no-IOMMU mode"), errno, None))?;
-    // "1, or some other positive integer" (the header) when it has.
-    if has > 0 { Ok(container) } else { Err(switched_off(&Tree::new())) }
-}
-
 /// `VFIO_NOIOMMU_IOMMU` as the argument of requests.
 const KIND: libc::c_int = uapi::VFIO_NOIOMMU_IOMMU as libc::c_int;
-
-fn open_device(
-    claim: &Claim,
-    node: &Path,
-    number: u32,
-    group: File,
-    container: File,
-) -> Result<NoIommuDevice> {
-    let address = claim.address();
-    let failed = |doing: &str, errno| match errno {
-        Errno::EPERM => not_privileged(address, node),
-        Errno::EBUSY => busy(address, node, number),
-        errno => os_error(format!("{address}: {doing}"), errno, None),
-    };
-    let container_fd = container.as_raw_fd();
-    // SAFETY: the descriptor is a group, and the argument points to a descriptor.
-    done(unsafe { ioctl::group_set_container(group.as_raw_fd(), &raw const container_fd) })
-        .map_err(|errno| failed("putting its group into a container", errno))?;
-    // SAFETY: the descriptor is a container, and the argument a number.
-    done(unsafe { ioctl::set_iommu(container_fd, KIND) })
-        .map_err(|errno| failed("setting the container to no-IOMMU mode", errno))?;
-    let name = CString::new(address.to_string()).expect("an address has no NUL in it");
-    // SAFETY: the descriptor is a group, and the argument a string that ends.
-    let device = unsafe { ioctl::group_get_device_fd(group.as_raw_fd(), name.as_ptr()) }
-        .map_err(|errno| failed("opening it through its group", errno))?;
-    // SAFETY: the kernel has just made the descriptor, for this process to own.
-    let device = unsafe { OwnedFd::from_raw_fd(device) };
-    Ok(NoIommuDevice { device, _group: group, _container: container })
-}
 
 /// Says once in a process what the mode means.
 fn warn(address: Address) {

@@ -5,6 +5,7 @@ use std::io;
 use nix::errno::Errno;
 
 use super::PageSize;
+use crate::pci::Remedy;
 
 /// Why memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ impl MemoryError {
         let source = source.into();
         let remedy = match action.starts_with("madvise(POPULATE") {
             true => Some(format!("look at {}", page_size.refused_by())),
+            false if source.raw_os_error() == Some(libc::EMFILE) => {
+                Some(Remedy::RaiseOpenFiles.to_string())
+            }
             false => remedy(len, page_size, &source),
         };
         MemoryError { len, page_size, action, source, remedy }

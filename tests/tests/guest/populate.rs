@@ -1,0 +1,89 @@
+//! Memory that is promised and cannot be had.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use vfio_dma::dma::{Direction, Request};
+use vfio_dma_tests::address;
+
+use crate::in_use::{EDU, sh};
+use crate::support::open;
+
+const GROUP: &str = "/tmp/cgroup/without-huge-pages";
+
+/// A group of processes for which every huge page of 2 MiB is one too many, on a machine that
+/// has some.
+fn group_without_huge_pages() {
+    fs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "8").unwrap();
+    if !Path::new(GROUP).exists() {
+        sh("mkdir -p /tmp/cgroup && mount -t cgroup2 none /tmp/cgroup");
+        fs::write("/tmp/cgroup/cgroup.subtree_control", "+hugetlb").unwrap();
+        fs::create_dir(GROUP).unwrap();
+        fs::write(format!("{GROUP}/hugetlb.2MB.max"), "0").unwrap();
+    }
+}
+
+/// Runs the command line in the group.
+fn in_group(args: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new("/bin/vfio-dma");
+    command.args(args);
+    // SAFETY: one open, one write and one close, which a child may make between fork and exec.
+    unsafe { command.pre_exec(|| fs::write("/tmp/cgroup/without-huge-pages/cgroup.procs", "0")) };
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+pub(crate) fn a_limit_of_the_cgroup_is_the_reason_and_smaller_pages_follow() {
+    group_without_huge_pages();
+    let (status, text) = in_group(&["run", "model", "--size", "4M", "--json"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("not-populated") && text.contains("hugetlb.2MB.max"), "{text}");
+    let (status, text) = in_group(&[]);
+    assert_eq!(status, Some(0), "the bare command: {text}");
+    let device = address(EDU).to_string();
+    let _ = in_group(&["bind", &device]);
+    let (status, text) = in_group(&["run", &device, "--size", "2M", "--timeout", "60", "--json"]);
+    assert_eq!(status, Some(0), "type1: {text}");
+    fs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0").unwrap();
+}
+
+pub(crate) fn a_vfio_user_socket_falls_back_too() {
+    group_without_huge_pages();
+    let mut server = Command::new("/bin/vfio-dma")
+        .args(["model", "--socket", "/tmp/model.sock"])
+        .spawn()
+        .unwrap();
+    for _ in 0..200 {
+        if Path::new("/tmp/model.sock").exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let (status, text) = in_group(&["run", "/tmp/model.sock", "--size", "4M", "--json"]);
+    let _ = server.kill();
+    server.wait().unwrap();
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("not-populated"), "{text}");
+    fs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0").unwrap();
+}
+
+pub(crate) fn a_file_without_room_for_its_blocks_is_an_error() {
+    sh("mkdir -p /tmp/small && mount -t tmpfs -o size=64k none /tmp/small");
+    let path = "/tmp/small/sparse";
+    let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let device = open(address(EDU));
+    let request = Request::new(1 << 20, Direction::Bidirectional);
+    let error = device.allocator().adopt_file(&file, 0, &request).unwrap_err().to_string();
+    assert!(error.contains("POPULATE") && error.contains("room of the file system"), "{error}");
+    let request = Request::new(8192, Direction::Bidirectional);
+    let mut buffer = device.allocator().adopt_file(&file, 0, &request).unwrap();
+    buffer.write(0, &[7; 8192]).unwrap();
+    file.set_len(0).unwrap();
+    assert!(buffer.write(0, &[8]).is_err());
+    drop((buffer, file));
+    sh("rm /tmp/small/sparse && umount /tmp/small");
+}
