@@ -43,6 +43,16 @@ impl Cache {
         Self { root }
     }
 
+    /// Where it is.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The entry in use of a kind, if there is one.
+    pub(super) fn found(&self, kind: &str, slot: &str) -> Option<PathBuf> {
+        self.root.join(kind).join(slot).canonicalize().ok()
+    }
+
     /// The directory of everything of one kind, created when absent.
     pub(super) fn kind(&self, kind: &str) -> Result<PathBuf, VmError> {
         let dir = self.root.join(kind);

@@ -10,6 +10,7 @@ use std::process::Command;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Output;
+use super::accel::Accel;
 use super::cache::Cache;
 use super::config::VmConfig;
 use super::error::{Context, VmError};
@@ -46,6 +47,12 @@ impl Guest {
         guest.config.accel = guest.config.accel.settle(&guest)?;
         log::debug!("kernel {}, {:?}", guest.image.release, guest.config.accel);
         Ok(guest)
+    }
+
+    /// How its processor runs: never [`Accel::Auto`].
+    #[must_use]
+    pub fn accel(&self) -> Accel {
+        self.config.accel
     }
 
     /// The same parts with another configuration.

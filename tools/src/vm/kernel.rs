@@ -72,6 +72,15 @@ impl Kernel {
     }
 }
 
+/// Whether the stock kernel and busybox are on this machine already.
+pub(super) fn parts_are_here(cache: &Cache) -> bool {
+    [("VFIO_DMA_KERNEL", "stock"), ("VFIO_DMA_BUSYBOX", "busybox")].into_iter().all(
+        |(variable, kind)| {
+            std::env::var_os(variable).is_some() || cache.found(kind, "current").is_some()
+        },
+    )
+}
+
 impl Image {
     fn open(path: &Path) -> Result<Self, VmError> {
         let path = path.canonicalize().at("find", path)?;

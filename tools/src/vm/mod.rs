@@ -27,6 +27,7 @@ mod modules;
 mod progress;
 mod qemu;
 mod session;
+mod survey;
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -38,6 +39,7 @@ pub use guest::Guest;
 pub use kernel::Kernel;
 pub use modules::Modules;
 pub use session::{Finished, Input, Streams};
+pub use survey::{Kvm, Survey};
 
 /// What a command in a guest did.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -42,6 +42,23 @@ impl Qemu {
             }
             log::info!("{} lacks vfio-user-pci", qemu.program.display());
         }
+        Self::fetched(cache)
+    }
+
+    /// The program of [`Qemu::find`], unless it would have to be fetched.
+    pub(super) fn here(cache: &Cache) -> Result<Option<PathBuf>, VmError> {
+        if let Some(path) = std::env::var_os("VFIO_DMA_QEMU") {
+            return Ok(Some(path.into()));
+        }
+        if let Ok(path) = which::which(PROGRAM)
+            && Self::installed(path.clone())?.suits(cache)?
+        {
+            return Ok(Some(path));
+        }
+        Ok(cache.found("qemu", "current").map(|tree| tree.join("usr/bin").join(PROGRAM)))
+    }
+
+    fn fetched(cache: &Cache) -> Result<Self, VmError> {
         let apt_root = cache.kind(APT_KIND)?;
         Self::in_tree(&cache.entry("qemu", "current", |tree| fetch(&apt_root, tree))?)
     }

@@ -5,7 +5,7 @@ use std::error::Error;
 use nix::errno::Errno;
 use vfio_dma::Remedy;
 use vfio_dma::devices::recognise;
-use vfio_dma::host::PciDeviceInfo;
+use vfio_dma::host::{HostUse, PciDeviceInfo};
 use vfio_dma::pci::sysfs::{HostDriver, SysfsError, VFIO_PCI};
 use vfio_dma::pci::{Address, PciError};
 
@@ -22,7 +22,7 @@ pub(super) fn checks(host: &Host, address: Address) -> Vec<Check> {
         Check::ok("device", format!("{address}: {}", info.class.name())),
         support(&info),
         header(host, &info),
-        driver(&info),
+        driver(host, &info),
     ];
     match &info.group {
         None => {
@@ -71,6 +71,12 @@ fn header(host: &Host, info: &PciDeviceInfo) -> Check {
     };
     match ids() {
         Ok(ids) if ids == (info.vendor, info.device) => Check::ok(name, "answers"),
+        // The ids of a virtual function read all ones, and are those of its physical one.
+        Ok((0xffff, 0xffff))
+            if let Some(physical) = host.sysfs.tree().physical_function(info.address) =>
+        {
+            Check::ok(name, format!("answers; a virtual function of {physical}"))
+        }
         Ok((vendor, device)) => {
             Check::failed(name, format!("holds the ids {vendor:04x}:{device:04x}"))
                 .mend("echo 1 > /sys/bus/pci/rescan")
@@ -79,12 +85,29 @@ fn header(host: &Host, info: &PciDeviceInfo) -> Check {
     }
 }
 
-fn driver(info: &PciDeviceInfo) -> Check {
-    let bind = format!("vfio-dma bind {}", info.address);
-    match info.driver.as_deref() {
-        Some(VFIO_PCI) => Check::ok("driver", VFIO_PCI),
-        Some(driver) => Check::failed("driver", format!("{driver}, not vfio-pci")).mend(bind),
-        None => Check::failed("driver", "none, not vfio-pci").mend(bind),
+fn driver(host: &Host, info: &PciDeviceInfo) -> Check {
+    let name = "driver";
+    let finding = match info.driver.as_deref() {
+        Some(VFIO_PCI) => return Check::ok(name, VFIO_PCI),
+        Some(driver) => format!("{driver}, not vfio-pci"),
+        None => "none, not vfio-pci".to_owned(),
+    };
+    // What `bind` would say.
+    if info.class.is_pci_bridge() {
+        return Check::failed(name, format!("{finding}, which takes no PCI bridges"));
+    }
+    match host.sysfs.uses(info.address) {
+        Ok(uses) if !uses.is_empty() => {
+            let texts: Vec<String> = uses.iter().map(ToString::to_string).collect();
+            let check = Check::failed(name, format!("{finding}; in use: {}", texts.join(", ")));
+            let commands: Vec<String> = uses.iter().filter_map(HostUse::command).collect();
+            if commands.is_empty() { check } else { check.mend(commands.join("; ")) }
+        }
+        // Without a group vfio-pci refuses the device, which the next check is about.
+        _ if info.group.is_none() && !super::host::noiommu_enabled(host) => {
+            Check::failed(name, finding)
+        }
+        _ => Check::failed(name, finding).mend(format!("vfio-dma bind {}", info.address)),
     }
 }
 
@@ -109,6 +132,12 @@ fn node(host: &Host, info: &PciDeviceInfo, node: &std::path::Path) -> Check {
     let shown = node.display();
     match writable(&host.node(node)) {
         Ok(()) => Check::ok(name, format!("{shown} can be opened")),
+        // It is there for devices on vfio-pci, by udev or devtmpfs.
+        Err(Errno::ENOENT) if info.driver.as_deref() == Some(VFIO_PCI) => {
+            Check::failed(name, format!("{shown} is absent")).mend(
+                "have udev or devtmpfs make it; in a container, pass it in (--device)".to_owned(),
+            )
+        }
         Err(Errno::ENOENT) => Check::failed(name, format!("{shown} is absent"))
             .mend(format!("vfio-dma bind {}", info.address)),
         Err(errno) => Check::failed(name, format!("{shown}: {}", errno.desc()))

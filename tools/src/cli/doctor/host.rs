@@ -49,7 +49,12 @@ fn iommu(host: &Host) -> Check {
         units => format!("{} translates for no device", units.join(", ")),
     };
     let cpu = host.text(&host.proc.join("cpuinfo")).unwrap_or_default();
-    let remedy = if cpu.contains("GenuineIntel") {
+    let asked = host.text(&host.proc.join("cmdline")).unwrap_or_default();
+    let asked = asked.split_whitespace().any(|word| word.starts_with("intel_iommu=on"));
+    let remedy = if asked {
+        "the kernel command line asks for it, and the firmware shows none: enable VT-d there, or \
+         give the virtual machine an IOMMU (QEMU: -device intel-iommu)"
+    } else if cpu.contains("GenuineIntel") {
         "enable VT-d in the firmware, add intel_iommu=on to the kernel command line, reboot"
     } else if cpu.contains("AuthenticAMD") {
         "enable AMD-Vi (IOMMU) in the firmware, remove amd_iommu=off from the kernel command \
@@ -61,10 +66,15 @@ fn iommu(host: &Host) -> Check {
     Check::failed("iommu", finding).mend(remedy)
 }
 
+/// The classes are there also when vfio is built in and has no parameters.
+const VFIO_SIGNS: [&str; 3] = ["module/vfio", "class/vfio", "class/vfio-dev"];
+
 fn vfio(host: &Host) -> Check {
-    // The classes are there also when vfio is built in and has no parameters.
-    let signs = ["module/vfio", "class/vfio", "class/vfio-dev"];
-    module(host, "vfio", &signs, "vfio", "CONFIG_VFIO")
+    module(host, "vfio", &VFIO_SIGNS, "vfio", "CONFIG_VFIO")
+}
+
+fn is_loaded(host: &Host) -> bool {
+    VFIO_SIGNS.iter().any(|sign| host.sys(sign).exists())
 }
 
 fn vfio_pci(host: &Host) -> Check {
@@ -112,7 +122,11 @@ fn container(host: &Host) -> Check {
     let name = "/dev/vfio/vfio";
     match writable(&path) {
         Ok(()) => Check::ok(name, "can be opened"),
-        Err(Errno::ENOENT) => Check::failed(name, "absent").mend("modprobe vfio"),
+        // The module makes it, unless the kernel was built without containers.
+        Err(Errno::ENOENT) if is_loaded(host) => Check::failed(name, "absent").mend(
+            "a kernel with CONFIG_VFIO_CONTAINER; in a container, pass the node in (--device)",
+        ),
+        Err(Errno::ENOENT) => Check::failed(name, "absent").mend("load vfio first, see above"),
         Err(errno) => Check::failed(name, errno.desc())
             .mend("run as root, or: sudo chmod 0666 /dev/vfio/vfio"),
     }
@@ -189,7 +203,7 @@ fn transparent_huge_pages(host: &Host) -> Check {
     }
 }
 
-fn noiommu_enabled(host: &Host) -> bool {
+pub(super) fn noiommu_enabled(host: &Host) -> bool {
     let parameter = host.sys("module/vfio/parameters/enable_unsafe_noiommu_mode");
     matches!(host.text(&parameter).as_deref(), Some("Y" | "1"))
 }

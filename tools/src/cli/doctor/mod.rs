@@ -1,6 +1,8 @@
 //! `vfio-dma doctor`: what a device needs to be driven, and what mends the rest.
 
+mod attach;
 mod device;
+mod guest;
 mod host;
 
 use std::fmt::Write as _;
@@ -10,6 +12,7 @@ use std::process::ExitCode;
 
 use nix::unistd::{AccessFlags, eaccess};
 use serde::Serialize;
+use vfio_dma::backend::vfio::VfToken;
 use vfio_dma::host::Sysfs;
 use vfio_dma::pci::Address;
 
@@ -21,6 +24,10 @@ pub struct Args {
     /// Address of a device to check as well, such as 0000:00:05.0
     #[arg(value_name = "BDF")]
     pub address: Option<String>,
+    /// The token of the physical function, a UUID, for a virtual function whose physical one is
+    /// on vfio-pci
+    #[arg(long, value_name = "UUID", requires = "address")]
+    pub vf_token: Option<VfToken>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -33,6 +40,13 @@ pub struct Report {
     pub ready: bool,
     /// The checks, in the order in which they are best mended.
     pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Decides whether anything needed is missing.
+    fn settle(&mut self) {
+        self.ready = self.checks.iter().all(|check| check.status != Status::Failed);
+    }
 }
 
 /// One precondition.
@@ -134,7 +148,13 @@ fn writable(path: &Path) -> nix::Result<()> {
 /// Fails for a malformed address.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let address = args.address.as_deref().map(str::parse).transpose()?;
-    let report = examine(&Host::this_machine(), address);
+    let host = Host::this_machine();
+    let mut report = examine(&host, address);
+    if let Some(address) = address {
+        report.checks.extend(attach::check(&host, address, args.vf_token.as_ref()));
+    }
+    report.checks.extend(guest::checks());
+    report.settle();
     output::print(&compose(&report, args.json)?)?;
     Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -144,8 +164,9 @@ fn examine(host: &Host, address: Option<Address>) -> Report {
     if let Some(address) = address {
         checks.extend(device::checks(host, address));
     }
-    let ready = checks.iter().all(|check| check.status != Status::Failed);
-    Report { ready, checks }
+    let mut report = Report { ready: false, checks };
+    report.settle();
+    report
 }
 
 fn compose(report: &Report, json: bool) -> Result<String, Failure> {
