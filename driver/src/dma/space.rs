@@ -3,6 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::memory::Files;
 use super::{DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
 use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
 use crate::deadline::Deadline;
@@ -46,7 +47,8 @@ pub struct AddressSpace {
     iommu: Arc<dyn Iommu>,
     translation: Translation,
     granule: u64,
-    needs_fd: bool,
+    /// Where memory comes from that needs a descriptor.
+    files: Option<Files>,
     state: Mutex<State>,
     freed: Condvar,
 }
@@ -67,7 +69,7 @@ impl AddressSpace {
             iommu: Arc::clone(iommu),
             translation: info.translation,
             granule,
-            needs_fd: info.needs_fd,
+            files: info.needs_fd.then(Files::default),
             state: Mutex::new(state),
             freed: Condvar::new(),
         }))
@@ -105,7 +107,12 @@ impl AddressSpace {
     /// Whether mapped memory must have a file descriptor.
     #[must_use]
     pub fn needs_fd(&self) -> bool {
-        self.needs_fd
+        self.files.is_some()
+    }
+
+    /// The files that memory of the address space shares, where it needs any.
+    pub(super) fn files(&self) -> Option<&Files> {
+        self.files.as_ref()
     }
 
     /// What is mapped now, and how often that changed.
@@ -260,7 +267,7 @@ impl AddressSpace {
         let mut outcome = Ok(());
         let mut offset = 0;
         for run in runs {
-            let pieces = memory.pieces(offset..offset + run.len, self.needs_fd);
+            let pieces = memory.pieces(offset..offset + run.len, self.needs_fd());
             let mut done = Ok(());
             for piece in pieces {
                 let iova = Iova(run.iova.0 + (piece.offset - offset) as u64);
@@ -285,7 +292,7 @@ impl AddressSpace {
             let range = offset..offset + run.len;
             pieces.extend(
                 memory
-                    .pieces(range, self.needs_fd)
+                    .pieces(range, self.needs_fd())
                     .map(|piece| (Iova(run.iova.0 + (piece.offset - offset) as u64), piece)),
             );
             offset += run.len;
@@ -299,7 +306,7 @@ impl AddressSpace {
         if self.translation == Translation::Physical {
             return Err(DmaError::NoTranslation { name: name() });
         }
-        if self.needs_fd && pieces.iter().any(|(_, piece)| piece.file.is_none()) {
+        if self.needs_fd() && pieces.iter().any(|(_, piece)| piece.file.is_none()) {
             return Err(DmaError::NeedsFile { name: name() });
         }
         // One call tells by itself; asking first saves thousands that would be undone.

@@ -320,6 +320,33 @@ fn buffers_come_and_go_without_a_trace() {
 }
 
 #[test]
+fn many_buffers_share_their_descriptors() {
+    let (_served, socket) = serve("");
+    let device = open(&socket);
+    let open_files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let make = |n: usize| {
+        let mut buffer = buffer(&device, 4096 + n, Direction::Bidirectional);
+        buffer.write(n, &[n as u8]).unwrap();
+        buffer
+    };
+    let first = make(0);
+    let before = open_files();
+    let buffers: Vec<Buffer> = (1..300).map(make).collect();
+    // Other tests of this process open files too, but not a descriptor for each buffer.
+    assert!(open_files() < before + 100, "{} files, {before} before", open_files());
+    for (n, buffer) in (1..).zip(&buffers) {
+        let mut byte = [0];
+        buffer.read(n, &mut byte).unwrap();
+        assert_eq!(byte, [n as u8]);
+    }
+    drop((first, buffers));
+    let again = buffer(&device, 300 * 4096, Direction::Bidirectional);
+    let mut bytes = vec![1; 300 * 4096];
+    again.read(0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0), "freed pages come back as zeros");
+}
+
+#[test]
 fn clients_are_served_one_after_the_other() {
     let (served, socket) = serve("");
     let first = open(&socket);

@@ -293,12 +293,12 @@ fn buffers_of_a_device_that_cannot_be_stopped_are_never_unmapped() {
     channel.copy(source, target, WhenFull::Return).unwrap();
     channel.issue().unwrap();
     // Configuration space is gone too: bus mastering cannot be taken away.
-    let ids = backing.config()[..4].to_vec();
-    backing.config()[..4].fill(0xff);
+    let registers = backing.config()[..8].to_vec();
+    backing.config()[..8].fill(0xff);
     drop(channel);
     drop(ioat);
     assert_eq!(backing.host.mappings(), 4, "the ring, its status, the source and the target");
-    backing.config()[..4].copy_from_slice(&ids);
+    backing.config()[..8].copy_from_slice(&registers);
 }
 
 #[test]

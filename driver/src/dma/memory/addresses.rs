@@ -9,7 +9,7 @@ use std::ffi::c_void;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::PageSize;
+use super::map::position;
 
 pub(super) const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 
@@ -92,15 +93,15 @@ impl Addresses {
         at: usize,
         len: NonZeroUsize,
         page_size: PageSize,
-        file: Option<&OwnedFd>,
+        file: Option<(BorrowedFd<'_>, u64)>,
     ) -> nix::Result<NonNull<u8>> {
         let start = self.part(at, len.get())?;
         let addr = Some(start.addr());
         let mapped = match file {
             // SAFETY: the range is this value's own, and the caller gives up what it holds.
-            Some(file) => unsafe {
+            Some((file, offset)) => unsafe {
                 let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-                mmap(addr, len, READ_WRITE, flags, file, 0)
+                mmap(addr, len, READ_WRITE, flags, file, position(offset)?)
             },
             // SAFETY: as above.
             None => unsafe {
@@ -284,8 +285,9 @@ mod tests {
         // More than any machine has in its pool.
         const LEN: usize = 1 << 44;
         let mut addresses = Addresses::reserve(size(LEN + HUGE), HUGE).unwrap();
-        let file = super::super::map::memfd(LEN, PageSize::Huge2M).ok();
-        for file in [None, file.as_ref()] {
+        let files = super::super::Files::default();
+        let extent = files.take(LEN as u64, PageSize::Huge2M).ok();
+        for file in [None, extent.as_ref().map(|extent| extent.place())] {
             // SAFETY: nothing uses the range.
             unsafe { addresses.put(0, size(LEN), PageSize::Huge2M, file) }.unwrap_err();
             assert_eq!(take_place(&addresses, 0, LEN).unwrap_err(), Errno::EEXIST);
@@ -300,14 +302,15 @@ mod tests {
     #[test]
     fn a_failure_that_leaves_the_reservation_alone_gives_nothing_up() {
         let mut addresses = Addresses::reserve(size(2 * HUGE), HUGE).unwrap();
-        let read_only = fs::File::open("/proc/self/exe").unwrap().into();
+        let read_only = fs::File::open("/proc/self/exe").unwrap();
+        let read_only = (std::os::fd::AsFd::as_fd(&read_only), 0);
         // SAFETY: nothing uses the range.
-        let refused = unsafe { addresses.put(4096, size(4096), PageSize::Base, Some(&read_only)) };
+        let refused = unsafe { addresses.put(4096, size(4096), PageSize::Base, Some(read_only)) };
         assert_eq!(refused.unwrap_err(), Errno::EACCES);
         assert_eq!(addresses.lost, []);
         addresses.mark = None;
         // SAFETY: as above.
-        let refused = unsafe { addresses.put(4096, size(4096), PageSize::Base, Some(&read_only)) };
+        let refused = unsafe { addresses.put(4096, size(4096), PageSize::Base, Some(read_only)) };
         assert_eq!(refused.unwrap_err(), Errno::EACCES);
         // Without the mark it could be anybody's.
         assert_eq!(addresses.lost, slice::from_ref(&(4096..8192)));

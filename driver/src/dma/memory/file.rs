@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::SFlag;
 
 use super::populate::Access;
-use super::{Memory, MemoryError, PageSize, Part, map, populate};
+use super::{Memory, MemoryError, PageSize, Part, PartFile, map, populate};
 
 /// Magic number of huge page file systems (`include/uapi/linux/magic.h`).
 const HUGETLBFS: i64 = 0x9584_58f6;
@@ -69,7 +69,7 @@ impl Memory {
             map::map_file(&own, first, size, access).map_err(|errno| error("mmap", errno))?;
         // Only regular files can be cut short.
         let may_shrink = kind == SFlag::S_IFREG && !is_sealed(&file);
-        let parts = vec![Part { len: size.get(), file: Some((own, first)) }];
+        let parts = vec![Part { len: size.get(), file: Some(PartFile::Lent(own, first)) }];
         let (base, len) = (mapped.base(), size.get());
         let own = Some(mapped);
         let memory = Memory { base, len, page_size, parts, own, access, may_shrink };

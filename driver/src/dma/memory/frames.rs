@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn pages_that_were_never_touched_are_absent() {
-        let memory = Memory::absent(frame_bytes(), PageSize::Base, false).unwrap();
+        let memory = Memory::absent(frame_bytes(), PageSize::Base, None).unwrap();
         let address = memory.base().addr().get();
         assert_eq!(frames(memory.base(), frame_bytes()), Err(FrameError::Absent { address }));
     }

@@ -1,39 +1,20 @@
 //! Mapping pages into this process.
 
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous};
 
 use super::PageSize;
 use super::addresses::{Addresses, READ_WRITE, huge_flags};
 use super::populate::Access;
 
-/// A file in memory that nobody can cut short: whoever gets the descriptor, such as the process
-/// that serves a device, cannot take pages away that this process touches.
-pub(super) fn memfd(len: usize, page_size: PageSize) -> Result<OwnedFd, (&'static str, Errno)> {
-    let kind = match page_size {
-        PageSize::Base | PageSize::Transparent => MFdFlags::empty(),
-        PageSize::Huge2M => MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB,
-        PageSize::Huge1G => MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_1GB,
-    };
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | kind;
-    let file = memfd_create(c"vfio-dma", flags).map_err(|errno| ("memfd_create", errno))?;
-    let size = i64::try_from(len).map_err(|_| ("ftruncate", Errno::EFBIG))?;
-    nix::unistd::ftruncate(&file, size).map_err(|errno| ("ftruncate", errno))?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| ("fcntl(F_ADD_SEALS)", errno))?;
-    Ok(file)
-}
-
 /// Maps pages at an address of the kernel's choice, aligned to the page size.
 pub(super) fn map(
     len: NonZeroUsize,
     page_size: PageSize,
-    file: Option<&OwnedFd>,
+    file: Option<(BorrowedFd<'_>, u64)>,
 ) -> nix::Result<Addresses> {
     if page_size == PageSize::Transparent {
         let mut addresses = Addresses::reserve(len, page_size.bytes())?;
@@ -44,7 +25,9 @@ pub(super) fn map(
     }
     let base = match file {
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        Some(file) => unsafe { mmap(None, len, READ_WRITE, MapFlags::MAP_SHARED, file, 0) },
+        Some((file, offset)) => unsafe {
+            mmap(None, len, READ_WRITE, MapFlags::MAP_SHARED, file, position(offset)?)
+        },
         // SAFETY: as above.
         None => unsafe {
             mmap_anonymous(None, len, READ_WRITE, MapFlags::MAP_PRIVATE | huge_flags(page_size))
@@ -65,9 +48,14 @@ pub(super) fn map_file(
         Access::Read => ProtFlags::PROT_READ,
         Access::Write => READ_WRITE,
     };
-    let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    let offset = position(offset)?;
     // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
     let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, file, offset) }?;
     // SAFETY: mapped just now.
     Ok(unsafe { Addresses::of_mapping(base.cast(), len) })
+}
+
+/// An offset as system calls take it.
+pub(super) fn position(offset: u64) -> nix::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)
 }

@@ -9,6 +9,7 @@ mod map;
 mod page_size;
 pub(super) mod physical;
 mod populate;
+mod shared;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -26,13 +27,33 @@ pub use error::{MemoryAccessError, MemoryError};
 pub use frames::FrameError;
 pub use page_size::PageSize;
 use populate::Access;
+use shared::Extent;
+pub(super) use shared::Files;
 
 /// A run of memory with one backing.
 #[derive(Debug)]
 struct Part {
     len: usize,
-    /// The file and the offset that the run starts at in it.
-    file: Option<(OwnedFd, u64)>,
+    file: Option<PartFile>,
+}
+
+/// The file behind a run of memory.
+#[derive(Debug)]
+enum PartFile {
+    /// A caller's, and the offset that the run starts at in it.
+    Lent(OwnedFd, u64),
+    /// A part of a file of the driver's own.
+    Own(Extent),
+}
+
+impl PartFile {
+    /// The file, and the offset that the run starts at in it.
+    fn place(&self) -> (BorrowedFd<'_>, u64) {
+        match self {
+            PartFile::Lent(file, offset) => (file.as_fd(), *offset),
+            PartFile::Own(extent) => extent.place(),
+        }
+    }
 }
 
 /// A run of memory that one map call can take.
@@ -91,26 +112,34 @@ impl Memory {
         page_size: PageSize,
         with_file: bool,
     ) -> Result<Memory, MemoryError> {
-        let memory = Memory::absent(len, page_size, with_file)?;
+        Memory::allocate_in(len, page_size, with_file.then(Files::default).as_ref())
+    }
+
+    /// As [`Memory::allocate`], in the files that are shared with other memory, if any.
+    pub(super) fn allocate_in(
+        len: usize,
+        page_size: PageSize,
+        files: Option<&Files>,
+    ) -> Result<Memory, MemoryError> {
+        let memory = Memory::absent(len, page_size, files)?;
         memory.populate(0, memory.len)?;
         Ok(memory)
     }
 
-    /// As [`Memory::allocate`], with pages that are still to be made present.
+    /// As [`Memory::allocate_in`], with pages that are still to be made present.
     pub(super) fn absent(
         len: usize,
         page_size: PageSize,
-        with_file: bool,
+        files: Option<&Files>,
     ) -> Result<Memory, MemoryError> {
         let size = whole_pages(len, page_size)?;
         let len = size.get();
         let error = |action, source: Errno| MemoryError::new(len, page_size, action, source);
-        let file = match with_file {
-            true => Some(map::memfd(len, page_size).map_err(|(a, e)| error(a, e))?),
-            false => None,
-        };
-        let own = map::map(size, page_size, file.as_ref()).map_err(|e| error("mmap", e))?;
-        let parts = vec![Part { len, file: file.map(|file| (file, 0)) }];
+        let extent = files.map(|files| files.take(len as u64, page_size)).transpose();
+        let extent = extent.map_err(|(action, errno)| error(action, errno))?;
+        let own = map::map(size, page_size, extent.as_ref().map(Extent::place))
+            .map_err(|e| error("mmap", e))?;
+        let parts = vec![Part { len, file: extent.map(PartFile::Own) }];
         let (base, own) = (own.base(), Some(own));
         let access = Access::Write;
         let memory = Memory { base, len, page_size, parts, own, access, may_shrink: false };
@@ -128,7 +157,7 @@ impl Memory {
     /// # Errors
     ///
     /// Fails when not even base pages are left, or `len` is 0 or too large.
-    pub fn assemble(len: usize, with_file: bool) -> Result<Memory, MemoryError> {
+    pub(super) fn assemble(len: usize, files: Option<&Files>) -> Result<Memory, MemoryError> {
         let mut memory = Memory::reserve(len)?;
         let mut at = 0;
         for page_size in PageSize::DESCENDING {
@@ -137,7 +166,7 @@ impl Memory {
                 if page_size.pool().is_some() { page_size.free().unwrap_or(0) } else { u64::MAX };
             let pages = fit.min(usize::try_from(free).unwrap_or(usize::MAX));
             let Some(run) = NonZeroUsize::new(pages * page_size.bytes()) else { continue };
-            match memory.fill(at, run, page_size, with_file) {
+            match memory.fill(at, run, page_size, files) {
                 Ok(part) => {
                     memory.parts.push(part);
                     at += run.get();
@@ -172,16 +201,14 @@ impl Memory {
         at: usize,
         len: NonZeroUsize,
         page_size: PageSize,
-        with_file: bool,
+        files: Option<&Files>,
     ) -> Result<Part, MemoryError> {
         let error = |action, source: Errno| MemoryError::new(len.get(), page_size, action, source);
-        let file = match with_file {
-            true => Some(map::memfd(len.get(), page_size).map_err(|(a, e)| error(a, e))?),
-            false => None,
-        };
+        let extent = files.map(|files| files.take(len.get() as u64, page_size)).transpose();
+        let extent = extent.map_err(|(action, errno)| error(action, errno))?;
         let own = self.own.as_mut().ok_or_else(|| error("mmap", Errno::EPERM))?;
         // SAFETY: the range has no pages that anyone uses.
-        let start = unsafe { own.put(at, len, page_size, file.as_ref()) }
+        let start = unsafe { own.put(at, len, page_size, extent.as_ref().map(Extent::place)) }
             .map_err(|errno| error("mmap", errno))?;
         if page_size == PageSize::Transparent {
             // SAFETY: the range was mapped above. Without transparent huge pages in the
@@ -191,7 +218,7 @@ impl Memory {
         // SAFETY: as above.
         unsafe { populate::populate(start, len, self.access) }
             .map_err(|errno| error(self.access.populating(), errno))?;
-        Ok(Part { len: len.get(), file: file.map(|file| (file, 0)) })
+        Ok(Part { len: len.get(), file: extent.map(PartFile::Own) })
     }
 
     /// Makes the pages of a range present.
@@ -296,7 +323,7 @@ impl Memory {
     #[must_use]
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         match &self.parts[..] {
-            [Part { file: Some((file, _)), .. }] => Some(file.as_fd()),
+            [Part { file: Some(file), .. }] => Some(file.place().0),
             _ => None,
         }
     }
@@ -319,7 +346,8 @@ impl Memory {
             let end = (start + part.len).min(range.end);
             let inside = (first - start) as u64;
             start += part.len;
-            let file = part.file.as_ref().map(|(file, at)| (file.as_fd(), at + inside));
+            let file = part.file.as_ref().map(PartFile::place);
+            let file = file.map(|(file, at)| (file, at + inside));
             (first < end).then(|| Piece { offset: first, len: end - first, file })
         });
         whole.into_iter().chain(cut)

@@ -53,7 +53,7 @@ impl Blocks {
         let Some(len) = NonZeroUsize::new(pages * page_size.bytes()) else { return };
         // Pages that went elsewhere since they were counted are made up for by small ones; if
         // the addresses were lost with them, the next step says so.
-        if let Ok(part) = self.memory.fill(self.filled, len, page_size, false) {
+        if let Ok(part) = self.memory.fill(self.filled, len, page_size, None) {
             self.push(part);
         }
     }

@@ -27,7 +27,7 @@ pub(super) fn place(context: &Context<'_>, frames: Frames<'_>) -> Attempted {
 fn through_iommu(context: &Context<'_>) -> Result<Buffer, DmaError> {
     let len = context.whole_pages()?;
     let runs = context.runs(len, 0, usize::MAX, context.request.least_block)?;
-    let memory = match Memory::assemble(len, context.space.needs_fd()) {
+    let memory = match Memory::assemble(len, context.space.files()) {
         Ok(memory) => memory,
         Err(error) => {
             context.space.give_back(&runs);

@@ -17,7 +17,7 @@ pub(super) fn contiguous(context: &Context<'_>, page_size: PageSize) -> Attempte
 
 fn map(context: &Context<'_>, page_size: PageSize) -> Result<Buffer, DmaError> {
     let len = context.whole_pages()?;
-    let memory = Memory::allocate(len, page_size, context.space.needs_fd())?;
+    let memory = Memory::allocate_in(len, page_size, context.space.files())?;
     let align = page_size.bytes() as u64;
     let least = context.alignment();
     let runs = context.space.take_run(len, align, least, context.limits.address_mask)?;

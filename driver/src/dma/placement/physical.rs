@@ -25,7 +25,7 @@ pub(super) type Frames<'a> = &'a mut dyn FnMut(&Memory) -> Result<Vec<u64>, Fram
 /// before: odd tries touch the pages from the first to the last, even ones from the last to
 /// the first.
 pub(super) fn locked(len: usize, page_size: PageSize, tries: u32) -> Result<Memory, DmaError> {
-    let memory = Memory::absent(len, page_size, false)?;
+    let memory = Memory::absent(len, page_size, None)?;
     if tries.is_multiple_of(2) {
         memory.touch_downwards()?
     } else {

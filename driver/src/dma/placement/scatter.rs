@@ -19,7 +19,7 @@ pub(super) fn place(context: &Context<'_>, frames: Frames<'_>) -> Attempted {
 
 fn through_iommu(context: &Context<'_>) -> Result<Buffer, DmaError> {
     let len = context.whole_pages()?;
-    let memory = Memory::allocate(len, PageSize::Base, context.space.needs_fd())?;
+    let memory = Memory::allocate_in(len, PageSize::Base, context.space.files())?;
     let runs = scattered_runs(context, len, 0)?;
     context.map(memory, 0, runs)
 }

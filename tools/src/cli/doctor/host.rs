@@ -136,9 +136,10 @@ fn iommu_node(host: &Host) -> Check {
     let name = "/dev/iommu";
     match writable(&host.dev.join("iommu")) {
         Ok(()) => Check::ok(name, "can be opened"),
-        Err(Errno::ENOENT) => {
+        Err(Errno::ENOENT) if host.dev.join("vfio/vfio").exists() => {
             Check::note(name, "absent (no CONFIG_IOMMUFD): groups and containers are used instead")
         }
+        Err(Errno::ENOENT) => Check::note(name, "absent (no CONFIG_IOMMUFD, or not loaded)"),
         Err(errno) => Check::note(name, errno.desc())
             .mend("run as root; groups and containers can be used instead"),
     }
