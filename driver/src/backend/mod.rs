@@ -7,6 +7,7 @@
 //! in the same process.
 
 mod config;
+mod lock;
 pub mod vfio;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
@@ -22,6 +23,7 @@ use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::SysfsError;
 
 pub(crate) use config::backend_error;
+pub(crate) use lock::lock_limit;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
 /// `include/uapi/linux/vfio.h`).

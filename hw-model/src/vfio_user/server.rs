@@ -33,6 +33,15 @@ pub enum ServerError {
         /// The path.
         path: PathBuf,
     },
+    /// The path does not fit into a socket's address.
+    #[error(
+        "{}: the path is too long for a socket\n  remedy: use a path of at most 107 bytes",
+        path.display()
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+    },
     /// A system call failed.
     #[error("{}: {action}: {source}", path.display())]
     Os {
@@ -76,6 +85,9 @@ impl Server {
     pub fn bind(path: impl AsRef<Path>) -> Result<Server, ServerError> {
         let path = path.as_ref();
         let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
+        if nix::sys::socket::UnixAddr::new(path) == Err(nix::errno::Errno::ENAMETOOLONG) {
+            return Err(ServerError::TooLong { path: path.to_owned() });
+        }
         let directory = match path.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),

@@ -15,7 +15,9 @@ use vfio_dma::session::Session;
 use vfio_dma_tests::same_program::{Extent, run};
 use vfio_dma_tests::{Case, address, cases};
 
-use crate::support::{bind, copy_and_verify, edu, edu_at, edu_behind_port, machine_state, open};
+use crate::support::{
+    bind, copy_and_verify, edu, edu_at, edu_behind_port, machine_state, open, refused,
+};
 
 macro_rules! transfers {
     ($($name:ident: $len:literal, $completion:ident;)*) => {
@@ -240,4 +242,11 @@ pub(crate) fn writes_and_reads_its_own_buffer() {
     let buffer = edu.write(buffer, 1, 77, 1001).unwrap().wait().unwrap();
     let buffer = edu.read(buffer, 2000, 178, 900).unwrap().wait().unwrap();
     pattern.check(&buffer, 2000, 900, 101).unwrap().unwrap();
+}
+
+pub(crate) fn a_mask_that_the_driver_does_not_know_is_named() {
+    let device = address(0).to_string();
+    bind(address(0));
+    let args = ["run", &device, "--address-bits", "32", "--size", "4K"];
+    refused(&args, &[&device, "fewer address bits than 32", "option: --address-bits"]);
 }

@@ -13,6 +13,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
+mod opening;
 mod ownership;
 mod placement;
 mod populate;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         edu::reaches_32_bits,
         edu::reaches_40_bits_as_far_as_the_iommu_goes,
         edu::refuses_an_address_over_its_mask,
+        edu::a_mask_that_the_driver_does_not_know_is_named,
         edu::can_be_dropped_in_the_middle_of_a_transfer,
         edu::a_panic_in_the_middle_of_a_transfer_stops_the_device,
         edu::refuses_what_does_not_fit,
@@ -131,7 +133,10 @@ fn main() -> ExitCode {
         Scenario {
             name: "group",
             machine: || shared_group().into(),
-            cases: cases![errors::member_on_a_host_driver],
+            cases: cases![
+                errors::member_on_a_host_driver,
+                opening::one_of_two_devices_of_a_group_is_closed_without_a_word,
+            ],
         },
         Scenario {
             name: "placement",
@@ -225,7 +230,18 @@ fn main() -> ExitCode {
                 populate::a_limit_of_the_cgroup_is_the_reason_and_smaller_pages_follow,
                 populate::a_vfio_user_socket_falls_back_too,
                 populate::a_file_without_room_for_its_blocks_is_an_error,
+                opening::all_messages_are_had_where_interrupts_are_remapped,
+                opening::a_file_on_a_disk_is_read_by_a_device_and_not_written,
+                opening::a_virtual_function_takes_the_token_of_its_physical_one,
                 in_use::who_insists_gets_a_disk_in_use,
+            ],
+        },
+        Scenario {
+            name: "unremapped",
+            machine: in_use::unremapped,
+            cases: cases![
+                opening::without_interrupt_remapping_doctor_and_the_error_say_so,
+                opening::fewer_messages_than_asked_for_are_an_error_with_their_number,
             ],
         },
         Scenario {

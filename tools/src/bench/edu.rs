@@ -128,9 +128,10 @@ impl Subject for EduSubject {
         let sample = self.run(number, Extent::Once, &mut histogram())?;
         let cell = self.cells.get(&number).and_then(|cell| cell.buffers.as_ref());
         let (_, target) = cell.ok_or(BenchError::State("a variant without buffers"))?;
-        Pattern::new(self.seed)
-            .check(target, 0, len, 0)?
-            .map_err(|mismatch| BenchError::WrongPattern { spec, mismatch })?;
+        Pattern::new(self.seed).check(target, 0, len, 0)?.map_err(|mismatch| {
+            let address_bits = self.edu.device().dma_limits().address_mask.count_ones();
+            BenchError::WrongPattern { spec, mismatch, address_bits }
+        })?;
         Ok(sample)
     }
 

@@ -85,12 +85,18 @@ pub enum BenchError {
         found: u8,
     },
     /// What came back from a device's own memory is wrong.
-    #[error("{spec}: what came back from the device: {mismatch}")]
+    #[error(
+        "{spec}: what came back from the device: {mismatch}\n  remedy: the device may drive fewer \
+         address bits than {address_bits}, which no register of it tells (edu's property dma_mask): \
+         `vfio-dma run --address-bits N` finds out"
+    )]
     WrongPattern {
         /// The variant.
         spec: Spec,
         /// The first byte that is wrong.
         mismatch: Mismatch,
+        /// Address bits that the device is taken to drive.
+        address_bits: u32,
     },
     /// A round failed.
     #[error("in round {round} of {rounds}: {source}")]

@@ -21,8 +21,8 @@ use crate::bench::{self, BenchError, Options, Output, Outputs, csv, report, tabl
 /// the processor's own copy in the same rounds
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
-    /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
+    /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise

@@ -1,5 +1,8 @@
 //! Opening the device that a subcommand is to drive.
 
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
 use vfio_dma::backend::vfio::{Access, VfToken};
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
@@ -67,12 +70,10 @@ impl DeviceArg {
         model: impl FnOnce() -> Result<Attached, Failure>,
         drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let device = match device {
-            MODEL => Device::open(model()?)?,
-            // A PCI address has no slash; the path of a socket in this directory begins
-            // with ./
-            path if path.contains('/') => Device::open(VfioUser::connect(path)?)?,
-            address => return self.drive_bound(address.parse()?, drive),
+        let device = match Place::of(device)? {
+            Place::Model => Device::open(model()?)?,
+            Place::Socket(path) => Device::open(VfioUser::connect(path)?)?,
+            Place::Function(address) => return self.drive_bound(address, drive),
         };
         let driver = known(device.location(), &Identity::of(&device)?)?;
         drive(driver, device)
@@ -109,6 +110,50 @@ impl DeviceArg {
     }
 }
 
+/// Where a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place<'a> {
+    /// In this process.
+    Model,
+    /// On a socket that a vfio-user server listens on.
+    Socket(&'a Path),
+    /// On the bus.
+    Function(Address),
+}
+
+impl Place<'_> {
+    /// Reads DEVICE: `model`, a PCI address, the directory of a function in sysfs, or the path
+    /// of a socket.
+    fn of(device: &str) -> Result<Place<'_>, Failure> {
+        let path = Path::new(device);
+        match device.parse() {
+            _ if device == MODEL => Ok(Place::Model),
+            Ok(address) => Ok(Place::Function(address)),
+            Err(_) if device.contains('/') => {
+                Ok(in_sysfs(path).map_or(Place::Socket(path), Place::Function))
+            }
+            // In this directory.
+            Err(_) if std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) => {
+                Ok(Place::Socket(path))
+            }
+            Err(error) => Err(format!(
+                "{error}\n  remedy: DEVICE is a PCI address, the path of a vfio-user socket, or \
+                 `model`"
+            )
+            .into()),
+        }
+    }
+}
+
+/// The function whose directory a path leads to, below /sys.
+fn in_sysfs(path: &Path) -> Option<Address> {
+    let resolved = path.canonicalize().ok()?;
+    if !resolved.starts_with("/sys") {
+        return None;
+    }
+    resolved.file_name()?.to_str()?.parse().ok()
+}
+
 /// What sysfs says of a function, for who looks for its driver.
 pub(super) fn identity(info: &PciDeviceInfo) -> Identity {
     Identity { vendor: info.vendor, device: info.device, class: info.class }
@@ -123,4 +168,51 @@ fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure
         )
         .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_an_address_a_socket_or_the_model() {
+        let address = "0000:00:05.0".parse().unwrap();
+        assert_eq!(Place::of("model").unwrap(), Place::Model);
+        assert_eq!(Place::of("0000:00:05.0").unwrap(), Place::Function(address));
+        assert_eq!(Place::of("00:05.0").unwrap(), Place::Function(address));
+        let absent = "/no/such/socket";
+        assert_eq!(Place::of(absent).unwrap(), Place::Socket(Path::new(absent)));
+        let error = Place::of("m.sock").unwrap_err().to_string();
+        assert!(error.contains("\"m.sock\"") && error.contains("vfio-user socket"), "{error}");
+        // A socket in the current directory needs no `./`.
+        let name = format!("test-{}.sock", std::process::id());
+        let listener = UnixListener::bind(&name).unwrap();
+        assert_eq!(Place::of(&name).unwrap(), Place::Socket(Path::new(&name)));
+        drop(listener);
+        std::fs::remove_file(&name).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_and_a_path_that_is_too_long_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let long = dir.path().join("x".repeat(120));
+        for (path, text) in [
+            (dir.path(), "there is a directory, not a socket"),
+            (&file, "there is a file, not a socket"),
+            (&long, "the path is too long for a socket\n  remedy: use a path of at most 107 bytes"),
+        ] {
+            let error = VfioUser::connect(path).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+            assert!(!error.contains("start a server"), "{error}");
+        }
+        let error = vfio_dma_model::vfio_user::Server::bind(&long).unwrap_err().to_string();
+        assert!(
+            error.contains("too long for a socket\n  remedy: use a path of at most"),
+            "{error}"
+        );
+    }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use iommufd_bindings::iommufd as uapi;
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 use vfio_bindings::bindings::vfio;
 
 use super::claim::Claim;
@@ -18,7 +17,7 @@ use super::{
     Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error, precondition,
     unmap_error, unsafe_interrupts,
 };
-use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
+use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation, lock_limit};
 use crate::pci::sysfs::Tree;
 use crate::pci::{Address, Remedy};
 
@@ -260,9 +259,7 @@ fn node(sysfs: &Tree, address: Address) -> Result<PathBuf> {
 /// What ENOMEM means: pinned pages count for the user, in all processes together
 /// (`iopt_alloc_pages` in the kernel's `drivers/iommu/iommufd/pages.c`).
 fn pin_limit(needed: usize) -> Option<Remedy> {
-    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
-    let limited = limit != libc::RLIM_INFINITY;
-    limited.then_some(Remedy::RaiseUserMemlock { limit, needed: needed as u64 })
+    lock_limit().map(|limit| Remedy::RaiseUserMemlock { limit, needed: needed as u64 })
 }
 
 #[cfg(test)]

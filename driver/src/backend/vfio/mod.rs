@@ -25,7 +25,6 @@ use std::io;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 
 pub use container::Container;
 pub use device::Device;
@@ -34,7 +33,7 @@ pub use iommufd::Ioas;
 pub use noiommu::NoIommu;
 pub use token::{VfToken, VfTokenError};
 
-use super::{BackendError, MapRequest, Result};
+use super::{BackendError, MapRequest, Result, lock_limit};
 use crate::pci::sysfs::{IommuGroup, SysfsError, Tree, VFIO_PCI};
 use crate::pci::{Address, Remedy};
 
@@ -167,11 +166,9 @@ fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<Remedy>) -> 
     let MapRequest { iova, len, access, .. } = request;
     let common = || {
         match errno {
-        Errno::ENOMEM => Some(match getrlimit(Resource::RLIMIT_MEMLOCK) {
-            Ok((limit, _)) if limit != libc::RLIM_INFINITY => {
-                Remedy::RaiseMemlock { limit, needed: *len as u64 }
-            }
-            _ => "the kernel has no memory for the mapping; ask for a smaller buffer".into(),
+        Errno::ENOMEM => Some(match lock_limit() {
+            Some(limit) => Remedy::RaiseMemlock { limit, needed: *len as u64 },
+            None => "the kernel has no memory for the mapping; ask for a smaller buffer".into(),
         }),
         Errno::EINVAL => Some(
             "the range is outside of the IOMMU's IOVA ranges, or in a reserved region \

@@ -120,7 +120,7 @@ impl Connection {
                 Err(Errno::EAGAIN | Errno::EINTR) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                Err(errno) => return Err(connect_error(location, errno)),
+                Err(errno) => return Err(connect_error(path, location, errno)),
             }
         }
         let stream = Stream {
@@ -220,7 +220,17 @@ impl Connection {
     }
 }
 
-fn connect_error(location: String, errno: Errno) -> BackendError {
+fn connect_error(path: &Path, location: String, errno: Errno) -> BackendError {
+    use std::os::unix::fs::FileTypeExt as _;
+    // The kernel refuses a file that is not a socket as it refuses one without a server.
+    let kind = std::fs::metadata(path).ok().map(|meta| meta.file_type());
+    if let Some(kind) = kind.filter(|kind| !kind.is_socket()) {
+        let is = if kind.is_dir() { "a directory" } else { "a file" };
+        return BackendError::Precondition {
+            problem: format!("{location}: there is {is}, not a socket"),
+            remedy: "give the path of the socket that a vfio-user server listens on".into(),
+        };
+    }
     let (problem, remedy) = match errno {
         Errno::ENOENT => {
             ("there is no such socket", start_server(&location, "start a server there"))

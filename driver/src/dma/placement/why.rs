@@ -5,6 +5,7 @@ use std::io;
 use crate::backend::{BackendError, Translation};
 use crate::dma::memory::lock::LockLimit;
 use crate::dma::{Cause, DmaError, IovaError, LimitExceeded, MemoryError, Reason};
+use crate::pci::Remedy;
 
 /// The reason behind an error, for `asked` bytes.
 pub(super) fn reason_of(error: &DmaError, asked: usize) -> Reason {
@@ -21,6 +22,10 @@ pub(super) fn reason_of(error: &DmaError, asked: usize) -> Reason {
         }
         DmaError::Limit(limit) => Cause::Limit(limit.clone()),
         DmaError::NoTranslation { .. } => Cause::Translation(Translation::Physical),
+        DmaError::Backend(BackendError::Os {
+            remedy: Some(Remedy::RaiseUserMemlock { limit, .. }),
+            ..
+        }) => Cause::UserMemoryLock { limit: *limit },
         DmaError::Backend(BackendError::Os { source, .. }) => of_map(error, source, asked),
         other => Cause::Other(other.to_string()),
     };

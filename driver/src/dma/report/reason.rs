@@ -46,6 +46,11 @@ pub enum Cause {
         /// Bytes locked already.
         locked: u64,
     },
+    /// Pinning goes over the limit for all processes of the user together (iommufd).
+    UserMemoryLock {
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The device reaches no address that can be had.
     AddressMask {
         /// The highest address that the device reaches.
@@ -128,6 +133,7 @@ impl Reason {
             Cause::HugePages { .. } => "huge-pages",
             Cause::NotPopulated { .. } => "not-populated",
             Cause::MemoryLock { .. } => "memory-lock",
+            Cause::UserMemoryLock { .. } => "user-memory-lock",
             Cause::AddressMask { .. } => "address-mask",
             Cause::IovaRun { .. } => "iova-run",
             Cause::Mappings { .. } => "mappings",
@@ -152,7 +158,7 @@ impl Reason {
             | Cause::IovaRun { longest, .. }
             | Cause::NotContiguous { longest, .. } => Some(longest),
             Cause::HugePages { page, free } => free.map(|free| free * page.bytes() as u64),
-            Cause::MemoryLock { limit, .. } => Some(limit),
+            Cause::MemoryLock { limit, .. } | Cause::UserMemoryLock { limit } => Some(limit),
             Cause::AddressMask { mask, .. } => Some(mask),
             Cause::Mappings { available, .. } => Some(available),
             Cause::NotPopulated { .. }
@@ -173,7 +179,7 @@ impl Reason {
             Cause::NoPool | Cause::PoolSpent { .. } => "what Device::reserve was asked for".into(),
             Cause::HugePages { page, .. } => format!("{}/nr_hugepages", page.pool()?),
             Cause::NotPopulated { page, .. } => page.refused_by().into(),
-            Cause::MemoryLock { .. } => {
+            Cause::MemoryLock { .. } | Cause::UserMemoryLock { .. } => {
                 "RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf)".into()
             }
             Cause::AddressMask { .. } => "the device's address bits".into(),
@@ -229,6 +235,13 @@ impl fmt::Display for Reason {
                 "the limit on locked memory is {limit} bytes, {locked} are locked and {asked} \
                  more are asked for: raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in \
                  /etc/security/limits.conf)"
+            ),
+            Cause::UserMemoryLock { limit } => write!(
+                f,
+                "all processes of this user may pin {limit} bytes together through iommufd, and \
+                 {asked} more are asked for: raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in \
+                 /etc/security/limits.conf), end what else pins memory, or open the device \
+                 through type1, which counts for each process by itself"
             ),
             Cause::AddressMask { mask, lowest } => {
                 write!(f, "the device reaches addresses up to {mask:#x}, ")?;

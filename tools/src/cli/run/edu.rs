@@ -74,8 +74,14 @@ pub(super) fn run(
     let elapsed = begin.elapsed();
     bar.finish_and_clear();
 
-    sent.check(&target, 0, len, 0)?
-        .map_err(|wrong| format!("{address}: what came back from the device is wrong: {wrong}"))?;
+    sent.check(&target, 0, len, 0)?.map_err(|wrong| {
+        let bits = config.address_bits;
+        format!(
+            "{address}: what came back from the device is wrong: {wrong}\n  remedy: the device \
+                 may drive fewer address bits than {bits}, which no register of it tells (edu's \
+                 property dma_mask)\n  option: --address-bits N"
+        )
+    })?;
     sent.check(&source, 0, len, 0)?
         .map_err(|wrong| format!("{address}: the source was written to: {wrong}"))?;
     Ok(EduOutcome {

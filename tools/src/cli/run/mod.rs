@@ -31,8 +31,8 @@ use super::{Failure, interrupted, output};
 /// tests (pci-testdev)
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0; the path of a
-    /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
+    /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
+    /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE")]
     device: String,
     /// Bytes to move, with K, M or G; 64K for edu, which is slow, and 64M for ioat
