@@ -1,148 +1,14 @@
-//! What the host uses a function for.
-//!
-//! Taking a driver away from a function that is in use loses data: the kernel does not ask.
+//! Finding out what the host uses a function for.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::nodes::Nodes;
-use super::{PciDeviceInfo, Result, Sysfs};
-use crate::pci::sysfs::{VFIO_PCI, join, link_name, names, read_text};
+use super::{HostUse, PciDeviceInfo, Result, Sysfs};
+use crate::pci::sysfs::{VFIO_PCI, link_name, names, read_text};
 use crate::pci::{Address, ClassCode};
-
-/// One thing that the host uses a function for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HostUse {
-    /// It is a part of the machine: a bridge or an IOMMU.
-    Platform {
-        /// What it is.
-        class: ClassCode,
-    },
-    /// Its virtual functions exist, and vanish with its driver.
-    VirtualFunctions {
-        /// The function that they belong to.
-        physical: Address,
-        /// Their addresses.
-        functions: Vec<String>,
-    },
-    /// A file system on it is mounted.
-    Mount {
-        /// The block device, such as `nvme0n1p1`.
-        device: String,
-        /// Where it is mounted.
-        at: String,
-    },
-    /// The machine swaps to it.
-    Swap {
-        /// The block device.
-        device: String,
-    },
-    /// Another block device is made of it: device mapper, RAID, a cache.
-    Holder {
-        /// The block device.
-        device: String,
-        /// What is made of it, such as `dm-0 (vg-root)`.
-        holder: String,
-    },
-    /// Something has the block device for itself that does not show otherwise.
-    Claimed {
-        /// The block device.
-        device: String,
-    },
-    /// A process has one of its device nodes open.
-    Open {
-        /// The node, such as `/dev/nvme0n1`.
-        node: PathBuf,
-        /// The process.
-        pid: u32,
-        /// Its command name.
-        command: String,
-    },
-    /// A network interface of it is up, has addresses, or is a part of another one.
-    Interface {
-        /// Its name.
-        name: String,
-        /// Whether it is up.
-        up: bool,
-        /// Its addresses.
-        addresses: Vec<String>,
-        /// The bridge or bond that it belongs to.
-        master: Option<String>,
-    },
-    /// Its network interface is in another network namespace, such as a container's.
-    InterfaceElsewhere,
-    /// The kernel's messages go to it.
-    Console {
-        /// The terminal, such as `ttyS4`.
-        name: String,
-    },
-}
-
-impl fmt::Display for HostUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HostUse::Platform { class } => {
-                write!(f, "it is a part of the machine: a {} (class {class})", class.name())
-            }
-            HostUse::VirtualFunctions { functions, .. } => {
-                write!(f, "its virtual functions exist: {}", join(functions))
-            }
-            HostUse::Mount { device, at } => write!(f, "{device} is mounted at {at}"),
-            HostUse::Swap { device } => write!(f, "the machine swaps to {device}"),
-            HostUse::Holder { device, holder } => write!(f, "{holder} is made of {device}"),
-            HostUse::Claimed { device } => {
-                write!(f, "the kernel or a program has {device} for itself")
-            }
-            HostUse::Open { node, pid, command } => {
-                write!(f, "process {pid} ({command}) has {} open", node.display())
-            }
-            HostUse::Interface { name, up, addresses, master } => {
-                let mut states = Vec::new();
-                states.extend(up.then(|| "is up".to_owned()));
-                states.extend((!addresses.is_empty()).then(|| format!("has {}", join(addresses))));
-                states.extend(master.as_ref().map(|master| format!("is a part of {master}")));
-                write!(f, "network interface {name} {}", states.join(", "))
-            }
-            HostUse::InterfaceElsewhere => {
-                f.write_str("its network interface is in another network namespace")
-            }
-            HostUse::Console { name } => write!(f, "{name} is a console of the kernel"),
-        }
-    }
-}
-
-impl HostUse {
-    /// What ends the use, where one command does.
-    #[must_use]
-    pub fn command(&self) -> Option<String> {
-        match self {
-            HostUse::Mount { at, .. } => Some(format!("umount {at}")),
-            HostUse::Swap { device } => Some(format!("swapoff /dev/{device}")),
-            HostUse::VirtualFunctions { physical, .. } => {
-                Some(format!("echo 0 > /sys/bus/pci/devices/{physical}/sriov_numvfs"))
-            }
-            // Not its own end, for whoever asks.
-            HostUse::Open { pid, .. } if *pid == std::process::id() => None,
-            HostUse::Open { pid, .. } => Some(format!("kill {pid}")),
-            HostUse::Interface { name, up, addresses, master } => {
-                let mut commands = Vec::new();
-                commands.extend(master.as_ref().map(|_| format!("ip link set {name} nomaster")));
-                let flush = !addresses.is_empty();
-                commands.extend(flush.then(|| format!("ip address flush dev {name}")));
-                commands.extend(up.then(|| format!("ip link set {name} down")));
-                Some(commands.join(" && "))
-            }
-            HostUse::Platform { .. }
-            | HostUse::Holder { .. }
-            | HostUse::Claimed { .. }
-            | HostUse::InterfaceElsewhere
-            | HostUse::Console { .. } => None,
-        }
-    }
-}
 
 impl Sysfs {
     /// What the host uses a function for, as far as this process may see; nothing for one that
@@ -167,7 +33,7 @@ impl Sysfs {
         uses.extend(self.virtual_functions(device.address)?);
         let nodes = Nodes::below(self, &dir);
         self.of_block_devices(&nodes, &mut uses);
-        self.of_processes(&nodes, &mut uses);
+        self.of_processes(&nodes, &dir, &mut uses);
         of_interfaces(&nodes, &mut uses);
         uses.extend(self.consoles(&nodes));
         Ok(uses)
@@ -197,7 +63,7 @@ impl Sysfs {
         }
         let mut seen = BTreeSet::new();
         for table in self.mount_tables() {
-            for (number, source, at) in table.lines().filter_map(mount) {
+            for MountLine { number, source, at } in table.lines().filter_map(MountLine::read) {
                 let source = self.node_name(source);
                 let block = nodes
                     .blocks
@@ -264,18 +130,20 @@ impl Sysfs {
         is_block(&node) && opened().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
     }
 
-    /// Processes that have one of the nodes open.
-    fn of_processes(&self, nodes: &Nodes, uses: &mut Vec<HostUse>) {
-        if nodes.paths.is_empty() {
-            return;
-        }
+    /// Processes that have one of the nodes open, or a BAR through sysfs.
+    fn of_processes(&self, nodes: &Nodes, dir: &Path, uses: &mut Vec<HostUse>) {
+        let dir = dir.canonicalize().ok();
+        let is_bar = |path: &PathBuf| {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            name.starts_with("resource") && path.parent() == dir.as_deref()
+        };
         for process in names(&self.proc).unwrap_or_default() {
             let Ok(pid) = process.parse() else { continue };
             let dir = self.proc.join(&process);
             let Ok(files) = fs::read_dir(dir.join("fd")) else { continue };
             let open: BTreeSet<PathBuf> =
                 files.flatten().filter_map(|file| fs::read_link(file.path()).ok()).collect();
-            for node in open.iter().filter(|node| nodes.paths.contains(*node)) {
+            for node in open.iter().filter(|node| nodes.paths.contains(*node) || is_bar(node)) {
                 let command = super::holder::command(&dir);
                 uses.push(HostUse::Open { node: node.clone(), pid, command });
             }
@@ -332,14 +200,23 @@ fn addresses(interface: &str) -> Vec<String> {
     .collect()
 }
 
-/// Number of the device, source and mount point of a line of `mountinfo` (proc(5)):
-/// `36 35 98:0 /root /mnt rw - ext4 /dev/sda1 rw`.
-fn mount(line: &str) -> Option<(Option<(u32, u32)>, &str, String)> {
-    let (front, back) = line.split_once(" - ")?;
-    let mut front = front.split(' ').skip(2);
-    let number = super::nodes::number(front.next()?);
-    let at = unescape(front.nth(1)?);
-    Some((number, back.split(' ').nth(1)?, at))
+/// A line of `mountinfo` (proc(5)): `36 35 98:0 /root /mnt rw - ext4 /dev/sda1 rw`.
+#[derive(Debug, PartialEq, Eq)]
+struct MountLine<'a> {
+    /// The device, for a file system that has one of its own.
+    number: Option<(u32, u32)>,
+    source: &'a str,
+    at: String,
+}
+
+impl MountLine<'_> {
+    fn read(line: &str) -> Option<MountLine<'_>> {
+        let (front, back) = line.split_once(" - ")?;
+        let mut front = front.split(' ').skip(2);
+        let number = super::nodes::number(front.next()?);
+        let at = unescape(front.nth(1)?);
+        Some(MountLine { number, source: back.split(' ').nth(1)?, at })
+    }
 }
 
 /// Blanks and the like are three octal digits behind a backslash.
@@ -512,7 +389,7 @@ mod tests {
     fn escapes_of_mount_points_are_read() {
         assert_eq!(unescape("a\\040b\\134c"), "a b\\c");
         assert_eq!(unescape("a\\9\\"), "a\\9\\");
-        assert_eq!(mount("36 35 98:0 / /m rw"), None);
-        assert_eq!(mount("36 35 - "), None);
+        assert_eq!(MountLine::read("36 35 98:0 / /m rw"), None);
+        assert_eq!(MountLine::read("36 35 - "), None);
     }
 }

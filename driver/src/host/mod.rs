@@ -9,6 +9,7 @@ mod enumerate;
 mod error;
 mod header;
 mod holder;
+mod host_use;
 mod in_use;
 mod module;
 mod nodes;
@@ -31,7 +32,7 @@ pub use bind::{Binding, Choice, Unbound};
 pub use enumerate::{Bar, BarKind, PciDeviceInfo};
 pub use error::{Aftermath, Holder, HostError, Result};
 pub use header::ConfigHeader;
-pub use in_use::HostUse;
+pub use host_use::HostUse;
 pub use record::Former;
 
 /// How long the kernel may take for one probe or removal of a driver. Removing a network or

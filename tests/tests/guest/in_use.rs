@@ -165,6 +165,25 @@ pub(crate) fn who_insists_gets_a_disk_in_use() {
     assert_eq!(driver(DISK).as_deref(), Some("nvme"));
 }
 
+pub(crate) fn run_and_bench_refuse_as_bind_does() {
+    let device = address(EDU);
+    let _ = vfio_dma(&["unbind", &device.to_string()]);
+    let bar = Sysfs::new().tree().device_dir(device).unwrap().join("resource0");
+    let other = fs::File::open(&bar).unwrap();
+    let text = device.to_string();
+    for command in ["run", "bench"] {
+        leaves_machine_alone(|| {
+            let parts = [&text, "the host uses", "resource0 open", "--force"];
+            refused(&[command, "--bind", &text], &parts);
+        });
+    }
+    let said = vfio_dma(&["run", "--bind", "--force", "--size", "4K", &text]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    drop(other);
+    let said = vfio_dma(&["run", "--bind", "--size", "4K", &text]);
+    assert_eq!(said.status, 0, "{said:#?}");
+}
+
 pub(crate) fn a_network_card_in_use_is_refused() {
     let dir = Sysfs::new().tree().device_dir(address(CARD)).unwrap().join("net");
     let name = fs::read_dir(dir).unwrap().next().unwrap().unwrap().file_name();

@@ -221,6 +221,7 @@ fn main() -> ExitCode {
             machine: in_use::machine,
             cases: cases![
                 in_use::bridges_are_refused,
+                in_use::run_and_bench_refuse_as_bind_does,
                 in_use::a_network_card_in_use_is_refused,
                 in_use::a_disk_with_a_mounted_file_system_is_refused,
                 in_use::a_disk_that_is_swapped_to_is_refused,

@@ -370,7 +370,7 @@ fn the_socket_file_is_owned_by_one_live_server() {
     drop(other);
 
     let long = directory.path().join("x".repeat(120));
-    assert!(matches!(Server::bind(long), Err(ServerError::Os { .. })));
+    assert!(matches!(Server::bind(long), Err(ServerError::TooLong { .. })));
     assert!(matches!(Server::bind("/nonexistent/s"), Err(ServerError::Os { .. })));
 }
 
