@@ -250,3 +250,17 @@ impl Vector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_open_files_have_their_remedy() {
+        let error = IrqError::event("creating an eventfd")(Errno::EMFILE);
+        assert_eq!(error.remedy(), Some(&Remedy::RaiseOpenFiles));
+        assert!(error.to_string().contains("ulimit -n"), "{error}");
+        let error = IrqError::event("creating an eventfd")(Errno::ENOMEM);
+        assert_eq!(error.remedy(), None);
+    }
+}

@@ -287,6 +287,11 @@ mod tests {
             Remedy::UseType1,
             Remedy::StartServer { socket: "/tmp/x".into(), first: "start a server there" },
             Remedy::CheckSetup,
+            Remedy::EndUses { commands: vec!["umount /mnt".into()] },
+            Remedy::EndUses { commands: vec![] },
+            Remedy::GiveVfToken { physical: address },
+            Remedy::RaiseUserMemlock { limit: 65_536, needed: 262_144 },
+            Remedy::RaiseOpenFiles,
         ] {
             let text = remedy.to_string();
             assert!(!text.is_empty() && !text.contains('\n'), "{text}");

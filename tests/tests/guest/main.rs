@@ -233,6 +233,7 @@ fn main() -> ExitCode {
                 populate::a_file_without_room_for_its_blocks_is_an_error,
                 opening::all_messages_are_had_where_interrupts_are_remapped,
                 opening::a_file_on_a_disk_is_read_by_a_device_and_not_written,
+                opening::a_bar_is_mapped_through_type1_only,
                 opening::a_virtual_function_takes_the_token_of_its_physical_one,
                 in_use::who_insists_gets_a_disk_in_use,
             ],

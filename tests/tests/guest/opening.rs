@@ -2,8 +2,10 @@
 //! it, by the error and by doctor.
 
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use vfio_dma::backend::vfio::{Access, VfToken};
 use vfio_dma::backend::{BackendError, IrqKind};
 use vfio_dma::device::DeviceError;
@@ -144,6 +146,27 @@ pub(crate) fn a_file_on_a_disk_is_read_by_a_device_and_not_written() {
         assert!(error.contains("file on a disk") && error.contains("memfd"), "{access}: {error}");
     }
     sh("umount /mnt/d");
+}
+
+pub(crate) fn a_bar_is_mapped_through_type1_only() {
+    let device = address(EDU);
+    bind(device);
+    let path = Sysfs::new().tree().device_dir(device).unwrap().join("resource0");
+    let bar = File::options().read(true).write(true).open(path).unwrap();
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let len = NonZeroUsize::new(4096).unwrap();
+    // SAFETY: a new mapping, at an address of the kernel's choice, which stays.
+    let base = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &bar, 0) }.unwrap();
+    let request = Request::new(4096, Direction::Bidirectional);
+    let adopt = |access| {
+        let device = open_through(access, device);
+        // SAFETY: the mapping is never undone, and nothing refers into it.
+        let buffer = unsafe { device.allocator().adopt(base.cast(), &request) };
+        buffer.map(drop).map_err(|error| error.to_string())
+    };
+    adopt(Access::Type1).unwrap();
+    let error = adopt(Access::Iommufd).unwrap_err();
+    assert!(error.contains("a BAR is mapped through type1"), "{error}");
 }
 
 /// Counts what is logged as an error.

@@ -16,8 +16,8 @@ use super::ioctl::done;
 use super::reply::{Reply, ask};
 use super::token::VfToken;
 use super::{
-    CONTAINER_NODE, Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error,
-    precondition, unmap_error, unsafe_interrupts,
+    CONTAINER_NODE, Device, Target, check_unmapped, held_elsewhere, ioctl, map_error, node_error,
+    os_error, precondition, unmap_error, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
 use crate::pci::sysfs::Tree;
@@ -108,7 +108,7 @@ impl Container {
     fn take_in(&self, group: &Group, address: Address, first: bool) -> Result<()> {
         if let Err(errno) = group.join(&self.file) {
             return Err(match errno {
-                Errno::EBUSY => busy(address, group.node(), group.number()),
+                Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
                 errno if first => {
                     os_error(format!("{address}: putting its group into a container"), errno, None)
                 }

@@ -10,7 +10,7 @@ use vfio_bindings::bindings::vfio as uapi;
 
 use super::ioctl::{self, done};
 use super::token::{self, VfToken};
-use super::{busy, node_error, os_error, precondition};
+use super::{busy, held_elsewhere, node_error, os_error, precondition};
 use crate::backend::{BackendError, Result};
 use crate::pci::sysfs::{IommuGroup, Tree};
 use crate::pci::{Address, Remedy};
@@ -84,7 +84,7 @@ impl Group {
         let opened = unsafe { ioctl::group_get_device_fd(self.file.as_raw_fd(), name.as_ptr()) };
         let device = opened.map_err(|errno| {
             token::refusal(&Tree::new(), address, token, errno).unwrap_or_else(|| match errno {
-                Errno::EBUSY => busy(address, &self.node, self.number),
+                Errno::EBUSY => held_elsewhere(address, &self.node, self.number),
                 errno => os_error(
                     format!("opening {address} through {}", self.node.display()),
                     errno,

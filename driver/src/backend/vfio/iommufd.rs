@@ -14,8 +14,8 @@ use super::claim::Claim;
 use super::ioctl::done;
 use super::token::{self, VfToken};
 use super::{
-    Device, Target, busy, check_unmapped, ioctl, map_error, node_error, os_error, precondition,
-    unmap_error, unsafe_interrupts,
+    Device, Target, busy, check_unmapped, held_elsewhere, ioctl, map_error, node_error, os_error,
+    precondition, unmap_error, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation, lock_limit};
 use crate::pci::sysfs::Tree;
@@ -93,7 +93,7 @@ impl Ioas {
             token::refusal(&sysfs, address, token, errno).unwrap_or_else(|| match errno {
                 // Of a device that is bound already the kernel says EINVAL, of one whose group
                 // is in use EBUSY.
-                Errno::EBUSY | Errno::EINVAL => busy(address, &node, group),
+                Errno::EBUSY | Errno::EINVAL => held_elsewhere(address, &node, group),
                 Errno::EPERM => unsafe_interrupts(address, "iommufd"),
                 errno => os_error(format!("binding {address} to iommufd"), errno, None),
             })

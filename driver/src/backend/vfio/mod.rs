@@ -114,12 +114,17 @@ fn precondition(problem: impl Into<String>, remedy: impl Into<Remedy>) -> Backen
 /// What the kernel's EBUSY means. Whoever has the function open may be this process, which is
 /// not to end itself.
 fn busy(address: Address, node: &Path, group: u32) -> BackendError {
+    if claim::other_of_group(address, group).is_none() && is_open_here(node) {
+        return BackendError::AlreadyOpen { location: address.to_string() };
+    }
+    held_elsewhere(address, node, group)
+}
+
+/// What the kernel's EBUSY means once this process has opened the node itself.
+fn held_elsewhere(address: Address, node: &Path, group: u32) -> BackendError {
     if let Some(holder) = claim::other_of_group(address, group) {
         let (location, holder) = (address.to_string(), holder.to_string());
         return BackendError::GroupAlreadyOpen { location, group, holder };
-    }
-    if is_open_here(node) {
-        return BackendError::AlreadyOpen { location: address.to_string() };
     }
     let shown = node.display();
     precondition(
@@ -224,6 +229,20 @@ mod tests {
         let text = text(error);
         assert!(text.contains("same session") && text.contains("fff2:00:00.0"), "{text}");
         drop((claim, opened));
+    }
+
+    #[test]
+    fn errors_say_what_they_mean() {
+        let error = os_error("opening it".into(), Errno::EMFILE, None);
+        assert_eq!(error.remedy(), Some(&Remedy::RaiseOpenFiles));
+        let source = io::Error::from(Errno::EMFILE);
+        let error = node_error(Path::new("/dev/vfio/3"), source, || Remedy::RunAsRoot);
+        assert_eq!(error.remedy(), Some(&Remedy::RaiseOpenFiles));
+        let host = std::ptr::NonNull::dangling();
+        let access = crate::backend::DmaAccess::Write;
+        let request = MapRequest { iova: 0x1000, host, len: 4096, access, file: None };
+        let error = map_error(&request, Errno::EFAULT, None).to_string();
+        assert!(error.contains("file on a disk") && error.contains("huge pages"), "{error}");
     }
 
     #[test]

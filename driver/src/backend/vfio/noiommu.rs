@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio as uapi;
 use super::claim::Claim;
 use super::group::Group;
 use super::ioctl::done;
-use super::{Device, Target, busy, container, ioctl, os_error, precondition};
+use super::{Device, Target, container, held_elsewhere, ioctl, os_error, precondition};
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
 use crate::pci::sysfs::{SysfsError, Tree};
 use crate::pci::{Address, Remedy};
@@ -73,7 +73,7 @@ impl NoIommu {
         let group = Group::open(&group, address, denied)?;
         let failed = |doing: &str, errno| match errno {
             Errno::EPERM => not_privileged(address, group.node()),
-            Errno::EBUSY => busy(address, group.node(), group.number()),
+            Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
             errno => os_error(format!("{address}: {doing}"), errno, None),
         };
         group

@@ -464,6 +464,12 @@ mod tests {
     }
 
     #[test]
+    fn too_many_open_files_have_their_remedy() {
+        let error = MemoryError::new(4096, PageSize::Base, "memfd_create", Errno::EMFILE);
+        assert!(error.to_string().contains("ulimit -n"), "{error}");
+    }
+
+    #[test]
     fn impossible_sizes_are_errors() {
         for len in [0, usize::MAX, usize::MAX / 2] {
             assert!(Memory::allocate(len, PageSize::Base, false).is_err());
