@@ -173,7 +173,7 @@ impl Device {
     /// # Errors
     ///
     /// Fails when the device has fewer, when the machine can give it fewer
-    /// ([`BackendError::FewerVectors`](crate::backend::BackendError::FewerVectors) has the
+    /// ([`BackendError::FewerVectors`] has the
     /// number), or vectors of any kind are handed out already.
     pub fn vectors(&self, kind: IrqKind, count: u32) -> Result<Vec<Vector>, DeviceError> {
         let function = &self.function;

@@ -41,8 +41,6 @@ pub(crate) fn a_limit_of_the_cgroup_is_the_reason_and_smaller_pages_follow() {
     let (status, text) = in_group(&["run", "model", "--size", "4M", "--json"]);
     assert_eq!(status, Some(0), "{text}");
     assert!(text.contains("not-populated") && text.contains("hugetlb.2MB.max"), "{text}");
-    let (status, text) = in_group(&[]);
-    assert_eq!(status, Some(0), "the bare command: {text}");
     let device = address(EDU).to_string();
     let _ = in_group(&["bind", &device]);
     let (status, text) = in_group(&["run", &device, "--size", "2M", "--timeout", "60", "--json"]);
