@@ -1,7 +1,8 @@
 //! A VFIO container with the type1v2 IOMMU: one I/O address space, and the devices in it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fmt;
+use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
+use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::claim::Claim;
 use super::group::Group;
@@ -27,11 +29,16 @@ use crate::pci::{Address, Remedy};
 const KIND: libc::c_int = uapi::VFIO_TYPE1v2_IOMMU as libc::c_int;
 
 /// A VFIO container; the devices opened through it share one set of IOVAs.
-#[derive(Debug)]
 pub struct Container {
-    file: File,
+    inner: VfioContainer,
     /// The groups in it, as long as a device of theirs is open.
     groups: Mutex<BTreeMap<u32, Weak<Group>>>,
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container").field("fd", &self.inner.as_raw_fd()).finish_non_exhaustive()
+    }
 }
 
 impl Container {
@@ -41,17 +48,7 @@ impl Container {
     ///
     /// Fails when the kernel has no VFIO, or this process may not use it.
     pub fn new() -> Result<Arc<Container>> {
-        let file = open_node()?;
-        if !has(&file, KIND, "a type1v2 IOMMU")? {
-            return Err(precondition(
-                format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
-                Remedy::LoadModule {
-                    module: "vfio_iommu_type1",
-                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
-                },
-            ));
-        }
-        Ok(Arc::new(Container { file, groups: Mutex::default() }))
+        Ok(Arc::new(Container { inner: open_node()?, groups: Mutex::default() }))
     }
 
     /// Opens a device in this container.
@@ -106,7 +103,7 @@ impl Container {
 
     /// Has a group join; the first one decides on the kind of IOMMU.
     fn take_in(&self, group: &Group, address: Address, first: bool) -> Result<()> {
-        if let Err(errno) = group.join(&self.file) {
+        if let Err(errno) = group.join(&self.inner) {
             return Err(match errno {
                 Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
                 errno if first => {
@@ -124,7 +121,7 @@ impl Container {
             return Ok(());
         }
         // SAFETY: the descriptor is a container, and the argument a number.
-        match done(unsafe { ioctl::set_iommu(self.file.as_raw_fd(), KIND) }) {
+        match done(unsafe { ioctl::set_iommu(self.inner.as_raw_fd(), KIND) }) {
             Ok(()) => Ok(()),
             Err(Errno::EPERM) => Err(unsafe_interrupts(address, "vfio_iommu_type1")),
             Err(errno) => {
@@ -140,34 +137,24 @@ impl Container {
     }
 }
 
-/// Opens the container's node and checks its version.
-pub(super) fn open_node() -> Result<File> {
-    let file = File::options().read(true).write(true).open(CONTAINER_NODE).map_err(|source| {
-        node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
-            module: "vfio-pci",
-            kernel: "CONFIG_VFIO, CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
-        })
-    })?;
-    // SAFETY: the request takes no argument.
-    let version = unsafe { ioctl::get_api_version(file.as_raw_fd()) }.map_err(|errno| {
-        os_error(format!("{CONTAINER_NODE}: asking for the version"), errno, None)
-    })?;
-    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
-        return Err(BackendError::Unsupported {
-            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
-            by: format!("{CONTAINER_NODE}, which has version {version}"),
-        });
-    }
-    Ok(file)
+/// Opens the container's node and checks its version, and that it has a type1v2 IOMMU.
+fn open_node() -> Result<VfioContainer> {
+    VfioContainer::new(None).map_err(|error| match error {
+        VfioError::OpenContainer(source) => no_container(source),
+        VfioError::VfioExtension => precondition(
+            format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
+            Remedy::LoadModule { module: "vfio_iommu_type1", kernel: "CONFIG_VFIO_IOMMU_TYPE1" },
+        ),
+        other => precondition(format!("{CONTAINER_NODE}: {other}"), Remedy::CheckSetup),
+    })
 }
 
-/// Whether the container has a kind of IOMMU.
-pub(super) fn has(container: &File, kind: libc::c_int, what: &str) -> Result<bool> {
-    // SAFETY: the argument is a number.
-    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), kind) };
-    // "1, or some other positive integer" (the header) when it has.
-    has.map(|has| has > 0)
-        .map_err(|errno| os_error(format!("{CONTAINER_NODE}: asking for {what}"), errno, None))
+/// Why the container's node does not open.
+pub(super) fn no_container(source: io::Error) -> BackendError {
+    node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
+        module: "vfio-pci",
+        kernel: "CONFIG_VFIO, CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
+    })
 }
 
 /// A device of a group in a container. The group leaves with its last device, and is closed
@@ -250,7 +237,7 @@ impl Iommu for Container {
         let reply = ask(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
         });
         let reply = reply.map_err(|errno| {
             os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
@@ -274,7 +261,7 @@ impl Iommu for Container {
             size: request.len as u64,
         };
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
-        let status = unsafe { ioctl::iommu_map_dma(self.file.as_raw_fd(), &raw const map) };
+        let status = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
         done(status).map_err(|errno| {
             let exhausted = (errno == Errno::ENOSPC).then(|| {
                 "the container has no mapping left: raise dma_entry_limit of the module \
@@ -293,7 +280,7 @@ impl Iommu for Container {
             ..Default::default()
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
-        let status = unsafe { ioctl::iommu_unmap_dma(self.file.as_raw_fd(), &raw mut unmap) };
+        let status = unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) };
         done(status).map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.size)
     }

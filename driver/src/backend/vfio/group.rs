@@ -71,7 +71,7 @@ impl Group {
     }
 
     /// Puts the group into a container, which it leaves when it is closed.
-    pub(super) fn join(&self, container: &File) -> nix::Result<()> {
+    pub(super) fn join(&self, container: &impl AsRawFd) -> nix::Result<()> {
         let container = container.as_raw_fd();
         // SAFETY: the descriptor is a group, and the argument points to a descriptor.
         done(unsafe { ioctl::group_set_container(self.file.as_raw_fd(), &raw const container) })

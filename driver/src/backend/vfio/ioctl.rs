@@ -7,7 +7,7 @@
 use iommufd_bindings::iommufd;
 use nix::errno::Errno;
 #[cfg(feature = "iommufd")]
-use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
+use vfio_bindings::bindings::vfio::{vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt};
 use vfio_bindings::bindings::vfio::{
     vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
     vfio_irq_info, vfio_irq_set, vfio_region_info,
@@ -108,33 +108,11 @@ nix::ioctl_readwrite_bad!(
     vfio_device_bind_iommufd
 );
 #[cfg(feature = "iommufd")]
-nix::ioctl_readwrite_bad!(
-    /// VFIO_DEVICE_ATTACH_IOMMUFD_PT: puts a device into an IOAS, which it leaves when it is
-    /// closed.
-    device_attach_iommufd_pt,
-    nix::request_code_none!(TYPE, BASE + 19),
-    vfio_device_attach_iommufd_pt
-);
-#[cfg(feature = "iommufd")]
-nix::ioctl_readwrite_bad!(
-    /// IOMMU_IOAS_ALLOC: makes an I/O address space.
-    ioas_alloc,
-    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_ALLOC),
-    iommufd::iommu_ioas_alloc
-);
-#[cfg(feature = "iommufd")]
-nix::ioctl_readwrite_bad!(
-    /// IOMMU_IOAS_MAP: maps process memory at an IOVA.
-    ioas_map,
-    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP),
-    iommufd::iommu_ioas_map
-);
-#[cfg(feature = "iommufd")]
-nix::ioctl_readwrite_bad!(
-    /// IOMMU_IOAS_UNMAP: unmaps a range and reports how many bytes were unmapped.
-    ioas_unmap,
-    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_UNMAP),
-    iommufd::iommu_ioas_unmap
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_DEVICE_DETACH_IOMMUFD_PT: takes a device out of its IOAS.
+    device_detach_iommufd_pt,
+    nix::request_code_none!(TYPE, BASE + 20),
+    vfio_device_detach_iommufd_pt
 );
 #[cfg(feature = "iommufd")]
 nix::ioctl_readwrite_bad!(

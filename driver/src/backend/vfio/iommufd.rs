@@ -1,14 +1,18 @@
 //! Devices opened through their own character device, in an IOAS of iommufd.
 
+use std::fmt;
 use std::fs::File;
-use std::mem::{offset_of, size_of};
-use std::os::fd::{AsRawFd, RawFd};
+use std::mem::{ManuallyDrop, offset_of, size_of};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use iommufd_bindings::iommufd as uapi;
+use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio;
+use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
+use vmm_sys_util::errno::Error as SysError;
 
 use super::claim::Claim;
 use super::ioctl::done;
@@ -24,10 +28,14 @@ use crate::pci::{Address, Remedy};
 const IOMMU_NODE: &str = "/dev/iommu";
 
 /// An I/O address space of iommufd; the devices opened in it share one set of IOVAs.
-#[derive(Debug)]
 pub struct Ioas {
-    iommufd: File,
-    id: u32,
+    inner: Arc<VfioIommufd>,
+}
+
+impl fmt::Debug for Ioas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ioas").field("fd", &self.fd()).field("id", &self.inner.ioas().id()).finish()
+    }
 }
 
 impl Ioas {
@@ -37,21 +45,26 @@ impl Ioas {
     ///
     /// Fails when the kernel has no iommufd, or this process may not use it.
     pub fn new() -> Result<Arc<Ioas>> {
-        let iommufd =
-            File::options().read(true).write(true).open(IOMMU_NODE).map_err(|source| {
+        let iommufd = IommuFd::new().map_err(|error| match error {
+            IommufdError::OpenIommufd(source) => {
                 node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
                     module: "iommufd",
                     kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
                          CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
                 })
-            })?;
-        let size = size_of::<uapi::iommu_ioas_alloc>() as u32;
-        let mut alloc = uapi::iommu_ioas_alloc { size, ..Default::default() };
-        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
-        done(unsafe { ioctl::ioas_alloc(iommufd.as_raw_fd(), &raw mut alloc) }).map_err(
-            |errno| os_error("making an I/O address space of iommufd".into(), errno, None),
-        )?;
-        Ok(Arc::new(Ioas { iommufd, id: alloc.out_ioas_id }))
+            }
+            other => unexpected(IOMMU_NODE, &other),
+        })?;
+        let iommufd = Arc::new(iommufd);
+        let ioas = IommufdIoas::new(Arc::clone(&iommufd)).map_err(|error| match error {
+            IommufdError::IommuIoasAlloc(error) => {
+                os_error("making an I/O address space of iommufd".into(), errno(error), None)
+            }
+            other => unexpected(IOMMU_NODE, &other),
+        })?;
+        let inner = VfioIommufd::new(iommufd, Some(Arc::new(ioas)), None)
+            .map_err(|error| unexpected(IOMMU_NODE, &error))?;
+        Ok(Arc::new(Ioas { inner: Arc::new(inner) }))
     }
 
     /// Opens a device in this address space.
@@ -98,16 +111,10 @@ impl Ioas {
                 errno => os_error(format!("binding {address} to iommufd"), errno, None),
             })
         })?;
-        self.attach(&device).map_err(|errno| match errno {
-            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
-            Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE => BackendError::NotShareable {
-                location: address.to_string(),
-                reason: format!("the kernel does not attach it to the IOAS: {errno}"),
-            },
-            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
-        })?;
-        // Closing the descriptor takes the device out of the IOAS and away from iommufd.
-        Device::new(Box::new(device), claim, Arc::clone(self) as _)
+        let inner = VfioDevice::new_from_bound_fd(device, Arc::clone(&self.inner), true)
+            .map_err(|error| explain(error, address))?;
+        let owner = CdevDevice { inner: ManuallyDrop::new(inner), address };
+        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
     }
 
     /// Gives a device to this iommufd.
@@ -128,19 +135,8 @@ impl Ioas {
         done(unsafe { ioctl::device_bind_iommufd(device.as_raw_fd(), &raw mut bind) })
     }
 
-    /// Puts a device into the address space.
-    fn attach(&self, device: &File) -> nix::Result<()> {
-        let mut attach = vfio::vfio_device_attach_iommufd_pt {
-            argsz: offset_of!(vfio::vfio_device_attach_iommufd_pt, pasid) as u32,
-            pt_id: self.id,
-            ..Default::default()
-        };
-        // SAFETY: the descriptor is a device, and the structure as large as it says.
-        done(unsafe { ioctl::device_attach_iommufd_pt(device.as_raw_fd(), &raw mut attach) })
-    }
-
     fn fd(&self) -> RawFd {
-        self.iommufd.as_raw_fd()
+        self.inner.iommufd().as_raw_fd()
     }
 
     /// The ranges that may be mapped, and what their ends are multiples of.
@@ -150,7 +146,7 @@ impl Ioas {
         for _ in 0..4 {
             let mut query = uapi::iommu_ioas_iova_ranges {
                 size: size_of::<uapi::iommu_ioas_iova_ranges>() as u32,
-                ioas_id: self.id,
+                ioas_id: self.inner.ioas().id(),
                 num_iovas: u32::try_from(ranges.len()).map_err(|_| Errno::EMSGSIZE)?,
                 allowed_iovas: ranges.as_mut_ptr() as u64,
                 ..Default::default()
@@ -195,17 +191,22 @@ impl Iommu for Ioas {
         if request.access.writes() {
             flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
         }
-        let mut map = uapi::iommu_ioas_map {
+        let map = uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>() as u32,
             flags,
-            ioas_id: self.id,
+            ioas_id: self.inner.ioas().id(),
             user_va: request.host.as_ptr() as u64,
             length: request.len as u64,
             iova: request.iova,
             ..Default::default()
         };
-        // SAFETY: the descriptor is an iommufd; the caller vouches for the memory.
-        done(unsafe { ioctl::ioas_map(self.fd(), &raw mut map) }).map_err(|errno| {
+        // `map_iommu_ioas` is not marked unsafe, but what this function demands of its
+        // caller is what it needs.
+        self.inner.iommufd().map_iommu_ioas(&map).map_err(|error| {
+            let IommufdError::IommuIoasMap(error) = error else {
+                return unexpected("mapping memory", &error);
+            };
+            let errno = errno(error);
             let remedy = match errno {
                 Errno::ENOMEM => pin_limit(request.len),
                 Errno::EFAULT => Some(
@@ -223,13 +224,14 @@ impl Iommu for Ioas {
     fn unmap(&self, iova: u64, len: usize) -> Result<()> {
         let mut unmap = uapi::iommu_ioas_unmap {
             size: size_of::<uapi::iommu_ioas_unmap>() as u32,
-            ioas_id: self.id,
+            ioas_id: self.inner.ioas().id(),
             iova,
             length: len as u64,
         };
-        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
-        done(unsafe { ioctl::ioas_unmap(self.fd(), &raw mut unmap) })
-            .map_err(|errno| unmap_error(iova, len, errno))?;
+        self.inner.iommufd().unmap_iommu_ioas(&mut unmap).map_err(|error| match error {
+            IommufdError::IommuIoasUnmap(error) => unmap_error(iova, len, errno(error)),
+            other => unexpected("unmapping memory", &other),
+        })?;
         check_unmapped(iova, len, unmap.length)
     }
 }
@@ -260,6 +262,71 @@ fn node(sysfs: &Tree, address: Address) -> Result<PathBuf> {
 /// (`iopt_alloc_pages` in the kernel's `drivers/iommu/iommufd/pages.c`).
 fn pin_limit(needed: usize) -> Option<Remedy> {
     lock_limit().map(|limit| Remedy::RaiseUserMemlock { limit, needed: needed as u64 })
+}
+
+/// Why a device that was bound to iommufd is not in the address space.
+fn explain(error: VfioError, address: Address) -> BackendError {
+    match error {
+        VfioError::VfioDeviceAttachIommufdPt(error) => match errno(error) {
+            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
+            errno @ (Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE) => {
+                BackendError::NotShareable {
+                    location: address.to_string(),
+                    reason: format!("the kernel does not attach it to the IOAS: {errno}"),
+                }
+            }
+            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
+        },
+        other => unexpected(&format!("{address}: opening the device"), &other),
+    }
+}
+
+fn errno(error: SysError) -> Errno {
+    Errno::from_raw(error.errno())
+}
+
+fn unexpected(action: &str, error: &dyn std::error::Error) -> BackendError {
+    precondition(format!("{action}: {error}"), Remedy::CheckSetup)
+}
+
+/// A device of its own character device, bound to iommufd.
+struct CdevDevice {
+    inner: ManuallyDrop<VfioDevice>,
+    address: Address,
+}
+
+impl AsRawFd for CdevDevice {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
+}
+
+impl Drop for CdevDevice {
+    fn drop(&mut self) {
+        let fd = self.inner.as_raw_fd();
+        let detach = vfio::vfio_device_detach_iommufd_pt {
+            argsz: size_of::<vfio::vfio_device_detach_iommufd_pt>() as u32,
+            ..Default::default()
+        };
+        // `VfioDevice` panics when it cannot detach. It can if this did: to the kernel a
+        // second time is no error.
+        // SAFETY: the descriptor is a device, and the structure as large as it says.
+        let status = unsafe { ioctl::device_detach_iommufd_pt(fd, &raw const detach) };
+        match done(status) {
+            // SAFETY: not used again after this.
+            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.inner) },
+            Err(errno) => {
+                log::error!(
+                    "{}: detaching the device from iommufd: {errno}; its address space stays \
+                     until this process ends",
+                    self.address
+                );
+                // Closing the descriptor takes the device away from iommufd all the same.
+                // SAFETY: nobody else closes the descriptor: `inner` is not dropped.
+                drop(unsafe { File::from_raw_fd(fd) });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
