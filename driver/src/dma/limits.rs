@@ -160,6 +160,16 @@ impl DmaLimits {
                 return Err(LimitsError::TooSmall { what, value, least_what, least });
             }
         }
+        // A segment that has to be cut could not be cut where its parts may meet.
+        let virt_boundary = self.virt_boundary.unwrap_or(1);
+        for (what, value) in
+            [("a longest segment", Some(self.max_segment)), ("a boundary", self.boundary)]
+        {
+            if let Some(value) = value.filter(|&value| value < virt_boundary) {
+                let (least_what, least) = ("a virtual boundary", virt_boundary);
+                return Err(LimitsError::TooSmall { what, value, least_what, least });
+            }
+        }
         if self.max_segments == 0 {
             return Err(LimitsError::NoSegments);
         }
@@ -167,10 +177,10 @@ impl DmaLimits {
     }
 
     /// The same limits with the longest segment cut down so that cutting there keeps
-    /// alignment and granularity.
+    /// alignment, granularity and virtual boundary.
     #[must_use]
     pub(super) fn aligned(self) -> DmaLimits {
-        let unit = self.alignment.max(self.granularity);
+        let unit = self.alignment.max(self.granularity).max(self.virt_boundary.unwrap_or(1));
         DmaLimits { max_segment: self.max_segment & !(unit - 1), ..self }
     }
 
@@ -178,10 +188,18 @@ impl DmaLimits {
     #[inline]
     pub(super) fn run(&self, iova: u64, left: u64) -> u64 {
         let run = left.min(self.max_segment);
-        match self.boundary {
+        let run = match self.boundary {
             // The distance to the next multiple: of a power of two, and at least 1.
             Some(boundary) => run.min(boundary - (iova & (boundary - 1))),
             None => run,
+        };
+        match self.virt_boundary {
+            // What is cut off begins at a multiple: the last one within the run, which is as
+            // long as from one multiple to the next at least, or ends at one.
+            Some(virt_boundary) if run < left => {
+                run - (iova.wrapping_add(run) & (virt_boundary - 1))
+            }
+            _ => run,
         }
     }
 
@@ -286,6 +304,11 @@ mod tests {
             (DmaLimits { max_segment: 0, ..none }, "a longest segment of 0x0"),
             (DmaLimits { boundary: Some(4), granularity: 8, ..none }, "a granularity of 0x8"),
             (DmaLimits { max_segments: 0, ..none }, "no segments"),
+            (
+                DmaLimits { max_segment: 4095, virt_boundary: Some(4096), ..none },
+                "a longest segment of 0xfff bytes is less than a virtual boundary of 0x1000",
+            ),
+            (DmaLimits { boundary: Some(4), virt_boundary: Some(8), ..none }, "a boundary of 0x4"),
         ] {
             let said = limits.validate().unwrap_err().to_string();
             assert!(said.contains(part), "{said}");

@@ -166,6 +166,26 @@ fn lists_of_whole_pages_allow_no_gap_inside() {
 }
 
 #[test]
+fn what_has_to_be_cut_is_cut_where_the_parts_may_meet() {
+    let limits = DmaLimits {
+        virt_boundary: Some(0x1000),
+        max_segment: 0x2fff,
+        boundary: Some(0x1_0000),
+        ..DmaLimits::default()
+    };
+    let cut = list(&[(0xc800, 0x5900)]).cut(&limits).unwrap();
+    let expected = [(0xc800, 0x1800), (0xe000, 0x2000), (0x1_0000, 0x2000), (0x1_2000, 0x100)];
+    assert_eq!(cut, expected.map(|(iova, len)| segment(iova, len)));
+    let target = list(&[(0x10_0800, 0x5900)]);
+    let source = list(&[(0xc800, 0x5900)]);
+    let pieces = Pieces::new(&source, &target, &limits).unwrap();
+    let at_most = pieces.at_most();
+    let pieces: Vec<u64> = pieces.map(|piece| piece.len).collect();
+    assert_eq!(pieces, [0x1800, 0x2000, 0x2000, 0x100]);
+    assert!(at_most >= 4);
+}
+
+#[test]
 fn a_device_that_counts_in_doublewords_gets_no_odd_bytes() {
     let dwords = DmaLimits { granularity: 4, max_segment: 1023, ..DmaLimits::default() };
     let cut = list(&[(0x1001, 2048), (0x5000, 8)]).cut(&dwords).unwrap();

@@ -211,8 +211,8 @@ impl<'a> Pieces<'a> {
 
     /// A number that the pieces do not exceed, known without a walk.
     ///
-    /// A piece ends where a segment of either list does, at a multiple of the boundary on
-    /// either side, or because it is as long as can be.
+    /// A piece ends where a segment of either list does, at a multiple of the boundary or of
+    /// the virtual boundary on either side, or because it is as long as can be.
     #[inline]
     #[must_use]
     pub fn at_most(&self) -> u64 {
@@ -224,7 +224,9 @@ impl<'a> Pieces<'a> {
             Some(boundary) => self.source.len() / boundary + segments as u64,
             None => 0,
         };
-        ends + full + crossings(sources) + crossings(targets)
+        // The first piece of a segment may be cut short for the others to begin at a multiple.
+        let short = if self.limits.virt_boundary.is_some() { ends + 1 } else { 0 };
+        ends + full + short + crossings(sources) + crossings(targets)
     }
 
     fn check_each(&self) -> Result<(), SgError> {

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Runs the fuzz targets one after the other: tools/fuzz.sh [MINUTES|SECONDSs] [TARGET...], 10
+# minutes for each by default. Starts from the seeds in fuzz/corpus and from what former runs
+# found, which is kept under ${XDG_CACHE_HOME:-~/.cache}/vfio-dma/fuzz. Exits 1 after a crash,
+# an input that takes over 10 s, or more than 512 MiB; the input is then in fuzz/artifacts.
+# docs/fuzzing.md says what each target proves.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/vfio-dma
+time=${1:-10}
+shift || true
+case $time in
+*[!0-9s]* | '' | s) echo "usage: tools/fuzz.sh [MINUTES|SECONDSs] [TARGET...]" >&2; exit 2 ;;
+*s) seconds=${time%s} ;;
+*) seconds=$((time * 60)) ;;
+esac
+
+if ! command -v cargo-fuzz >/dev/null; then
+	PATH=$cache/cargo-fuzz/bin:$PATH
+	if ! command -v cargo-fuzz >/dev/null; then
+		echo "cargo-fuzz is built, once, into $cache/cargo-fuzz"
+		CARGO_BUILD_TARGET='' cargo install --quiet --locked --root "$cache/cargo-fuzz" cargo-fuzz || {
+			echo "cargo-fuzz cannot be had: cargo install cargo-fuzz" >&2
+			exit 2
+		}
+	fi
+fi
+if ! command -v c++ >/dev/null; then
+	echo "c++ is missing, libFuzzer is built with it: apt-get install g++" >&2
+	exit 2
+fi
+# The sanitizers' options are unstable, and the toolchain is the stable one.
+export RUSTC_BOOTSTRAP=1
+triple=$(rustc -vV | sed -n 's/^host: //p')
+mapfile -t targets < <(cargo fuzz list)
+if [ $# -gt 0 ]; then
+	for target; do
+		printf '%s\n' "${targets[@]}" | grep -qxF -- "$target" || {
+			echo "$target is no target: ${targets[*]}" >&2
+			exit 2
+		}
+	done
+	targets=("$@")
+fi
+echo "building ${#targets[@]} targets with AddressSanitizer"
+if [ $# -gt 0 ]; then
+	for target in "${targets[@]}"; do cargo fuzz build --target "$triple" "$target"; done
+else
+	cargo fuzz build --target "$triple"
+fi
+failed=()
+for target in "${targets[@]}"; do
+	found=$cache/fuzz/$target
+	mkdir -p "$found" "fuzz/corpus/$target" "fuzz/artifacts/$target"
+	log=$(mktemp)
+	if "fuzz/target/$triple/release/$target" "$found" "fuzz/corpus/$target" \
+		-artifact_prefix="fuzz/artifacts/$target/" -max_total_time="$seconds" \
+		-rss_limit_mb=512 -timeout=10 >"$log" 2>&1; then
+		awk -v t="$target" '/DONE|exec\/s/ { line = $0 } END {
+			sub(/^#/, "", line); split(line, f); match(line, /cov: [0-9]+/)
+			printf "%-17s %9d executions, %s edges\n", t, f[1], substr(line, RSTART + 5, RLENGTH - 5)
+		}' "$log"
+	else
+		failed+=("$target")
+		echo "$target FAILED:"
+		tail -n 40 "$log"
+	fi
+	rm -f "$log"
+done
+[ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
