@@ -277,3 +277,95 @@ impl Drop for SlotsInFlight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dma::SlotPool;
+    use crate::testing::{NoRegisters, Scripted, buffer};
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push(u8),
+        Skip(u8),
+        Reap(u8),
+        Take(u8, u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1u8..9).prop_map(Step::Push),
+            2 => (1u8..4).prop_map(Step::Skip),
+            3 => (0u8..12).prop_map(Step::Reap),
+            1 => (0u8..12, 0u8..6).prop_map(|(from, count)| Step::Take(from, count)),
+        ]
+    }
+
+    proptest! {
+        /// Against a list of (position, index): each slot comes back once, in order.
+        #[test]
+        fn every_slot_comes_back_once(steps in proptest::collection::vec(step(), 1..100)) {
+            let (pool, mut free) = SlotPool::new(buffer(64 * 32).0, 32).unwrap();
+            let scripted = Scripted::new((1, 1), |_| NoRegisters);
+            let device = Device::open(scripted.attach()).unwrap();
+            let mut held = SlotsInFlight::new(&device, 64);
+            held.attach(&pool, &pool);
+            let mut producer = Producer::new(1 << 16).unwrap();
+            let mut known: VecDeque<(u64, u32)> = VecDeque::new();
+            for step in steps {
+                match step {
+                    Step::Push(count) => for _ in 0..count {
+                        let Some(slot) = free.pop() else { break };
+                        known.push_back((producer.filled(), slot.index()));
+                        held.push(&producer, SlotPair { source: None, target: Some(slot) });
+                        producer.advance(1);
+                    },
+                    Step::Skip(count) => producer.advance(count.into()),
+                    Step::Reap(count) => {
+                        let done = (producer.done() + u64::from(count)).min(producer.filled());
+                        producer.publish();
+                        producer.complete_to(done).unwrap();
+                        let mut back = Vec::new();
+                        if count % 2 == 0 {
+                            back.reserve(1);
+                        }
+                        prop_assert_eq!(held.can_reap(done), known.front().is_some_and(|k| k.0 < done));
+                        prop_assert_eq!(held.reap(done, &mut back), back.len());
+                        for pair in back {
+                            let slot = pair.target.unwrap();
+                            let (position, index) = known.pop_front().unwrap();
+                            prop_assert!(position < done && index == slot.index());
+                            free.push(slot);
+                        }
+                        prop_assert!(known.front().is_none_or(|known| known.0 >= done));
+                    }
+                    Step::Take(from, count) => {
+                        let from = producer.done() + u64::from(from);
+                        let range = from..from + u64::from(count);
+                        let taken = held.take(range.clone());
+                        let (out, kept) = known.iter().partition(|known| range.contains(&known.0));
+                        known = kept;
+                        let out: VecDeque<_> = out;
+                        prop_assert_eq!(taken.len(), out.len());
+                        for ((position, pair), known) in taken.into_iter().zip(out) {
+                            let slot = pair.target.unwrap();
+                            prop_assert_eq!((position, slot.index()), known);
+                            free.push(slot);
+                        }
+                    }
+                }
+                let behind = known.iter().filter(|known| known.0 >= producer.done()).count();
+                prop_assert_eq!(held.in_flight(producer.done()), behind);
+                for position in producer.done()..producer.filled() {
+                    let is_ours = known.iter().any(|known| known.0 == position);
+                    prop_assert_eq!(held.operation(position).is_some(), is_ours);
+                }
+            }
+            prop_assert_eq!(free.len() + known.len(), 64);
+            held.clear();
+            prop_assert!(held.detach_all());
+        }
+    }
+}

@@ -51,6 +51,7 @@ mod copy_engine;
 mod descriptor;
 mod error;
 mod feed;
+mod pairs;
 mod recovery;
 mod regs;
 mod ring;
