@@ -5,24 +5,51 @@
 //! - `scattered`: one transfer between 32 segments and 32 of the same lengths;
 //! - `gather`: one transfer from 32 segments to a contiguous target;
 //! - `uneven`: one transfer between 16 and 17 segments that never end together;
-//! - `single`: 32 transfers of one segment.
+//! - `single`: 32 transfers of one segment;
+//! - `pairs`: 32 copies from slot to slot, told at once;
+//! - `slots`: 32 copies from slot to slot, told one by one in a batch;
+//! - `parts`: one copy from parts of 32 slots to one slot.
+//!
+//! With `--guest` it boots a guest, runs all of them there over VFIO, and counts by the time stamp
+//! counter, for `tools/instructions-guest.sh`.
 //!
 //! What is counted is in the functions whose names begin with `counted_`. What the model
 //! does is not the driver's: in threads of its own, and in `region_write` for the doorbell.
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
-use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::devices::ioat::{Channel, Config, Ioat, SlotPart, Token, WaitMode, WhenFull};
+use vfio_dma::dma::{Direction, Request, SgTable, Slot, SlotPool};
+use vfio_dma::host::Sysfs;
+use vfio_dma::queue::SlotPair;
+use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
+use vfio_dma_tools::serve::Served;
+use vfio_dma_tools::vm::{Accel, VmConfig};
 
 const BATCH: usize = 32;
 /// One more is the marker of the doorbell.
 const DESCRIPTORS: u64 = BATCH as u64 + 1;
+/// Bytes of a slot.
+const SLOT: usize = 2048;
+const USAGE: &str =
+    "usage: submit_and_reap scattered|gather|uneven|single|pairs|slots|parts|--guest";
+
+/// All shapes, and the most instructions for each descriptor over VFIO.
+const SHAPES: [(&str, Option<f64>); 7] = [
+    ("pairs", Some(30.0)),
+    ("slots", Some(40.0)),
+    ("parts", None),
+    ("scattered", Some(60.0)),
+    ("gather", Some(60.0)),
+    ("uneven", None),
+    ("single", None),
+];
 
 type Error = Box<dyn std::error::Error>;
 type Pair = (SgTable, SgTable);
@@ -50,6 +77,46 @@ fn counted_reap(
         let tables = channel.take(token)?.ok_or("not done")?.into_result()?;
         pairs.extend(tables.source.map(|source| (source, tables.target)));
     }
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_submit_slots(
+    channel: &mut Channel,
+    (from, to): &(Arc<SlotPool>, Arc<SlotPool>),
+    pairs: &mut Vec<SlotPair>,
+) -> Result<(), Error> {
+    channel.batch(from, to, |batch| {
+        pairs.drain(..).try_for_each(|slots| batch.copy_pair(slots, 64))
+    })??;
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_submit_parts(
+    channel: &mut Channel,
+    (from, to): &(Arc<SlotPool>, Arc<SlotPool>),
+    parts: &mut Vec<SlotPart>,
+    target: Slot,
+) -> Result<(), Error> {
+    Ok(channel.batch(from, to, |batch| batch.gather(parts, target, 0))??)
+}
+
+#[inline(never)]
+fn counted_reap_slots(channel: &mut Channel, pairs: &mut Vec<SlotPair>) -> Result<(), Error> {
+    if channel.reap(pairs)?.failed > 0 {
+        return Err("a copy failed".into());
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_submit_pairs(
+    channel: &mut Channel,
+    (from, to): &(Arc<SlotPool>, Arc<SlotPool>),
+    pairs: &mut Vec<SlotPair>,
+) -> Result<(), Error> {
+    channel.copy_pairs(from, to, pairs, 64)?;
     Ok(())
 }
 
@@ -90,36 +157,150 @@ fn pairs(ioat: &Ioat, (transfers, sources, targets): &Shape) -> Result<Vec<Pair>
     (0..*transfers).map(|_| Ok((source()?, target()?))).collect()
 }
 
-fn run(shape: &Shape, batches: usize) -> Result<(), Error> {
+/// Submits and reaps batches of a shape; `finish` lets the device do the descriptors of so many.
+/// Returns the fewest ticks that a submission and a reaping took.
+fn rounds(
+    ioat: &Ioat,
+    name: &str,
+    batches: u64,
+    mut finish: impl FnMut(u64),
+) -> Result<[u64; 2], Error> {
+    let mut channel = ioat.channel(0)?;
+    let mut least = [u64::MAX; 2];
+    let mut timed = |which: usize, counted: &mut dyn FnMut() -> Result<(), Error>| {
+        let begin = ticks();
+        counted()?;
+        least[which] = least[which].min(ticks() - begin);
+        Ok::<_, Error>(())
+    };
+    if matches!(name, "pairs" | "slots" | "parts") {
+        let pool = |direction| -> Result<_, Error> {
+            let buffer = ioat.allocate(&Request::new(BATCH * SLOT, direction))?;
+            Ok(SlotPool::new(buffer, SLOT)?)
+        };
+        let ((from, sources), (to, targets)) =
+            (pool(Direction::ToDevice)?, pool(Direction::FromDevice)?);
+        let pools = (from, to);
+        let (mut pairs, mut parts) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        let slots = sources.into_iter().zip(targets);
+        pairs.extend(slots.map(|(s, t)| SlotPair { source: Some(s), target: Some(t) }));
+        for batch in 1..=batches {
+            match name {
+                "pairs" => {
+                    timed(0, &mut || counted_submit_pairs(&mut channel, &pools, &mut pairs))?
+                }
+                "slots" => {
+                    timed(0, &mut || counted_submit_slots(&mut channel, &pools, &mut pairs))?
+                }
+                _ => {
+                    let mut target = pairs.iter_mut().find_map(|pair| pair.target.take());
+                    let slots = pairs.drain(..).filter_map(|pair| pair.source);
+                    parts.extend(slots.map(|slot| SlotPart { slot, offset: 0, len: 64 }));
+                    timed(0, &mut || {
+                        let target = target.take().ok_or("no slot is left")?;
+                        counted_submit_parts(&mut channel, &pools, &mut parts, target)
+                    })?;
+                }
+            }
+            finish(batch);
+            timed(1, &mut || counted_reap_slots(&mut channel, &mut pairs))?;
+            if pairs.len() != BATCH {
+                return Err("the device is not done".into());
+            }
+        }
+    } else {
+        let mut pairs = pairs(ioat, &shape(name).ok_or(USAGE)?)?;
+        let mut tokens = Vec::with_capacity(BATCH);
+        for batch in 1..=batches {
+            timed(0, &mut || counted_submit(&mut channel, &mut pairs, &mut tokens))?;
+            finish(batch);
+            timed(1, &mut || counted_reap(&mut channel, &mut pairs, &mut tokens))?;
+        }
+    }
+    assert_eq!(channel.stats().descriptors, batches * DESCRIPTORS);
+    assert_eq!(channel.stats().doorbells, batches);
+    Ok(least)
+}
+
+/// The time stamp counter: with QEMU's `-icount shift=0` the instructions that ran.
+fn ticks() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has it.
+    return unsafe { std::arch::x86_64::_rdtsc() };
+    #[cfg(not(target_arch = "x86_64"))]
+    0
+}
+
+/// On the embedded model, for callgrind to count.
+fn on_the_model(name: &str) -> Result<(), Error> {
     let model = Embedded::new(IoatConfig::default())?;
     let device = Device::open(model.attach()?)?;
     let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
-    let mut channel = ioat.channel(0)?;
-    let mut pairs = pairs(&ioat, shape)?;
-    let mut tokens = Vec::with_capacity(BATCH);
-    for batch in 1..=batches as u64 {
-        counted_submit(&mut channel, &mut pairs, &mut tokens)?;
-        // Not counted: how long the model takes.
+    // Not counted: how long the model takes.
+    rounds(&ioat, name, 200, |batch| {
         while model.function().stats().descriptors < batch * DESCRIPTORS {
             std::thread::yield_now();
         }
-        counted_reap(&mut channel, &mut pairs, &mut tokens)?;
-        assert_eq!(channel.stats().descriptors, batch * DESCRIPTORS);
-    }
-    println!("{}", batches * BATCH);
+    })?;
+    println!("{}", 200 * BATCH);
     Ok(())
 }
 
-fn main() -> ExitCode {
-    let Some(shape) = std::env::args().nth(1).as_deref().and_then(shape) else {
-        eprintln!("usage: submit_and_reap scattered|gather|uneven|single");
-        return ExitCode::from(2);
-    };
-    match run(&shape, 200) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
+/// Boots a guest whose time stamp counter counts instructions, and runs this program in it.
+fn with_a_guest() -> Result<ExitCode, Error> {
+    let served = Served::start(IoatConfig::default())?;
+    let output = VmConfig {
+        devices: vec![served.device()],
+        accel: Accel::Tcg,
+        qemu_args: vec!["-icount".into(), "shift=0".into()],
+        boot_timeout: Duration::from_secs(600),
+        ..VmConfig::default()
     }
+    .run(&["/bin/vfio-dma", "--in-guest"])?;
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    Ok(ExitCode::from(output.status))
+}
+
+/// Over VFIO, in that guest; fails when a shape is over its budget.
+fn in_the_guest() -> Result<ExitCode, Error> {
+    let address = VmConfig::address(0).parse()?;
+    Sysfs::new().bind(address)?;
+    let device = Session::new().open(address)?;
+    let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() })?;
+    // What reading the counter takes itself.
+    let nothing = (0..100).map(|_| {
+        let begin = ticks();
+        ticks() - begin
+    });
+    let nothing = nothing.min().unwrap_or(0);
+    let mut over = false;
+    for (name, budget) in SHAPES {
+        // The device is another process, on a machine that may be busy.
+        let pause = Duration::from_millis(50);
+        let least = rounds(&ioat, name, 40, |_| std::thread::sleep(pause))?;
+        let [submit, reap] = least.map(|ticks| ticks - nothing);
+        let each = (submit + reap) as f64 / BATCH as f64;
+        let limit = budget.map(|budget| format!(", at most {budget}")).unwrap_or_default();
+        let verdict = if budget.is_some_and(|budget| each > budget) { ": TOO MANY" } else { "" };
+        over |= !verdict.is_empty();
+        println!(
+            "{name:9} {each:6.1} instructions for each of {BATCH} descriptors{limit}{verdict} \
+             (submission {submit}, reaping {reap})"
+        );
+    }
+    Ok(ExitCode::from(u8::from(over)))
+}
+
+fn main() -> ExitCode {
+    let argument = std::env::args().nth(1).unwrap_or_default();
+    let done = match argument.as_str() {
+        "--guest" => with_a_guest(),
+        "--in-guest" => in_the_guest(),
+        name => on_the_model(name).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::from(2)
+    })
 }

@@ -4,12 +4,13 @@
 //! is, nor whether it is a model in this process, behind a socket, or a function that a
 //! kernel's VFIO gives access to.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use vfio_dma::device::Device;
-use vfio_dma::devices::{CopyEngine, open_copy_engine};
-use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Request, SgTable};
+use vfio_dma::devices::{CopyEngine, SlotCopy, open_copy_engine};
+use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Request, SgTable, SlotPool};
 
 use crate::Dice;
 
@@ -34,6 +35,34 @@ const AROUND: u64 = 5000;
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+/// Copies between slots, where the engine does that.
+fn copy_slots(engine: &mut dyn CopyEngine, limit: Duration) {
+    const SLOT: usize = 300;
+    let place = |engine: &dyn CopyEngine, direction| {
+        let buffer = engine.allocate(&Request::new(40 * SLOT, direction)).expect("a buffer");
+        SlotPool::new(buffer, SLOT).expect("40 slots")
+    };
+    let (from, mut sources) = place(engine, Direction::ToDevice);
+    let (to, targets) = place(engine, Direction::FromDevice);
+    let Some(engine) = engine.slots() else { return };
+    for (n, slot) in (0..).zip(&mut sources) {
+        from.write(slot, 0, &[n; SLOT]).expect("inside the slot");
+    }
+    let pair = |(source, target)| SlotCopy { source, target, len: SLOT };
+    let mut copies: VecDeque<_> = sources.into_iter().zip(targets).map(pair).collect();
+    let mut back = Vec::new();
+    while back.len() < 40 {
+        engine.copy_slots(&from, &to, &mut copies).expect("room, or not");
+        let failed = engine.reap_slots(&mut back, limit).expect("in time");
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+    for (n, slots) in (0..).zip(back) {
+        let mut found = [0; SLOT];
+        to.read(&slots.target.expect("a target"), 0, &mut found).expect("inside the slot");
+        assert_eq!(found, [n; SLOT], "they come back in their order");
+    }
+}
+
 /// Moves bytes between buffers in each placement, 1 byte and up, at random offsets, and
 /// checks every byte of both buffers.
 ///
@@ -44,6 +73,7 @@ pub fn run(device: Device, extent: &Extent) {
     let mut dice = Dice::seeded();
     let space = Arc::clone(device.space());
     let mut engine = open_copy_engine(device).expect("a copy engine");
+    copy_slots(&mut *engine, extent.limit);
     for placement in [Placement::Auto, Placement::Contiguous, Placement::ScatterGather] {
         let longest = extent.longest;
         let ladder = LENGTHS.into_iter().filter(|len| *len < longest).chain([longest]);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
-use vfio_dma::devices::ioat::{Config, Ioat, WaitMode, WhenFull};
-use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::devices::ioat::{Config, Ioat, SlotPart, WaitMode, WhenFull};
+use vfio_dma::dma::{Direction, Request, SgTable, SlotPool};
+use vfio_dma::queue::SlotPair;
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
@@ -83,4 +84,69 @@ fn a_transfer_allocates_and_maps_nothing() {
     assert_eq!(ioat.space().usage(), mapped);
     // 528 descriptors with data to a batch, and a marker behind each 255 and the last.
     assert_eq!(channel.stats().descriptors, 1000 * (32 * 33 / 2 + 3));
+}
+
+#[test]
+fn operations_between_slots_allocate_nothing_and_read_no_register() {
+    const SLOT: usize = 256;
+    let model = Embedded::new(IoatConfig::default()).unwrap();
+    let device = Device::open(model.attach().unwrap()).unwrap();
+    let ioat = Ioat::probe(device, Config { wait: WaitMode::Poll, ..Config::default() }).unwrap();
+    let mut channel = ioat.channel(0).unwrap();
+    let pool = |direction| {
+        SlotPool::new(ioat.allocate(&Request::new(32 * SLOT, direction)).unwrap(), SLOT).unwrap()
+    };
+    let ((from, sources), (to, targets)) = (pool(Direction::ToDevice), pool(Direction::FromDevice));
+    let pair = |(source, target)| SlotPair { source: Some(source), target: Some(target) };
+    let mut pairs: Vec<_> = sources.into_iter().zip(targets).map(pair).collect();
+    let mut parts = Vec::with_capacity(5);
+    let mut rounds = |count: u64| {
+        for round in 0..count {
+            if round % 2 == 0 {
+                assert_eq!(channel.copy_pairs(&from, &to, &mut pairs, SLOT).unwrap(), 32);
+            } else {
+                let target = pairs[4].target.take().unwrap();
+                channel
+                    .batch(&from, &to, |batch| {
+                        for (n, slots) in pairs.drain(..).enumerate() {
+                            if n > 4 {
+                                batch.copy_pair(slots, SLOT).unwrap();
+                                continue;
+                            }
+                            let slot = slots.source.unwrap();
+                            parts.push(SlotPart { slot, offset: 0, len: 32 });
+                            if let Some(target) = slots.target {
+                                batch.fill(target, 0, SLOT).unwrap();
+                            }
+                        }
+                        batch.gather(&mut parts, target, 0).unwrap();
+                    })
+                    .unwrap();
+            }
+            while channel.slots_in_flight() > 0 {
+                assert_eq!(channel.reap(&mut pairs).unwrap().failed, 0);
+            }
+            // Pairs again, in place: what has one side only meets one with the other.
+            for n in 0..pairs.len() {
+                if pairs[n].source.is_none()
+                    && let Some(other) = (n + 1..pairs.len())
+                        .find(|&m| pairs[m].target.is_none() && pairs[m].source.is_some())
+                {
+                    pairs[n].source = pairs[other].source.take();
+                }
+            }
+            pairs.retain(|pair| pair.source.is_some());
+            let targets = pairs.iter().filter(|pair| pair.target.is_some()).count();
+            assert_eq!((pairs.len(), targets), (32, 32));
+        }
+    };
+    rounds(10);
+    let (before, mapped, record) = (allocations(), ioat.space().usage(), model.function().stats());
+    rounds(1000);
+    assert_eq!(allocations() - before, 0);
+    assert_eq!(ioat.space().usage(), mapped);
+    let after = model.function().stats();
+    assert_eq!(after.register_reads, record.register_reads);
+    assert_eq!(after.doorbells - record.doorbells, 1000);
+    assert_eq!(after.register_writes - record.register_writes, 1000);
 }

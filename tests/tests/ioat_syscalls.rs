@@ -25,8 +25,9 @@ use vfio_dma::backend::{
 };
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
-use vfio_dma::devices::ioat::{Channel, Config, Ioat, WaitMode, WhenFull};
-use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Request, SgTable};
+use vfio_dma::devices::ioat::{Batch, Channel, Config, Ioat, WaitMode, WhenFull};
+use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Request, SgTable, SlotPool};
+use vfio_dma::queue::SlotPair;
 use vfio_dma_model::embedded::{Attached, Embedded};
 use vfio_dma_model::ioat::IoatConfig;
 
@@ -176,6 +177,42 @@ impl Rounds {
     }
 }
 
+/// 200 batches of 32 copies between slots.
+fn slots_make_none() {
+    const SLOT: usize = 256;
+    let model = Embedded::new(IoatConfig::default()).unwrap();
+    let device = Device::open(Unwatched(model.attach().unwrap())).unwrap();
+    let config = Config { wait: WaitMode::Poll, ..Config::default() };
+    let ioat = Ioat::probe(device, config).unwrap();
+    let mut channel = ioat.channel(0).unwrap();
+    let pool = |direction| {
+        SlotPool::new(ioat.allocate(&Request::new(32 * SLOT, direction)).unwrap(), SLOT).unwrap()
+    };
+    let ((from, sources), (to, targets)) = (pool(Direction::ToDevice), pool(Direction::FromDevice));
+    let pair = |(source, target)| SlotPair { source: Some(source), target: Some(target) };
+    let mut pairs: Vec<_> = sources.into_iter().zip(targets).map(pair).collect();
+    let mut round = |one_by_one: bool| {
+        if one_by_one {
+            let all = |batch: &mut Batch<'_>| {
+                pairs.drain(..).for_each(|slots| batch.copy_pair(slots, SLOT).unwrap());
+            };
+            channel.batch(&from, &to, all).unwrap();
+        } else {
+            channel.copy_pairs(&from, &to, &mut pairs, SLOT).unwrap();
+        }
+        let begin = Instant::now();
+        while pairs.len() < 32 {
+            assert_eq!(channel.reap(&mut pairs).unwrap().failed, 0);
+            assert!(begin.elapsed() < LIMIT);
+        }
+    };
+    (0..20).for_each(|n| round(n % 2 == 0));
+    let doorbells = DEVICE.load(Ordering::Relaxed);
+    let caught = watch(|| (0..200).for_each(|n| round(n % 2 == 0)));
+    assert_eq!(caught, (0, -1), "slots: a system call, and its number");
+    assert_eq!(DEVICE.load(Ordering::Relaxed) - doorbells, 200);
+}
+
 #[test]
 fn a_transfer_makes_no_system_call() {
     let flags = SaFlags::SA_SIGINFO;
@@ -196,6 +233,8 @@ fn a_transfer_makes_no_system_call() {
         std::hint::black_box(Instant::now());
     });
     assert_eq!(clock, (0, -1), "reading the clock is a system call on this machine");
+
+    slots_make_none();
 
     for placement in [Placement::Contiguous, Placement::ScatterGather] {
         for batch in [1, 32] {

@@ -24,14 +24,16 @@
 //! What only one engine has (several transfers in flight, interrupts, fills) is in its own
 //! module.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Identity;
 use crate::device::DeviceError;
-use crate::dma::{AddressSpace, Buffer, Request, SgTable};
+use crate::dma::{AddressSpace, Buffer, Request, SgTable, Slot, SlotPool};
 use crate::pci::PciError;
+use crate::queue::SlotPair;
 
 /// A copy, or the opening of an engine, that failed.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,65 @@ pub trait CopyEngine: fmt::Debug + Send {
         target: SgTable,
         limit: Duration,
     ) -> Result<(SgTable, SgTable), CopyFailed>;
+
+    /// The engine as one that copies between slots, where it can.
+    fn slots(&mut self) -> Option<&mut dyn SlotEngine> {
+        None
+    }
+}
+
+/// A copy from slot to slot of pools.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SlotCopy {
+    /// The slot that is read, from its first byte on.
+    pub source: Slot,
+    /// The slot that is written, from its first byte on.
+    pub target: Slot,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+/// A copy from slot to slot that failed.
+#[derive(Debug)]
+pub struct SlotCopyFailed {
+    /// Why.
+    pub error: CopyError,
+    /// The slots; `None` when the device could not be stopped. They do not come back then, and
+    /// their pools stay mapped and allocated until the process ends.
+    pub slots: Option<SlotPair>,
+}
+
+/// An engine that copies between slots of pools: many small copies, told together, which come
+/// back in their order.
+///
+/// The calls are for a batch each. What costs least for one engine is in its own module.
+pub trait SlotEngine {
+    /// Takes as many copies from the front as there is room for, and tells the engine of them
+    /// together; returns how many. The engine keeps the pools mapped from here on.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the pools cannot be used with the engine, or it with them. A copy that is
+    /// refused stays the first, and those before it are told.
+    fn copy_slots(
+        &mut self,
+        source: &Arc<SlotPool>,
+        target: &Arc<SlotPool>,
+        copies: &mut VecDeque<SlotCopy>,
+    ) -> Result<usize, CopyError>;
+
+    /// Waits until something comes back, or nothing is in flight: appends the slots of copies
+    /// that went well, in their order, and returns those that did not.
+    ///
+    /// # Errors
+    ///
+    /// Fails when nothing comes back within `limit`, and when the engine is lost: what is in
+    /// flight then comes back as failed with the next call.
+    fn reap_slots(
+        &mut self,
+        into: &mut Vec<SlotPair>,
+        limit: Duration,
+    ) -> Result<Vec<SlotCopyFailed>, CopyError>;
 }
 
 impl dyn CopyEngine + '_ {

@@ -7,6 +7,6 @@ mod pci_driver;
 pub mod pci_testdev;
 mod registry;
 
-pub use copy_engine::{CopyEngine, CopyError, CopyFailed};
+pub use copy_engine::{CopyEngine, CopyError, CopyFailed, SlotCopy, SlotCopyFailed, SlotEngine};
 pub use pci_driver::{Identity, Match, PciDriver, ProbeFailed};
 pub use registry::{DRIVERS, Driver, KnownDevice, open_copy_engine, recognise};

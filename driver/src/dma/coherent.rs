@@ -225,6 +225,12 @@ impl<T: Shared> Coherent<T> {
         let next = unsafe { self.base.add(first * T::WORDS) };
         Elements { next, left: count, array: PhantomData }
     }
+
+    /// The elements before an index, for who holds the array in another way.
+    #[inline]
+    pub(crate) fn unborrowed(&mut self, end: usize) -> Unborrowed<T> {
+        Unborrowed { end: self.elements(end, 0).next }
+    }
 }
 
 /// Elements of a [`Coherent`] array, in the order of their addresses.
@@ -250,6 +256,37 @@ impl<'a, T: Shared> Iterator for Elements<'a, T> {
     }
 }
 
+/// Elements of a [`Coherent`] array to be written, without its borrow.
+#[derive(Debug)]
+pub(crate) struct Unborrowed<T: Shared> {
+    /// Behind the last one.
+    end: NonNull<T::Word>,
+}
+
+impl<T: Shared> Clone for Unborrowed<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: Shared> Copy for Unborrowed<T> {}
+
+impl<T: Shared> Unborrowed<T> {
+    /// Writes the first words of the element that begins so many bytes from their end, which is
+    /// a negative number.
+    ///
+    /// # Safety
+    ///
+    /// It is one of the elements, the array lives, and nothing else writes it.
+    // What it costs is counted: see `tools/instructions.sh`.
+    #[inline(always)]
+    pub(crate) unsafe fn write_words(self, from_end: isize, values: &[T::Word]) {
+        // SAFETY: inside the array, as the caller vouches.
+        let base = unsafe { self.end.byte_offset(from_end) };
+        Element::<'_, T> { base, array: PhantomData }.write_words(values);
+    }
+}
+
 /// One element of a [`Coherent`] array, to be written.
 #[derive(Debug)]
 pub struct Element<'a, T: Shared> {
@@ -258,6 +295,31 @@ pub struct Element<'a, T: Shared> {
 }
 
 impl<T: Shared> Element<'_, T> {
+    /// Reads a word.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such word; as [`Element::write_word`].
+    #[inline]
+    #[must_use]
+    pub fn read_word(&self, word: usize) -> T::Word {
+        assert!(word < T::WORDS, "inside the element");
+        // SAFETY: as asserted, and the element lies inside the array.
+        let at = unsafe { self.base.add(word) };
+        // SAFETY: the address is valid and aligned, as checked when the array was made.
+        unsafe { T::Word::load_relaxed(at) }
+    }
+
+    /// Writes a word.
+    #[inline]
+    pub fn write_word(&self, word: usize, value: T::Word) {
+        assert!(word < T::WORDS, "inside the element");
+        // SAFETY: as asserted, and the element lies inside the array.
+        let at = unsafe { self.base.add(word) };
+        // SAFETY: the address is valid and aligned, as checked when the array was made.
+        unsafe { T::Word::store_relaxed(at, value) };
+    }
+
     /// Writes its first words; the others stay as they are.
     ///
     /// # Panics

@@ -78,12 +78,14 @@ mod pool;
 mod report;
 mod request;
 mod sg;
+mod slots;
 mod space;
 #[cfg(test)]
 mod testing;
 
 pub use allocator::Allocator;
 pub use buffer::Buffer;
+pub(crate) use coherent::Unborrowed;
 pub use coherent::{Coherent, Element, Elements, Shared};
 pub use direction::Direction;
 pub use error::DmaError;
@@ -96,4 +98,6 @@ pub use pool::{Pool, PoolUsage};
 pub use report::{Attempt, Cause, Outcome, Placement, Reason, Report, Strategy};
 pub use request::Request;
 pub use sg::{Piece, Pieces, SgError, SgList, SgTable, Walk};
+pub(crate) use slots::SlotTable;
+pub use slots::{Slot, SlotError, SlotPool, SlotPoolError, SlotPoolFailed};
 pub use space::{AddressSpace, Usage};

@@ -372,9 +372,18 @@ impl Bar {
     /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
     #[inline]
     pub fn read<T: Width>(&self, offset: u64) -> Result<T> {
-        match self.locate(offset, T::BYTES as u64)? {
+        match self.locate(offset, T::BYTES as u64) {
             // SAFETY: `locate` returned an aligned address with room for the width inside
             // of a mapping that `self` owns.
+            Some(at) => Ok(unsafe { T::load(at) }),
+            None => self.read_slow(offset),
+        }
+    }
+
+    #[inline(never)]
+    fn read_slow<T: Width>(&self, offset: u64) -> Result<T> {
+        match self.locate_any(offset, T::BYTES as u64)? {
+            // SAFETY: as in `read`.
             Some(at) => Ok(unsafe { T::load(at) }),
             None => T::read_trapped(&*self.backend, self.region, offset),
         }
@@ -387,10 +396,22 @@ impl Bar {
     /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
     #[inline]
     pub fn write<T: Width>(&self, offset: u64, value: T) -> Result<()> {
-        match self.locate(offset, T::BYTES as u64)? {
+        match self.locate(offset, T::BYTES as u64) {
             Some(at) => {
                 // SAFETY: `locate` returned an aligned address with room for the width
                 // inside of a mapping that `self` owns.
+                unsafe { T::store(at, value) };
+                Ok(())
+            }
+            None => self.write_slow(offset, value),
+        }
+    }
+
+    #[inline(never)]
+    fn write_slow<T: Width>(&self, offset: u64, value: T) -> Result<()> {
+        match self.locate_any(offset, T::BYTES as u64)? {
+            Some(at) => {
+                // SAFETY: as in `write`.
                 unsafe { T::store(at, value) };
                 Ok(())
             }
@@ -460,24 +481,27 @@ impl Bar {
         Ok(())
     }
 
-    /// Where in this process the access goes; `None` when it must be trapped.
+    /// Where in this process the access goes, if it is aligned and in the first mapped area.
     #[inline]
-    fn locate(&self, offset: u64, width: u64) -> Result<Option<NonNull<u8>>> {
-        self.check(offset, width)?;
-        if self.fast.start <= offset && offset + width <= self.fast.end {
-            // SAFETY: the sum stays inside the mapping of `fast`, as just checked, and
-            // `Bar::open` checked that the mapping is that long.
-            return Ok(Some(unsafe { self.fast_base.add((offset - self.fast.start) as usize) }));
+    fn locate(&self, offset: u64, width: u64) -> Option<NonNull<u8>> {
+        let left = self.fast.end.checked_sub(offset)?;
+        if left < width || offset < self.fast.start || !offset.is_multiple_of(width) {
+            return None;
         }
-        Ok(self.locate_slow(offset, width))
+        // SAFETY: the sum stays inside the mapping of `fast`, as just checked, and
+        // `Bar::open` checked that the mapping is that long.
+        Some(unsafe { self.fast_base.add((offset - self.fast.start) as usize) })
     }
 
-    fn locate_slow(&self, offset: u64, width: u64) -> Option<NonNull<u8>> {
-        let (range, mapping) =
-            self.areas.iter().find(|(r, _)| r.start <= offset && offset + width <= r.end)?;
-        // SAFETY: the sum stays inside the mapping, as just checked, and `Bar::open`
-        // checked that the mapping is that long.
-        Some(unsafe { mapping.base().add((offset - range.start) as usize) })
+    /// Where in this process the access goes; `None` when it must be trapped.
+    fn locate_any(&self, offset: u64, width: u64) -> Result<Option<NonNull<u8>>> {
+        self.check(offset, width)?;
+        let around = |(r, _): &&(Range<u64>, _)| r.start <= offset && offset + width <= r.end;
+        Ok(self.areas.iter().find(around).map(|(range, mapping)| {
+            // SAFETY: the sum stays inside the mapping, as just checked, and `Bar::open`
+            // checked that the mapping is that long.
+            unsafe { mapping.base().add((offset - range.start) as usize) }
+        }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`Producer`], [`SubmissionRing`] | positions of entries, and the entries | words of an entry; its doorbell's value, made of [`Published`] |
 //! | [`LastDone`], [`CompletionCount`], [`CompletionRing`] | what the device writes: a word that names an entry, a counter, entries with a phase bit | how its word reads, or [`CompletionEntry`] |
 //! | [`InFlight`] | what the device may touch, completed in any order, and never freed under it | nothing |
+//! | [`SlotsInFlight`] | slots of pools that the device may touch, completed in the order of a ring's entries | nothing |
 //! | [`wait_until`], [`service`], [`SharedQueue`] | waiting: by polling, interrupt, both, as a future | [`Queue`], and [`Transfers`] for futures |
 //!
 //! # Ordering, fence by fence
@@ -26,6 +27,7 @@ mod error;
 mod in_flight;
 mod producer;
 mod shared;
+mod slots;
 mod submission;
 mod wait;
 
@@ -34,5 +36,6 @@ pub use error::{QueueError, QueueSetupError};
 pub use in_flight::{InFlight, Slot};
 pub use producer::{Producer, Published};
 pub use shared::{Completion, SharedQueue, Transfers, Wakers};
+pub use slots::{SlotPair, SlotsInFlight};
 pub use submission::SubmissionRing;
 pub use wait::{Queue, WaitMode, service, wait_until};

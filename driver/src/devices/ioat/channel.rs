@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::regs::{self, ChannelRegs, State};
 use super::ring::Ring;
 use super::transfer::{Job, Remaining};
-use super::{ChannelErrors, Engine, IoatError};
+use super::{ChannelErrors, Engine, IoatError, SlotsFailed};
 use crate::mmio::{SplitOrder, poll_until};
-use crate::queue::{InFlight, Slot, Wakers};
+use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
 /// How often a channel is armed that halts at once: an error of another channel may have come
 /// in between (before version 3.3 they share the mirror of CHANERR).
@@ -49,6 +49,10 @@ pub struct Channel {
     pub(super) jobs: InFlight<Job>,
     /// Those in flight, oldest first.
     pub(super) order: VecDeque<Slot>,
+    /// What has slots of pools.
+    pub(super) slots: SlotsInFlight,
+    /// What had, and failed.
+    pub(super) failed_slots: Vec<SlotsFailed>,
     /// The youngest, while parts of it wait for room in the ring.
     pub(super) feeding: Option<Remaining>,
     /// Wrong completion words in a row, without any progress.
@@ -71,6 +75,7 @@ impl Channel {
         let ring = ring.inspect_err(|_| engine.release(index, true))?;
         let capacity = ring.capacity() as usize;
         let jobs = InFlight::with_capacity(&engine.device(), capacity);
+        let slots = SlotsInFlight::new(&engine.device(), size);
         let mut channel = Channel {
             engine: Arc::clone(engine),
             index,
@@ -78,6 +83,8 @@ impl Channel {
             ring: ManuallyDrop::new(ring),
             jobs,
             order: VecDeque::with_capacity(capacity),
+            slots,
+            failed_slots: Vec::new(),
             feeding: None,
             bogus_completions: 0,
             lost: false,
@@ -230,6 +237,7 @@ impl Drop for Channel {
         let is_stopped = !self.lost && self.stop();
         if is_stopped {
             self.jobs.complete_all().for_each(drop);
+            self.slots.clear();
         } else if !self.lost {
             self.not_quiesced = true;
         }
@@ -237,9 +245,11 @@ impl Drop for Channel {
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
         if self.not_quiesced {
             self.jobs.park();
+            self.slots.park();
             self.engine.device().park(ring);
         } else {
             self.jobs.complete_all().for_each(drop);
+            self.slots.clear();
             drop(ring);
         }
         self.engine.release(self.index, is_stopped);

@@ -1,11 +1,13 @@
 //! A channel as a copy engine.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError, WhenFull};
-use crate::devices::{CopyEngine, CopyError, CopyFailed};
-use crate::dma::{AddressSpace, Buffer, Request, SgTable};
+use crate::devices::{CopyEngine, CopyError, CopyFailed, SlotCopy, SlotCopyFailed, SlotEngine};
+use crate::dma::{AddressSpace, Buffer, Request, SgTable, SlotPool};
+use crate::queue::{QueueError, SlotPair};
 
 impl From<IoatError> for CopyError {
     fn from(error: IoatError) -> CopyError {
@@ -38,6 +40,10 @@ impl CopyEngine for Channel {
         Ok(self.engine.allocator.allocate(request).map_err(IoatError::from)?)
     }
 
+    fn slots(&mut self) -> Option<&mut dyn SlotEngine> {
+        Some(self)
+    }
+
     fn copy_tables(
         &mut self,
         source: SgTable,
@@ -66,5 +72,47 @@ impl CopyEngine for Channel {
             // A copy has a source, and only a failed one keeps its tables.
             (Ok(()), tables, _) => Err(failed(IoatError::NoSuchTransfer, tables)),
         }
+    }
+}
+
+impl SlotEngine for Channel {
+    fn copy_slots(
+        &mut self,
+        source: &Arc<SlotPool>,
+        target: &Arc<SlotPool>,
+        copies: &mut VecDeque<SlotCopy>,
+    ) -> Result<usize, CopyError> {
+        let before = copies.len();
+        let refused = self.batch(source, target, |batch| {
+            while let Some(SlotCopy { source, target, len }) = copies.pop_front() {
+                let Err(refused) = batch.copy(source, target, len) else { continue };
+                let (error, slots) = refused.into_parts();
+                if let SlotPair { source: Some(source), target: Some(target) } = slots {
+                    copies.push_front(SlotCopy { source, target, len });
+                }
+                return Some(error);
+            }
+            None
+        })?;
+        match refused {
+            None | Some(IoatError::Queue(QueueError::Full { .. })) => Ok(before - copies.len()),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    fn reap_slots(
+        &mut self,
+        into: &mut Vec<SlotPair>,
+        limit: Duration,
+    ) -> Result<Vec<SlotCopyFailed>, CopyError> {
+        let reaped = self.wait_reap(into, limit)?;
+        if reaped.failed == 0 {
+            return Ok(Vec::new());
+        }
+        let failed = |failed: super::SlotsFailed| SlotCopyFailed {
+            error: failed.error.into(),
+            slots: failed.slots,
+        };
+        Ok(self.take_failed().into_iter().map(failed).collect())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::backend::IrqKind;
 use crate::device::DeviceError;
 use crate::devices::Identity;
-use crate::dma::{Direction, DmaError, Iova, SgError, SgTable};
+use crate::dma::{Direction, DmaError, Iova, SgError, SgTable, SlotError};
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
 use crate::pci::PciError;
@@ -182,6 +182,17 @@ pub enum IoatError {
     /// The token is of another channel, or its transfer was taken already.
     #[error("no such transfer on this channel: its result was taken, or it is another channel's")]
     NoSuchTransfer,
+    /// Slots are longer than what one descriptor carries.
+    #[error("slots of {len} bytes, and a descriptor carries at most {max_segment}")]
+    LongSlots {
+        /// Bytes of a slot.
+        len: u64,
+        /// The most bytes of a descriptor.
+        max_segment: u64,
+    },
+    /// A slot cannot be used so.
+    #[error("{0}")]
+    Slot(#[from] SlotError),
     /// The lists make no transfer.
     #[error("{0}")]
     Sg(#[from] SgError),

@@ -45,15 +45,18 @@
 //! for a register has a bound, and all ones mean that the device is gone. After an error the
 //! channel is reset and goes on; [`OnError`] says with what.
 
+mod batch;
 mod channel;
 mod copy_engine;
 mod descriptor;
 mod error;
 mod feed;
+mod pairs;
 mod recovery;
 mod regs;
 mod ring;
 mod shared;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -70,9 +73,11 @@ use crate::irq::Vector;
 use crate::mmio::Bar;
 
 pub use crate::queue::WaitMode;
+pub use batch::{Batch, SlotPart, SlotsRefused};
 pub use channel::{Channel, Stats};
 pub use error::{ChannelErrors, Finished, IoatError, Refused, Tables, TransferError};
 pub use shared::{Completion, SharedChannel};
+pub use slots::{Reaped, SlotsFailed};
 pub use transfer::{Token, WhenFull};
 
 use regs::ChannelRegs;

@@ -5,8 +5,11 @@
 //! before it, and the channel begins anew at the first of these. So nothing is done twice
 //! and nothing is left out.
 
+use std::ops::Range;
+
 use super::regs::State;
 use super::{Channel, ChannelErrors, IoatError, OnError, TransferError};
+use crate::dma::Iova;
 use crate::queue::{QueueError, Slot};
 
 /// How many wrong completion words a transfer survives without any progress.
@@ -66,7 +69,7 @@ impl Channel {
     }
 
     fn ask_device(&mut self) -> Result<usize, IoatError> {
-        if self.order.is_empty() {
+        if !self.is_busy() {
             return Ok(0);
         }
         let status = match self.status() {
@@ -161,7 +164,9 @@ impl Channel {
         };
         let done = self.ring.producer().done();
         let at_marker = self.ring.is_marker(done);
-        let one_fails = self.ring.producer().in_flight() > 0
+        // What is to be done next.
+        let next = if at_marker { done + 1 } else { done };
+        let one_fails = next < self.ring.producer().published()
             && match &cause {
                 Cause::Stopped => false,
                 // What carries no data fails no transfer: CHANSTS has told what it would.
@@ -177,9 +182,19 @@ impl Channel {
             }
             Cause::Abort => true,
         };
+        let behind = match &cause {
+            Cause::Abort => TransferError::Aborted,
+            _ => TransferError::Behind,
+        };
         let filled = self.ring.producer().filled();
-        let next = match self.order.front() {
-            Some(&slot) if one_fails => {
+        let next = match (self.slots.operation(next), self.order.front()) {
+            (Some(operation), _) if one_fails => {
+                let error = self.describe_slots(&operation, &cause, errors);
+                self.fail_slots(next..operation.end, error, &behind);
+                self.bogus_completions = 0;
+                operation.end
+            }
+            (None, Some(&slot)) if one_fails => {
                 let error = self.describe(slot, &cause, errors);
                 // One that streams has nothing behind it.
                 let next = self.jobs.get(slot).and_then(|job| job.end);
@@ -189,18 +204,14 @@ impl Channel {
                 self.bogus_completions = 0;
                 next.unwrap_or(filled)
             }
-            _ if at_marker => done + 1,
-            _ => done,
+            _ => next,
         };
         let next = if rest_fails {
-            let error = match cause {
-                Cause::Abort => TransferError::Aborted,
-                _ => TransferError::Behind,
-            };
             while let Some(slot) = self.order.pop_front() {
-                self.end(slot, Err(error.clone()));
+                self.end(slot, Err(behind.clone()));
                 ended += 1;
             }
+            self.fail_slots(next..filled, behind.clone(), &behind);
             filled
         } else {
             next
@@ -239,6 +250,33 @@ impl Channel {
         }
     }
 
+    /// As [`Channel::describe`], of descriptors between slots.
+    fn describe_slots(
+        &self,
+        operation: &Range<u64>,
+        cause: &Cause,
+        errors: ChannelErrors,
+    ) -> TransferError {
+        match cause {
+            Cause::Halt => {}
+            Cause::Bogus(bogus) => return TransferError::Completion(bogus.clone()),
+            Cause::Abort | Cause::Stopped => return TransferError::Aborted,
+        }
+        let position = self.ring.producer().done();
+        // As the device saw them: nothing is decided by what the ring says.
+        let [len, source_address, target] = self.ring.filled_words(position);
+        let done = (operation.start..position).map(|at| self.ring.filled_words(at)[0]).sum();
+        TransferError::Halted {
+            errors,
+            piece: position - operation.start,
+            slot: self.ring.producer().slot(position),
+            source_address,
+            target: Iova(target),
+            len,
+            done,
+        }
+    }
+
     /// Gives the channel up: every transfer in flight ends. Its buffers come back if the
     /// device is known to be quiet; while other channels are open it is not stopped, and keeps
     /// them.
@@ -265,6 +303,11 @@ impl Channel {
                 self.engine.device().park(tables);
             }
             self.end(slot, Err(TransferError::Lost(reason.clone())));
+        }
+        let (done, filled) = (self.ring.producer().done(), self.ring.producer().filled());
+        let lost = TransferError::Lost(reason);
+        if self.fail_slots(done..filled, lost.clone(), &lost) > 0 && self.not_quiesced {
+            self.slots.park();
         }
         Err(error)
     }

@@ -19,7 +19,7 @@ use super::descriptor::{
     COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
 };
 use super::regs::State;
-use crate::dma::{Allocator, Coherent, Iova};
+use crate::dma::{Allocator, Coherent, Iova, Unborrowed};
 use crate::queue::{LastDone, Producer, QueueError, QueueSetupError, SubmissionRing};
 
 /// The fewest descriptors of a ring: one slot stays free, one is kept for the mark, and one
@@ -67,6 +67,9 @@ pub(super) struct Ring {
     stale_words: u64,
     /// Bits of a marker that tell of it.
     notify: u32,
+    /// Entries from the tail on that are known to take data: they are free, in a row, and no
+    /// marker is due among them. 0 when that is not known.
+    window: u32,
 }
 
 impl Ring {
@@ -95,6 +98,7 @@ impl Ring {
             stale: 0,
             stale_words: 0,
             notify,
+            window: 0,
         };
         ring.link();
         Ok(ring)
@@ -142,10 +146,65 @@ impl Ring {
     pub(super) fn room(&mut self) -> u32 {
         let (unmarked, free) = ((self.producer().filled() - self.marked) as u32, self.free());
         if unmarked >= self.quarter && free > 0 {
-            self.mark();
-            return self.free().min(self.quarter);
+            return self.room_behind_marker();
         }
         free.min(self.quarter.saturating_sub(unmarked))
+    }
+
+    /// The most data descriptors between two markers.
+    pub(super) fn longest_run(&self) -> u32 {
+        self.quarter
+    }
+
+    /// Makes sure that so many data descriptors can be filled without a marker among them;
+    /// whether they can.
+    pub(super) fn make_run(&mut self, count: u32) -> bool {
+        let unmarked = (self.producer().filled() - self.marked) as u32;
+        self.window = 0;
+        if unmarked + count > self.quarter && unmarked > 0 && self.free() > count {
+            self.mark();
+        }
+        self.room() >= count
+    }
+
+    /// Opens a window of at most so many entries.
+    pub(super) fn open_window(&mut self, most: u32) {
+        let room = self.room().min(most);
+        self.window = room.min(self.producer().size() - self.producer().tail());
+    }
+
+    /// How many entries the window has.
+    #[inline(always)]
+    pub(super) fn window_len(&self) -> u32 {
+        self.window
+    }
+
+    /// The entries of the window, and how many there are.
+    #[inline(always)]
+    pub(super) fn window(&mut self) -> (Unborrowed<Descriptor>, u32) {
+        (self.window_of(self.window), self.window)
+    }
+
+    /// The first entries of the window.
+    #[inline(always)]
+    pub(super) fn window_of(&mut self, count: u32) -> Unborrowed<Descriptor> {
+        debug_assert!(count <= self.window);
+        let end = (self.producer().tail() + count) as usize;
+        self.ring.entries_mut().unborrowed(end)
+    }
+
+    /// Counts data descriptors as filled that were written to entries of the window.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, count: u32) {
+        self.window -= count;
+        self.ring.producer_mut().advance(count);
+    }
+
+    #[cold]
+    fn room_behind_marker(&mut self) -> u32 {
+        self.window = 0;
+        self.mark();
+        self.free().min(self.quarter)
     }
 
     /// Fills up to `most` data descriptors, see [`SubmissionRing::fill_from`].
@@ -155,12 +214,14 @@ impl Ring {
         most: u32,
         descriptors: impl IntoIterator<Item = [u64; NEXT]>,
     ) -> u32 {
+        self.window = 0;
         self.ring.fill_from(most, descriptors)
     }
 
     /// Fills one data descriptor; there must be [room](Self::room) for it.
     #[inline]
     pub(super) fn fill_one(&mut self, words: [u64; NEXT]) {
+        self.window = 0;
         let pushed = self.ring.push(&words);
         debug_assert!(pushed.is_ok(), "there is room");
     }
@@ -172,34 +233,67 @@ impl Ring {
     }
 
     /// Adds a marker behind what was filled.
+    // One place calls it on the path whose instructions are counted.
+    #[inline(always)]
     fn mark(&mut self) {
-        let (tail, size) = (self.producer().tail(), self.producer().size());
-        let behind = self.producer().filled() + 1;
+        let producer = self.producer();
+        if producer.free() == 0 {
+            // One is kept free for it.
+            return;
+        }
+        let (tail, behind) = (producer.tail() as usize, producer.filled() + 1);
+        let before = if tail == 0 { producer.size() as usize } else { tail } - 1;
+        let place = self.first + (tail * Coherent::<Descriptor>::STRIDE + 8 * SOFTWARE) as u64;
+        self.ring.producer_mut().advance(1);
+        self.window = self.window.saturating_sub(1);
+        self.marked = behind;
+        self.markers[tail] = behind;
+        self.all_markers += 1;
+        let marker = words(8, OP_COPY | self.notify, place, self.mark);
         let entries = self.ring.entries_mut();
-        let before = if tail == 0 { size - 1 } else { tail - 1 } as usize;
-        let first = entries.load_acquire(before, 0);
-        entries.store_release(before, 0, fenced(first));
-        let slot = |slot: u32| self.first + u64::from(slot) * Coherent::<Descriptor>::STRIDE as u64;
-        let next = slot(if tail + 1 == size { 0 } else { tail + 1 });
-        let [head, source, target] =
-            words(8, OP_COPY | self.notify, slot(tail) + 8 * SOFTWARE as u64, self.mark);
-        // One is kept free for it.
-        if self.ring.push(&[head, source, target, next, behind]).is_ok() {
-            self.marked = behind;
-            self.markers[tail as usize] = behind;
-            self.all_markers += 1;
+        for last in entries.elements(before, 1) {
+            last.write_word(0, fenced(last.read_word(0)));
+        }
+        for entry in entries.elements(tail, 1) {
+            entry.write_word(SOFTWARE, behind);
+            entry.write_words(&marker);
         }
     }
 
     /// Ends what was filled with a marker and counts it as published; the doorbell's value,
     /// or `None` when there is nothing new.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self) -> Option<u16> {
         if self.producer().filled() != self.marked {
             self.mark();
         }
         // The doorbell counts modulo 2^16 (DMACOUNT).
         self.ring.publish().map(|published| published.count as u16)
+    }
+
+    /// As [`Ring::look`], for who finds it most often: so many descriptors more are done; 0 says
+    /// that the other has to look.
+    #[inline(always)]
+    pub(super) fn look_for_more(&mut self) -> u64 {
+        let word = self.status.load_acquire(WORD, 0);
+        if State::of(word) == State::Halted {
+            return 0;
+        }
+        match last_done(word) {
+            LastDone::Address(address) if address != self.seen => {}
+            _ => return 0,
+        }
+        let mark = self.status.load_acquire(MARK, 0);
+        let (done, published) = (self.producer().done(), self.producer().published());
+        let newly = mark.wrapping_sub(done);
+        // One that is behind is far ahead in this.
+        if newly > published - done {
+            return 0;
+        }
+        if self.ring.producer_mut().complete_to(mark).is_ok() {
+            self.note_done();
+        }
+        newly
     }
 
     /// Looks at the completion word, and at the mark if the word is new.
@@ -276,10 +370,17 @@ impl Ring {
         matches!(last_done(status), LastDone::Address(address) if Some(address) == last)
     }
 
+    /// Length, source and target as a descriptor has them that is filled.
+    pub(super) fn filled_words(&self, position: u64) -> [u64; NEXT] {
+        let words = self.ring.entries().read(self.producer().slot(position) as usize);
+        [u64::from(words[0] as u32), words[1], words[2]]
+    }
+
     /// Lets the chain begin anew at a position, see [`Producer::restart`]; returns where that
     /// descriptor is, and where the completion word is. The channel must be stopped.
     pub(super) fn restart(&mut self, at: u64) -> Result<(Iova, Iova), QueueError> {
         self.ring.producer_mut().restart(at)?;
+        self.window = 0;
         self.marked = self.marked.max(at);
         self.note_done();
         self.link();

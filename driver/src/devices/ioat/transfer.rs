@@ -251,6 +251,15 @@ impl Channel {
     /// Fails when the register cannot be reached.
     #[inline]
     pub fn issue(&mut self) -> Result<(), IoatError> {
+        if self.lost {
+            return Ok(());
+        }
+        self.ring_doorbell()
+    }
+
+    /// As [`Channel::issue`], of a channel that is not lost.
+    #[inline(always)]
+    pub(super) fn ring_doorbell(&mut self) -> Result<(), IoatError> {
         if let Some(count) = self.ring.publish() {
             self.engine.bar.set(self.regs.count, count)?;
             self.stats.doorbells += 1;
@@ -271,7 +280,7 @@ impl Channel {
     /// and every transfer in flight ended.
     #[inline]
     pub fn poll(&mut self) -> Result<usize, IoatError> {
-        if self.order.is_empty() {
+        if !self.is_busy() {
             return Ok(0);
         }
         let ended = match self.ring.look() {
@@ -284,17 +293,28 @@ impl Channel {
         ended
     }
 
+    /// Whether descriptors were filled that are not known to be done.
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
+        !self.lost && self.ring.producer().filled() != self.ring.producer().done()
+    }
+
     /// The device is further by so many descriptors.
     #[inline]
     pub(super) fn advanced(&mut self, newly: u64) -> Result<usize, IoatError> {
-        self.stats.descriptors += newly;
-        self.bogus_completions = 0;
+        self.count_done(newly);
         let ended = self.retire();
         if self.feeding.is_some() {
             self.feed_remaining();
             self.issue()?;
         }
         Ok(ended)
+    }
+
+    #[inline]
+    pub(super) fn count_done(&mut self, newly: u64) {
+        self.stats.descriptors += newly;
+        self.bogus_completions = 0;
     }
 
     /// Ends the transfers whose last descriptor is done.

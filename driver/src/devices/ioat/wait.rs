@@ -28,7 +28,7 @@ impl Queue for Channel {
     }
 
     fn in_flight(&self) -> usize {
-        Channel::in_flight(self)
+        Channel::in_flight(self) + self.slots_in_flight()
     }
 
     fn vector(&self) -> Option<&Vector> {
@@ -103,7 +103,7 @@ impl Channel {
     ///
     /// As [`Channel::wait`].
     pub fn wait_all(&mut self, timeout: Duration) -> Result<(), IoatError> {
-        self.wait_until(timeout, "all transfers", |channel| channel.order.is_empty())
+        self.wait_until(timeout, "all transfers", |channel| Queue::in_flight(channel) == 0)
     }
 
     /// Waits until a condition holds, at most for so long.
