@@ -12,6 +12,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
+mod nvme;
 mod ownership;
 mod placement;
 mod sharing;
@@ -208,6 +209,34 @@ fn main() -> ExitCode {
                 access::noiommu_says_how_it_is_switched_on,
                 access::the_kernel_is_content,
             ],
+        },
+        Scenario {
+            name: "nvme",
+            machine: nvme::type1,
+            cases: cases![
+                nvme::identifies_itself_and_tells_its_health,
+                nvme::reads_what_the_host_put_there,
+                nvme::many_in_flight_on_several_queues,
+                nvme::every_way_of_waiting_ends,
+                nvme::writes_what_the_host_finds,
+                nvme::writing_takes_the_name_of_the_drive,
+                nvme::a_drive_with_data_is_not_written,
+                nvme::what_cannot_be_is_refused_before_the_controller_sees_it,
+                nvme::a_bad_medium_is_told_by_name,
+                nvme::a_reset_ends_every_transfer_once,
+                nvme::a_command_that_is_late_is_given_up,
+                nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
+            ],
+        },
+        Scenario {
+            name: "nvme_iommufd",
+            machine: nvme::iommufd,
+            cases: cases![nvme::reads_and_writes_through_iommufd],
+        },
+        Scenario {
+            name: "nvme_noiommu",
+            machine: nvme::noiommu,
+            cases: cases![nvme::reads_and_writes_without_an_iommu],
         },
         Scenario {
             name: "ioatdma_stock",

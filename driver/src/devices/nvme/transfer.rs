@@ -307,16 +307,16 @@ impl IoQueue {
             return Err(NvmeError::NoNamespace { location, namespace });
         }
         namespace.check_format(location)?;
+        let (len, block_size) = (table.map_or(0, |table| table.list().len()), namespace.block_size);
+        if len % u64::from(block_size) != 0 {
+            return Err(NvmeError::PartOfBlock { len, block_size });
+        }
         let end = lba.checked_add(blocks).filter(|&end| end <= namespace.blocks);
         if end.is_none() || blocks == 0 {
             let (size, namespace) = (namespace.blocks, namespace.id);
             return Err(NvmeError::OutOfRange { lba, blocks, namespace, size });
         }
         if let Some(table) = table {
-            let (len, block_size) = (table.list().len(), namespace.block_size);
-            if len % u64::from(block_size) != 0 {
-                return Err(NvmeError::PartOfBlock { len, block_size });
-            }
             if !table.is_in(self.controller.allocator.space()) {
                 return Err(NvmeError::ForeignBuffer { location: location.clone() });
             }
