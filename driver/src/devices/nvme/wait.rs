@@ -76,6 +76,8 @@ impl Transfers for IoQueue {
     }
 
     fn take_wakers(&mut self) -> Wakers {
+        // Only who shares the queue asks, and wakes them while nothing is locked.
+        self.is_shared = true;
         std::mem::take(&mut self.wakers)
     }
 
