@@ -115,13 +115,18 @@ impl Controller {
         }
     }
 
+    /// Gives the device back, stopped and without bus mastering.
     pub(super) fn into_device(mut self) -> Device {
         self.vectors.clear();
         let stopped = self.stop();
         if stopped.is_ok() {
             lock(&self.admin).release();
         }
-        self.device.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let mut device = self.device.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = device.quiesce() {
+            log::warn!("{error}");
+        }
+        device
     }
 
     pub(super) fn admin(&self) -> MutexGuard<'_, Admin> {

@@ -54,6 +54,7 @@ mod recovery;
 mod regs;
 mod signature;
 mod status;
+mod submit;
 mod transfer;
 mod wait;
 mod writable;

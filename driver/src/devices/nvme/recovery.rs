@@ -134,7 +134,7 @@ impl IoQueue {
             });
             if let Some(job) = self.jobs.get_mut(slot) {
                 job.outstanding = 0;
-                job.error.get_or_insert(error);
+                job.fail(error);
             }
             if is_kept { self.end_and_park(slot) } else { self.end(slot) }
         }
@@ -190,7 +190,7 @@ impl IoQueue {
         if self.feeding.as_ref().is_some_and(|feeding| feeding.slot == token.0) {
             self.feeding = None;
             let Some(job) = self.jobs.get_mut(token.0) else { return Ok(()) };
-            job.error.get_or_insert(TransferError::Aborted);
+            job.fail(TransferError::Aborted);
             if job.outstanding == 0 {
                 self.end(token.0);
                 return Ok(());

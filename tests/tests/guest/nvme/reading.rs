@@ -159,20 +159,21 @@ pub(crate) fn every_way_of_waiting_ends() {
         let nvme = nvme_at(open(address(SMALL)), wait);
         let namespace = only(&nvme);
         let mut queue = nvme.queue(QueueConfig::default()).unwrap();
-        for lba in 0..20 {
+        let by_interrupt = matches!(wait, WaitMode::Interrupt(_));
+        for n in 0.. {
+            let interrupts = queue.stats().interrupts;
+            // A device that is done before the first look is not slept for.
+            if n >= 20 && (!by_interrupt || interrupts > 0) {
+                assert!(wait != WaitMode::Poll || interrupts == 0);
+                break;
+            }
+            assert!(n < 1000, "{wait:?}: {interrupts} interrupts");
+            let lba = n % 100;
             let buffer = nvme.allocate(&Request::new(8192, Direction::FromDevice)).unwrap();
             let token = queue.read(&namespace, lba, buffer.into(), WhenFull::Return);
             let table = ended(&mut queue, token).into_table().unwrap();
-            initial(SMALL)
-                .check(&table.into_buffer().unwrap(), 0, 8192, lba * 512)
-                .unwrap()
-                .unwrap();
-        }
-        let interrupts = queue.stats().interrupts;
-        match wait {
-            WaitMode::Poll => assert_eq!(interrupts, 0),
-            WaitMode::Interrupt(_) => assert!(interrupts > 0, "{wait:?}"),
-            _ => {}
+            let buffer = table.into_buffer().unwrap();
+            initial(SMALL).check(&buffer, 0, 8192, lba * 512).unwrap().unwrap();
         }
         // With INTx only the first queue has the line.
         let second = nvme.queue(QueueConfig { wait: Some(wait), ..QueueConfig::default() });

@@ -76,6 +76,8 @@ struct Pass {
 const PART: usize = 128 << 10;
 /// Transfers in flight of the passes with many.
 const DEPTH: usize = 32;
+/// Entries of the queue.
+const QUEUE: u32 = 128;
 /// Longest wait between two looks at Ctrl-C.
 const SLICE: Duration = Duration::from_millis(50);
 /// Bytes of a run without --size.
@@ -112,7 +114,8 @@ pub(super) fn run(
     if len == 0 {
         return Err(format!("{bytes} bytes are not one block of {block} bytes").into());
     }
-    let queue = nvme.queue(QueueConfig::default())?;
+    let size = QUEUE.min(nvme.max_queue_size());
+    let queue = nvme.queue(QueueConfig { size, ..QueueConfig::default() })?;
     let (passes, stop) = (Vec::new(), interrupted);
     let mut runner = Runner { args, nvme, namespace, queue, stop, passes };
     runner.read_both(len)?;
