@@ -55,6 +55,8 @@ mod regs;
 mod signature;
 mod status;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod wait;
 mod writable;

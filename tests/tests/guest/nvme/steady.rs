@@ -169,9 +169,11 @@ pub(crate) fn counting() -> Machine {
         VmConfig { devices: vec![device], accel: Accel::Tcg, qemu_args, ..VmConfig::default() };
     let verify = move || {
         let bytes = image.bytes().map_err(|error| error.to_string())?;
-        let figures = &bytes[FIGURES as usize..];
-        let end = figures.iter().position(|&byte| byte == 0).unwrap_or(0);
-        eprint!("{}", String::from_utf8_lossy(&figures[..end]));
+        // Where the case ended well, its figures stand in place of the pattern.
+        let figures = bytes[FIGURES as usize..].split(|&byte| byte == 0).next();
+        if let Some(text) = figures.and_then(|figures| std::str::from_utf8(figures).ok()) {
+            eprint!("{text}");
+        }
         Ok(())
     };
     Machine { vm, verify: Box::new(verify) }
@@ -200,8 +202,9 @@ pub(crate) fn instructions_of_a_read_are_few() {
         }
         let [submission, completion] = [best.0, best.1].map(|all| all / BATCH as u128);
         text += &format!("{name}: {submission} to submit, {completion} to complete\n");
-        // Twice what an optimized build takes; others are for correctness.
-        let budget = if cfg!(debug_assertions) { 20_000 } else { 1200 };
+        // What an optimized build takes, and half as much again; others are not about cost.
+        let pieces = len as u128 / 4096 - 1;
+        let budget = if cfg!(debug_assertions) { 40_000 } else { 1800 + 90 * pieces };
         assert!(submission + completion < budget, "{text}");
     }
     let consent = vfio_dma::devices::nvme::Consent::new(&*nvme.info().serial, namespace.bytes());
