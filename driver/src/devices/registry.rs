@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::{
-    CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed, edu, ioat, pci_testdev,
+    CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed, edu, ioat, nvme, pci_testdev,
 };
 use crate::device::Device;
 
@@ -53,6 +53,7 @@ pub static DRIVERS: &[Driver] = &[
     }),
     Driver::of::<ioat::Ioat>().copies(ioat::open_copy_engine),
     Driver::of::<pci_testdev::PciTestdev>(),
+    Driver::of::<nvme::Nvme>(),
 ];
 
 /// A device that the crate drives.
@@ -104,13 +105,16 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_recognised_by_both_ids() {
+    fn devices_are_recognised_by_both_ids_or_by_class() {
         let driver =
             |vendor, device| recognise(&identity(vendor, device, 0)).map(|known| known.driver.name);
         assert_eq!(driver(0x1234, 0x11e8), Some("edu"));
         assert_eq!(driver(0x1b36, 0x0005), Some("pci-testdev"));
         assert_eq!(driver(0x8086, 0x2021), Some("ioat"));
         assert_eq!(driver(0x8086, 0x0b00), Some("ioat"));
+        let by_class =
+            |class| recognise(&identity(0x144d, 0xa808, class)).map(|known| known.driver.name);
+        assert_eq!((by_class(0x01_0802), by_class(0x01_0801)), (Some("nvme"), None));
         assert_eq!(driver(0x1234, 0x2021), None);
         assert_eq!(driver(0xffff, 0xffff), None);
     }

@@ -85,15 +85,22 @@ impl<E: CompletionEntry> CompletionRing<E> {
     /// # Errors
     ///
     /// [`QueueError::Size`] for fewer than 2 or more than [`Producer::MAX_SIZE`] entries.
-    pub fn new(mut entries: Coherent<E>) -> Result<CompletionRing<E>, QueueError> {
+    pub fn new(entries: Coherent<E>) -> Result<CompletionRing<E>, QueueError> {
         let size = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         Producer::new(size)?;
+        let mut ring = CompletionRing { entries, head: 0, phase: true, taken: 0 };
+        ring.clear();
+        Ok(ring)
+    }
+
+    /// Begins anew with slot 0: for a device that was stopped, and has forgotten the ring.
+    pub fn clear(&mut self) {
         // Whatever was there would be taken for the device's.
-        let len = entries.len();
-        for entry in entries.elements(0, len) {
+        let len = self.entries.len();
+        for entry in self.entries.elements(0, len) {
             entry.fill_zero();
         }
-        Ok(CompletionRing { entries, head: 0, phase: true, taken: 0 })
+        (self.head, self.phase) = (0, true);
     }
 
     /// Where the device writes the first entry.

@@ -59,6 +59,16 @@ pub enum QueueError {
         /// Entries in flight.
         in_flight: u32,
     },
+    /// The device says that it completed a command that it was not given.
+    #[error(
+        "the device reports the command with tag {tag:#06x} done, which is none of the {in_flight} in flight"
+    )]
+    NoCommand {
+        /// What the device reported.
+        tag: u16,
+        /// Commands in flight.
+        in_flight: usize,
+    },
     /// A position that is not among those that wait to be done.
     #[error("position {at} is not among those filled and not done, {done} to {filled}")]
     Position {

@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | [`Producer`], [`SubmissionRing`] | positions of entries, and the entries | words of an entry; its doorbell's value, made of [`Published`] |
 //! | [`LastDone`], [`CompletionCount`], [`CompletionRing`] | what the device writes: a word that names an entry, a counter, entries with a phase bit | how its word reads, or [`CompletionEntry`] |
+//! | [`Tags`] | commands that complete in any order, each with a tag of 16 bits | nothing |
+//! | [`Held`] | rings, not freed before the device is done with them | nothing |
 //! | [`InFlight`] | what the device may touch, completed in any order, and never freed under it | nothing |
 //! | [`SlotsInFlight`] | slots of pools that the device may touch, completed in the order of a ring's entries | nothing |
 //! | [`wait_until`], [`service`], [`SharedQueue`] | waiting: by polling, interrupt, both, as a future | [`Queue`], and [`Transfers`] for futures |
@@ -24,18 +26,22 @@
 
 mod completion;
 mod error;
+mod held;
 mod in_flight;
 mod producer;
 mod shared;
 mod slots;
 mod submission;
+mod tags;
 mod wait;
 
 pub use completion::{CompletionCount, CompletionEntry, CompletionRing, LastDone};
 pub use error::{QueueError, QueueSetupError};
+pub use held::Held;
 pub use in_flight::{InFlight, Slot};
 pub use producer::{Producer, Published};
 pub use shared::{Completion, SharedQueue, Transfers, Wakers};
 pub use slots::{SlotPair, SlotsInFlight};
 pub use submission::SubmissionRing;
+pub use tags::Tags;
 pub use wait::{Queue, WaitMode, service, wait_until};

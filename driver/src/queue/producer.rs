@@ -53,6 +53,11 @@ impl Producer {
         Ok(Producer { size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 })
     }
 
+    /// An empty ring of as many entries.
+    pub(super) fn renewed(&self) -> Producer {
+        Producer { size: self.size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 }
+    }
+
     /// Entries of the ring.
     #[must_use]
     pub fn size(&self) -> u32 {

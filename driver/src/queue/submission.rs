@@ -47,6 +47,12 @@ impl<T: Shared> SubmissionRing<T> {
         &mut self.entries
     }
 
+    /// Begins anew with slot 0 and position 0, nothing filled: for a device that was stopped,
+    /// and has forgotten the ring.
+    pub fn clear(&mut self) {
+        self.producer = self.producer.renewed();
+    }
+
     /// The device address of a position's entry.
     #[must_use]
     pub fn address(&self, position: u64) -> Iova {

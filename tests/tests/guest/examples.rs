@@ -8,7 +8,7 @@ use vfio_dma_tools::vm::GuestFile;
 
 use crate::support::{bind, edu_behind_port};
 
-const EXAMPLES: [&str; 8] = [
+const EXAMPLES: [&str; 9] = [
     "first_dma",
     "copy",
     "edu_copy",
@@ -17,6 +17,7 @@ const EXAMPLES: [&str; 8] = [
     "ioat_copy",
     "ioat_stream",
     "ioat_async",
+    "nvme_read",
 ];
 
 /// The examples that are built, for the guest's `/bin`.

@@ -13,6 +13,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod memory;
+mod nvme;
 mod opening;
 mod ownership;
 mod placement;
@@ -25,6 +26,9 @@ use std::process::ExitCode;
 
 use vfio_dma_tests::{Scenario, cases};
 use vfio_dma_tools::vm::{Device, Iommu, Modules, VmConfig};
+
+#[global_allocator]
+static ALLOCATOR: nvme::Counting = nvme::Counting;
 
 /// Three edu devices of different reach, one behind a root port, and a test device.
 fn machine(iommu: Iommu) -> VmConfig {
@@ -245,6 +249,49 @@ fn main() -> ExitCode {
                 opening::without_interrupt_remapping_doctor_and_the_error_say_so,
                 opening::fewer_messages_than_asked_for_are_an_error_with_their_number,
             ],
+        },
+        Scenario {
+            name: "nvme",
+            machine: nvme::type1,
+            cases: cases![
+                nvme::identifies_itself_and_tells_its_health,
+                nvme::reads_what_the_host_put_there,
+                nvme::many_in_flight_on_several_queues,
+                nvme::a_read_allocates_nothing_and_calls_no_kernel,
+                nvme::every_way_of_waiting_ends,
+                nvme::writes_what_the_host_finds,
+                nvme::writing_takes_the_name_of_the_drive,
+                nvme::a_drive_with_data_is_not_written,
+                nvme::every_kind_of_data_is_seen_and_no_format_is_guessed,
+                nvme::the_command_line_reads_and_writes_who_is_named,
+                nvme::what_cannot_be_is_refused_before_the_controller_sees_it,
+                nvme::a_bad_medium_is_told_by_name,
+                nvme::a_reset_ends_every_transfer_once,
+                nvme::a_command_that_is_late_is_given_up,
+                bench::nvme_is_measured_in_time,
+                nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
+                nvme::a_process_that_is_killed_leaves_a_drive_that_works,
+                nvme::the_command_line_writes_a_drive_that_is_named,
+            ],
+        },
+        Scenario {
+            name: "nvme_iommufd",
+            machine: nvme::iommufd,
+            cases: cases![
+                nvme::reads_and_writes_through_iommufd,
+                nvme::linux_reads_what_was_written_and_the_reverse,
+                access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "nvme_instructions",
+            machine: nvme::counting,
+            cases: cases![nvme::instructions_of_a_read_are_few],
+        },
+        Scenario {
+            name: "nvme_noiommu",
+            machine: nvme::noiommu,
+            cases: cases![nvme::reads_and_writes_without_an_iommu],
         },
         Scenario {
             name: "ioatdma_stock",

@@ -11,6 +11,7 @@ use vfio_dma::device::DeviceError;
 use vfio_dma::devices::ProbeFailed;
 use vfio_dma::devices::edu::{EduError, Failed};
 use vfio_dma::devices::ioat::{IoatError, Refused, TransferError};
+use vfio_dma::devices::nvme::NvmeError;
 use vfio_dma::dma::{DmaError, Mismatch, SgError};
 use vfio_dma::pci::PciError;
 use vfio_dma_model::embedded::AttachError;
@@ -158,6 +159,9 @@ pub enum BenchError {
     /// The driver of edu failed.
     #[error("{0}")]
     Edu(#[from] EduError),
+    /// The driver of NVMe failed.
+    #[error("{0}")]
+    Nvme(#[from] NvmeError),
     /// The model that counts packets cannot be made.
     #[error("{0}")]
     Model(#[from] ModelError),

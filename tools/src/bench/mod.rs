@@ -17,6 +17,7 @@ mod ioat;
 pub mod link;
 mod measure;
 mod memcpy;
+mod nvme;
 mod outputs;
 pub mod plan;
 pub mod profile;
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::nvme::Nvme;
 use vfio_dma::devices::{Driver, Identity, PciDriver};
 use vfio_dma::dma::Allocator;
 use vfio_dma_model::link::LinkConfig;
@@ -108,6 +110,7 @@ pub fn run(
     let (device_info, measured) = match driver.name {
         Ioat::NAME => session.ioat(device, info)?,
         Edu::NAME => session.edu(device, info)?,
+        Nvme::NAME => session.nvme(device, info)?,
         other => return Err(BenchError::NoBenchmark { driver: other.into() }),
     };
     let machine = setup::machine();
@@ -218,6 +221,26 @@ impl Session<'_> {
         let allocator = edu.device().allocator().clone();
         let mut subject = edu::EduSubject::new(edu, &specs, seed)?;
         let mut measured = self.measure(&mut subject, &specs, &allocator);
+        notes.append(&mut measured.notes);
+        Ok((info, Measured { notes, ..measured }))
+    }
+
+    fn nvme(&self, device: Device, info: DeviceInfo) -> Result<(DeviceInfo, Measured), BenchError> {
+        let Options { seed, timeout, .. } = *self.options;
+        let (drive, namespace) = nvme::open(device)?;
+        let (major, minor, tertiary) = drive.version();
+        let info = DeviceInfo {
+            version: Some(format!("{major}.{minor}.{tertiary}")),
+            channels: drive.queues().into(),
+            completion: format!(
+                "polled in memory by one thread, queues of {} entries",
+                nvme::ENTRIES.min(drive.max_queue_size())
+            ),
+            ..info
+        };
+        let (specs, mut notes) = nvme::plan_nvme(&self.options.plan, &drive, &namespace)?;
+        let mut subject = nvme::NvmeSubject::new(&drive, namespace, &specs, seed, timeout)?;
+        let mut measured = self.measure(&mut subject, &specs, drive.allocator());
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
     }

@@ -222,6 +222,11 @@ impl TestMemory {
         self.source.slice(offset, len).copy_to_volatile_slice(to);
     }
 
+    /// Changes what the target has to be compared with, where it is not a copy.
+    pub(super) fn set_source(&mut self, offset: usize, bytes: &[u8]) {
+        self.source.write(offset, bytes);
+    }
+
     /// Makes every byte of the target wrong.
     pub(super) fn spoil(&mut self, offset: usize, len: usize) {
         let mut chunk = vec![0; CHUNK.min(len)];

@@ -54,7 +54,8 @@ pub struct Entry {
     /// Its base address registers: `index`, `start`, `size` in bytes, `kind` (`io`,
     /// `memory32`, `memory64`), `prefetchable`.
     pub bars: Vec<Bar>,
-    /// Which driver of vfio-dma drives it: `edu`, `pci-testdev`, `ioat`; `null` for none.
+    /// Which driver of vfio-dma drives it: `edu`, `pci-testdev`, `ioat`,
+    /// `nvme`; `null` for none.
     pub supported_by: Option<&'static str>,
     /// What the device is, in words, where vfio-dma drives it.
     pub description: Option<&'static str>,

@@ -11,7 +11,8 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::size::parse_size;
 use crate::serve::{self, Served};
-use crate::vm::{Accel, Device, Guest, Input, Iommu, Kernel, Streams, VmConfig};
+use crate::vm::{Accel, Device, Guest, Image, Input, Iommu, Kernel, NvmeDrive, Streams, VmConfig};
+use vfio_dma::dma::Pattern;
 
 /// Variables that the command in the guest gets from this process.
 const PASSED_ON: [&str; 4] = ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TERM"];
@@ -25,7 +26,9 @@ const PASSED_ON: [&str; 4] = ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TERM"];
 pub struct Args {
     /// A device: a name of QEMU's `-device` with properties, such as `edu,dma_mask=0xffffffff`;
     /// the first is 0000:00:05.0 in the guest, the second 0000:00:06.0. `ioat`, `ioat-skx` and
-    /// `ioat-icx` (with `,channels=N,fault=SPEC`) are the model of the Intel I/OAT engine, served here
+    /// `ioat-icx` (with `,channels=N,fault=SPEC`) are the model of the Intel I/OAT engine, served here.
+    /// `nvme` (with `,image=PATH`, or `,size=64M` for a new one that is removed afterwards,
+    /// `,read-only=on`, and QEMU's properties) is a drive
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
     /// The guest's kernel: `stock` (Debian's), `full` (built here once, with iommufd, no-IOMMU
@@ -62,8 +65,15 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
     // Models live until the guest has ended.
     let mut models = Vec::new();
-    let mut devices = Vec::new();
+    let (mut devices, mut images, mut qemu_args) = (Vec::new(), Vec::new(), Vec::new());
     for text in &args.devices {
+        if let Some((drive, image)) = drive(text)? {
+            let (device, arguments) = drive.describe(&format!("drive{}", devices.len()));
+            devices.push(device);
+            qemu_args.extend(arguments);
+            images.push(image);
+            continue;
+        }
         devices.push(match serve::describe(text)? {
             Some(config) => {
                 models.push(Served::start(config)?);
@@ -79,6 +89,7 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
         memory: args.memory,
         cpus: args.cpus,
         env: env.collect(),
+        qemu_args,
         accel: args.accel,
         timeout: args.timeout.map(Duration::from_secs),
         ..VmConfig::default()
@@ -110,6 +121,34 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     Ok(ExitCode::from(finished.status))
 }
 
+/// The drive that a description means, and its image when it is a new one; `None` for another
+/// device, and for a controller whose drive the description names itself.
+fn drive(text: &str) -> Result<Option<(NvmeDrive, Option<Image>)>, super::Failure> {
+    const SIZE: u64 = 64 << 20;
+    let mut words = text.split(',');
+    if words.next() != Some("nvme") || text.split(',').any(|word| word.starts_with("drive=")) {
+        return Ok(None);
+    }
+    let (mut path, mut size, mut read_only, mut properties) = (None, SIZE, false, Vec::new());
+    for word in words {
+        match word.split_once('=') {
+            Some(("image", value)) => path = Some(value),
+            Some(("size", value)) => size = parse_size(value)?,
+            Some(("read-only", value)) => read_only = value == "on",
+            _ => properties.push(word),
+        }
+    }
+    let (path, image) = match path {
+        Some(path) => (path.into(), None),
+        None => {
+            let image = Image::new(size, Pattern::new(1))?;
+            (image.path().to_owned(), Some(image))
+        }
+    };
+    let drive = NvmeDrive { read_only, ..NvmeDrive::new(path) }.with(&properties);
+    Ok(Some((drive, image)))
+}
+
 /// Height and width of the terminal, or the classic 24 by 80.
 fn console_size() -> (u16, u16) {
     terminal_size::terminal_size().map_or((24, 80), |(width, height)| (height.0, width.0))
@@ -134,5 +173,28 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         // A terminal that hung up has no mode to restore.
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drive_has_its_image_or_a_new_one() {
+        let (drive_of, image) = drive("nvme,image=/d/i,mdts=5,read-only=on").unwrap().unwrap();
+        assert!(image.is_none() && drive_of.read_only);
+        assert_eq!(
+            (drive_of.image.to_str(), &*drive_of.properties),
+            (Some("/d/i"), &["mdts=5".to_owned()][..])
+        );
+        let (drive_of, image) = drive("nvme,size=64K").unwrap().unwrap();
+        let image = image.unwrap();
+        assert_eq!(image.bytes().unwrap().len(), 65_536);
+        assert_eq!((&*drive_of.image, drive_of.read_only), (image.path(), false));
+        for other in ["edu", "nvme-ns,drive=a", "nvme,drive=a,serial=b"] {
+            assert!(drive(other).unwrap().is_none(), "{other}");
+        }
+        assert!(drive("nvme,size=64X").is_err());
     }
 }

@@ -17,6 +17,7 @@ mod accel;
 mod apt;
 mod cache;
 mod config;
+mod drive;
 mod error;
 mod full;
 mod guest;
@@ -34,6 +35,7 @@ use std::time::Duration;
 
 pub use accel::Accel;
 pub use config::{Device, FIRST_SLOT, GuestFile, Iommu, VmConfig};
+pub use drive::{Image, NvmeDrive};
 pub use error::VmError;
 pub use guest::Guest;
 pub use kernel::Kernel;

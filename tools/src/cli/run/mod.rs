@@ -2,6 +2,7 @@
 
 mod edu;
 mod ioat;
+mod nvme;
 mod testdev;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Edu};
 use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::nvme::Nvme;
 use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::devices::{Driver, PciDriver};
 use vfio_dma::dma::Placement;
@@ -21,21 +23,23 @@ use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Stats};
 use edu::EduOutcome;
 use ioat::IoatOutcome;
 pub(super) use ioat::{Copied, Cost, copy};
+use nvme::NvmeOutcome;
 use testdev::TestdevOutcome;
 
 use super::open::{DeviceArg, MODEL};
 use super::size::parse_size;
 use super::{Failure, interrupted, output};
 
-/// Drive a device: move data and verify every byte (edu, ioat), or run the device's own
-/// tests (pci-testdev)
+/// Drive a device: move data and verify every byte (edu, ioat, nvme), or run the device's own
+/// tests (pci-testdev). A drive is read only, unless it is named to be written
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
     /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE")]
     device: String,
-    /// Bytes to move, with K, M or G; 64K for edu, which is slow, and 64M for ioat
+    /// Bytes to move, with K, M or G; 64K for edu, which is slow, 64M for ioat,
+    /// and 16M for nvme
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
     /// Which placement the buffers get
@@ -55,9 +59,19 @@ pub struct Args {
     /// Matching writes of each test (pci-testdev)
     #[arg(long, default_value_t = 1000)]
     writes: u32,
-    /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
+    /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat, nvme)
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
+    /// The namespace to read (nvme); the first by default
+    #[arg(long, value_name = "N")]
+    namespace: Option<u32>,
+    /// Write to the drive with this serial number too (nvme): its first blocks are lost. A drive
+    /// with a partition table, a file system or the like on it is refused
+    #[arg(long, value_name = "SERIAL")]
+    destroy_data_on: Option<String>,
+    /// Write also when there is a partition table, a file system or the like on the drive
+    #[arg(long, requires = "destroy_data_on")]
+    overwrite_signatures: bool,
     /// What is to go wrong with the model in this process; docs/ioat-model.md has the grammar
     #[arg(long, value_name = "SPEC")]
     fault: Option<FaultPlan>,
@@ -110,6 +124,7 @@ enum Outcome {
     Edu(Box<EduOutcome>),
     PciTestdev(TestdevOutcome),
     Ioat(Box<IoatOutcome>),
+    Nvme(Box<NvmeOutcome>),
 }
 
 /// Runs the subcommand.
@@ -149,9 +164,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 type Run = fn(&Args, Device, &AtomicBool) -> Result<Outcome, Failure>;
 
 /// By the driver's name.
-const RUNS: [(&str, Run); 3] = [
+const RUNS: [(&str, Run); 4] = [
     (Edu::NAME, |args, device, stop| Ok(Outcome::Edu(Box::new(edu::run(args, device, stop)?)))),
     (Ioat::NAME, |args, device, stop| Ok(Outcome::Ioat(Box::new(ioat::run(args, device, stop)?)))),
+    (Nvme::NAME, |args, device, stop| Ok(Outcome::Nvme(Box::new(nvme::run(args, device, stop)?)))),
     (PciTestdev::NAME, |args, device, _| Ok(Outcome::PciTestdev(testdev::run(args, device)?))),
 ];
 
@@ -173,13 +189,14 @@ impl Outcome {
             Outcome::Edu(edu) => edu::describe(edu),
             Outcome::PciTestdev(testdev) => testdev::describe(testdev),
             Outcome::Ioat(ioat) => ioat::describe(ioat),
+            Outcome::Nvme(nvme) => nvme::describe(nvme),
         }
     }
 
     /// Whether everything was right; transfers that were not are errors already.
     fn passed(&self) -> bool {
         match self {
-            Outcome::Edu(_) | Outcome::Ioat(_) => true,
+            Outcome::Edu(_) | Outcome::Ioat(_) | Outcome::Nvme(_) => true,
             Outcome::PciTestdev(testdev) => testdev.passed,
         }
     }

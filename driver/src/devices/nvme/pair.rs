@@ -1,0 +1,264 @@
+//! A submission queue and its completion queue, and the pages for lists of commands.
+
+use super::command::{Command, Completed, CompletionWords, Submission};
+use super::data::ListMemory;
+use super::regs;
+use crate::dma::{Allocator, Coherent, DmaError};
+use crate::mmio::{Bar, MmioError};
+use crate::queue::{CompletionRing, QueueError, QueueSetupError, SubmissionRing, Tags};
+
+/// A submission queue, its completion queue, and the commands in flight on them.
+#[derive(Debug)]
+pub(super) struct Pair<T> {
+    pub(super) id: u16,
+    pub(super) submission: SubmissionRing<Submission>,
+    pub(super) completion: CompletionRing<CompletionWords>,
+    pub(super) tags: Tags<T>,
+    tail_doorbell: u64,
+    head_doorbell: u64,
+    /// The head that the device was told.
+    head_told: u32,
+}
+
+impl<T> Pair<T> {
+    /// Queues of so many entries, at the begin of a page of the controller.
+    pub(super) fn new(
+        allocator: &Allocator,
+        id: u16,
+        size: u32,
+        page: u64,
+        stride: u64,
+    ) -> Result<Pair<T>, QueueSetupError> {
+        let entries = size as usize;
+        let (tail_doorbell, head_doorbell) = regs::doorbells(id, stride);
+        Ok(Pair {
+            id,
+            submission: SubmissionRing::new(allocator.coherent(entries, page)?)?,
+            completion: CompletionRing::new(allocator.coherent(entries, page)?)?,
+            // One less than the entries, so that neither queue ever overflows.
+            tags: Tags::new(size - 1)?,
+            tail_doorbell,
+            head_doorbell,
+            head_told: 0,
+        })
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.completion.size()
+    }
+
+    /// Begins anew, with no command in flight: the controller was reset.
+    pub(super) fn clear(&mut self) {
+        self.submission.clear();
+        self.completion.clear();
+        self.head_told = 0;
+    }
+
+    /// Commands that can be submitted now.
+    #[inline]
+    pub(super) fn free(&self) -> usize {
+        self.tags.free().min(self.submission.producer().free() as usize)
+    }
+
+    /// Says that there is no room for a command.
+    pub(super) fn full(&self) -> QueueError {
+        self.submission.producer().full(1)
+    }
+
+    /// Writes the entry of a command.
+    #[inline]
+    pub(super) fn push(&mut self, command: &Command, item: T) -> Result<u16, QueueError> {
+        self.submission.producer().require(1)?;
+        let Ok(tag) = self.tags.insert(item) else {
+            return Err(self.submission.producer().full(1));
+        };
+        self.submission.push(&command.entry(tag))?;
+        Ok(tag)
+    }
+
+    /// Tells the device of the commands that were pushed since the last time; whether there
+    /// were any.
+    #[inline]
+    pub(super) fn ring(&mut self, bar: &Bar) -> Result<bool, MmioError> {
+        let Some(published) = self.submission.publish() else { return Ok(false) };
+        bar.write(self.tail_doorbell, published.tail)?;
+        Ok(true)
+    }
+
+    /// Takes a completion, if there is one, and its command.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the completion cannot be true.
+    #[inline]
+    pub(super) fn reap(&mut self) -> Result<Option<(Completed, T)>, QueueError> {
+        let Some(words) = self.completion.take() else { return Ok(None) };
+        let completed = Completed::of(words);
+        let producer = self.submission.producer_mut();
+        // The head is one past the last that the device has read.
+        let size = u64::from(producer.size());
+        let head = u64::from(completed.head);
+        let last = if head == 0 { size - 1 } else { head - 1 };
+        let position = producer.behind_slot(last)?;
+        producer.complete_to(position)?;
+        if completed.queue != self.id {
+            return Err(QueueError::NoCommand { tag: completed.tag, in_flight: self.tags.len() });
+        }
+        let item = self.tags.complete(completed.tag)?;
+        Ok(Some((completed, item)))
+    }
+
+    /// Tells the device which completions were taken, so that it may use their entries again.
+    #[inline]
+    pub(super) fn acknowledge(&mut self, bar: &Bar) -> Result<(), MmioError> {
+        let head = self.completion.head();
+        if head != self.head_told {
+            bar.write(self.head_doorbell, head)?;
+            self.head_told = head;
+        }
+        Ok(())
+    }
+}
+
+/// Pages for the lists of commands: as many for each as it may need.
+#[derive(Debug)]
+pub(super) struct ListPool {
+    /// Runs of pages, each contiguous for the device: one, where that can be had.
+    runs: Vec<Coherent<u64>>,
+    /// Pages of each run but the last.
+    run_pages: usize,
+    page_words: usize,
+    per_command: usize,
+}
+
+impl ListPool {
+    pub(super) fn new(
+        allocator: &Allocator,
+        commands: usize,
+        per_command: usize,
+        page: u64,
+    ) -> Result<ListPool, DmaError> {
+        let page_words = (page / 8) as usize;
+        let pages = commands * per_command;
+        // A page at a time is what any memory has.
+        let mut run_pages = pages;
+        loop {
+            let runs = (0..pages)
+                .step_by(run_pages)
+                .map(|first| allocator.coherent((pages - first).min(run_pages) * page_words, page));
+            match runs.collect() {
+                Ok(runs) => return Ok(ListPool { runs, run_pages, page_words, per_command }),
+                Err(error) if run_pages == 1 => return Err(error),
+                Err(_) => run_pages = run_pages.div_ceil(2),
+            }
+        }
+    }
+
+    /// The pages of the command with this index.
+    #[inline]
+    pub(super) fn of(&mut self, command: usize) -> Lists<'_> {
+        let first = command * self.per_command;
+        Lists { pool: self, first }
+    }
+
+    #[inline]
+    fn at(&self, page: usize) -> (usize, usize) {
+        (page / self.run_pages, page % self.run_pages * self.page_words)
+    }
+}
+
+/// The pages for the lists of one command.
+#[derive(Debug)]
+pub(super) struct Lists<'a> {
+    pool: &'a mut ListPool,
+    first: usize,
+}
+
+impl ListMemory for Lists<'_> {
+    #[inline]
+    fn address(&self, page: usize) -> u64 {
+        let (run, word) = self.pool.at(self.first + page);
+        self.pool.runs[run].iova(word).0
+    }
+
+    #[inline]
+    fn write(&mut self, page: usize, word: usize, value: u64) {
+        debug_assert!(page < self.pool.per_command && word < self.pool.page_words);
+        let (run, first) = self.pool.at(self.first + page);
+        self.pool.runs[run].write(first + word, &value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::nvme::command::nvm;
+    use crate::testing::{NoRegisters, Scripted, allocator};
+
+    #[test]
+    fn list_pages_lie_apart_and_the_device_sees_them() {
+        let (allocator, host) = allocator();
+        let mut pool = ListPool::new(&allocator, 5, 3, 4096).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for command in 0..5 {
+            for page in 0..3 {
+                let mut lists = pool.of(command);
+                let address = lists.address(page);
+                assert!(address.is_multiple_of(4096) && seen.insert(address));
+                lists.write(page, 511, address);
+                assert_eq!(host.load(address + 4088), Some(address));
+            }
+        }
+    }
+
+    /// A device that completes what it is told to, in any order.
+    #[test]
+    fn commands_come_back_in_any_order_and_never_twice() {
+        let (allocator, host) = allocator();
+        let device = crate::device::Device::open(Scripted::new((1, 1), |_| NoRegisters).attach());
+        let bar = device.unwrap().bar(0).unwrap();
+        let size = 5;
+        let mut pair = Pair::<u64>::new(&allocator, 3, size, 4096, 4).unwrap();
+        let (queue, entries) = (pair.submission.entries().iova(0).0, pair.completion.iova().0);
+        let mut completions = 0u64;
+        let mut complete = |head: u32, id: u16, tag: u16| {
+            let (slot, lap) = (completions % u64::from(size), completions / u64::from(size));
+            let phase = u64::from(lap.is_multiple_of(2)) << 48;
+            let word = u64::from(head) | u64::from(id) << 16 | u64::from(tag) << 32 | phase;
+            host.store(entries + 16 * slot + 8, word).unwrap();
+            completions += 1;
+        };
+        let mut next = 0u64;
+        for round in 0..20 {
+            let mut tags = Vec::new();
+            while pair.free() > 0 {
+                let slot = pair.submission.producer().tail();
+                let tag = pair.push(&Command::new(nvm::READ, 7), next).unwrap();
+                let word = host.load(queue + 64 * u64::from(slot)).unwrap();
+                assert_eq!(word, 7 << 32 | u64::from(tag) << 16 | 2);
+                tags.push((tag, next));
+                next += 1;
+            }
+            assert_eq!(tags.len(), 4);
+            assert!(pair.push(&Command::new(nvm::READ, 7), 0).is_err());
+            assert!(pair.ring(&bar).unwrap() && !pair.ring(&bar).unwrap());
+            tags.rotate_left(round % 4);
+            let head = pair.submission.producer().tail();
+            tags.iter().for_each(|(tag, _)| complete(head, 3, *tag));
+            for (tag, item) in tags {
+                let (completed, got) = pair.reap().unwrap().unwrap();
+                assert_eq!((completed.tag, got), (tag, item));
+            }
+            assert!(pair.reap().unwrap().is_none());
+            pair.acknowledge(&bar).unwrap();
+        }
+        // A tag that is not in flight, a queue that is another, a head that was not told.
+        let tag = pair.push(&Command::new(nvm::READ, 7), 0).unwrap();
+        pair.ring(&bar).unwrap();
+        let head = pair.submission.producer().tail();
+        for (head, id, tag) in [(head, 3, tag ^ 0x1000), (head, 2, tag), (head + 1, 3, tag)] {
+            complete(head, id, tag);
+            assert!(pair.reap().is_err());
+        }
+    }
+}

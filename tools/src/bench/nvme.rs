@@ -1,0 +1,354 @@
+//! Runs variants on NVMe: reads of the drive's first blocks, several in flight, a doorbell for
+//! each batch, polled. Nothing is written.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use vfio_dma::device::Device;
+use vfio_dma::devices::PciDriver;
+use vfio_dma::devices::nvme::{
+    Config, IoQueue, Namespace, Nvme, NvmeError, QueueConfig, Token, WhenFull,
+};
+use vfio_dma::dma::{Direction, Request, SgTable};
+use vfio_dma::queue::{QueueError, WaitMode};
+
+use super::error::BenchError;
+use super::plan::{PlanOptions, Spec, bytes, plan};
+use super::profile::Profile;
+use super::subject::{Extent, Sample, Subject, histogram};
+use super::test_memory::TestMemory;
+
+/// Entries of a queue.
+pub(super) const ENTRIES: u32 = 1024;
+/// The most queues at once: one thread looks after all of them.
+const QUEUES: u32 = 4;
+/// Bytes of a read that fetches what the drive has, to compare with.
+const PART: usize = 128 << 10;
+/// How often completion is looked for between two looks at the clock.
+const LOOKS: u32 = 64;
+/// How long nothing may end until others may have the processor.
+const SPIN: Duration = Duration::from_micros(20);
+/// How long nothing may end until the device itself is asked.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Reads of one queue that take turns.
+struct Lane {
+    /// First block, and the list that it is read into.
+    idle: VecDeque<(u64, SgTable)>,
+    flying: VecDeque<(Token, u64, Instant)>,
+    batch: usize,
+    /// How many may still be begun.
+    quota: u64,
+}
+
+impl Lane {
+    /// Begins as many batches as may be in flight.
+    fn submit(&mut self, queue: &mut IoQueue, namespace: &Namespace) -> Result<(), BenchError> {
+        while self.quota > 0
+            && self.idle.len() >= self.batch
+            && (self.flying.is_empty() || queue.free() >= self.batch)
+        {
+            let begin = Instant::now();
+            for _ in 0..self.batch {
+                let Some((lba, table)) = self.idle.pop_front() else { break };
+                match queue.read(namespace, lba, table, WhenFull::Return) {
+                    Ok(token) => self.flying.push_back((token, lba, begin)),
+                    Err(refused) => {
+                        let full =
+                            matches!(refused.error, NvmeError::Queue(QueueError::Full { .. }));
+                        if let Some(table) = refused.table.filter(|_| full) {
+                            // A long read of several commands streams through the queue.
+                            self.idle.push_front((lba, table));
+                            queue.issue()?;
+                            return Ok(());
+                        }
+                        return Err(refused.error.into());
+                    }
+                }
+            }
+            queue.issue()?;
+            self.quota = self.quota.saturating_sub(self.batch as u64);
+        }
+        Ok(())
+    }
+
+    /// Takes what ended and records how long it took.
+    fn reap(
+        &mut self,
+        queue: &mut IoQueue,
+        now: Instant,
+        latency: &mut Histogram<u64>,
+    ) -> Result<u64, BenchError> {
+        let mut ended = 0;
+        while let Some(&(token, lba, begin)) = self.flying.front() {
+            let Some(finished) = queue.take(token)? else { break };
+            self.flying.pop_front();
+            self.idle.push_back((lba, finished.into_table().map_err(NvmeError::from)?));
+            let ns = u64::try_from((now - begin).as_nanos()).unwrap_or(u64::MAX);
+            latency.saturating_record(ns);
+            ended += 1;
+        }
+        Ok(ended)
+    }
+}
+
+/// A variant that can be run.
+struct Ready {
+    spec: Spec,
+    lanes: Vec<Lane>,
+}
+
+/// An NVMe drive as the subject of a benchmark.
+pub(super) struct NvmeSubject {
+    // Dropped first: queues that still run are ended before their tables go.
+    queues: Vec<IoQueue>,
+    namespace: Namespace,
+    cells: BTreeMap<usize, Ready>,
+    memory: TestMemory,
+    /// The longest extent of each size of segments.
+    extents: BTreeMap<Option<u64>, u64>,
+    timeout: Duration,
+}
+
+/// Opens the drive as it is measured, and its first namespace.
+///
+/// # Errors
+///
+/// Fails when the driver does, or there is no namespace.
+pub(super) fn open(device: Device) -> Result<(Nvme, Namespace), BenchError> {
+    let config = Config { wait: Some(WaitMode::Poll), ..Config::default() };
+    let nvme = Nvme::probe(device, config)?;
+    let namespace = nvme.namespaces().first().copied();
+    Ok((nvme, namespace.ok_or(BenchError::State("the drive has no namespace"))?))
+}
+
+/// The variants for a drive, and what was left out.
+///
+/// # Errors
+///
+/// Fails when what was asked for makes no sense.
+pub(super) fn plan_nvme(
+    options: &PlanOptions,
+    nvme: &Nvme,
+    namespace: &Namespace,
+) -> Result<(Vec<Spec>, Vec<String>), BenchError> {
+    let (sizes, segments): (&[u64], &[u64]) = match options.profile {
+        Profile::Quick => (&[4 << 10, 64 << 10, 1 << 20], &[4 << 10, 64 << 10]),
+        Profile::Full => (
+            &[4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20],
+            &[4 << 10, 16 << 10, 64 << 10, 256 << 10],
+        ),
+    };
+    let asked = PlanOptions {
+        sizes: options.sizes.clone().or_else(|| Some(sizes.to_vec())),
+        segments: options
+            .segments
+            .clone()
+            .or_else(|| Some(segments.iter().copied().map(Some).collect())),
+        ..options.clone()
+    };
+    let queues = u32::from(nvme.queues()).min(QUEUES);
+    let (all, mut notes) = plan(&asked, queues, u64::from(ENTRIES) - 1)?;
+    let block = u64::from(namespace.block_size());
+    let fits = |spec: &Spec| {
+        spec.transfer.is_multiple_of(block)
+            && spec.stride().is_multiple_of(block)
+            && spec.extent() <= namespace.bytes()
+    };
+    let (specs, rest): (Vec<Spec>, Vec<Spec>) = all.into_iter().partition(fits);
+    if !rest.is_empty() {
+        let list = rest.iter().map(Spec::to_string).collect::<Vec<_>>().join("; ");
+        let (block, drive) = (bytes(block), bytes(namespace.bytes()));
+        notes.push(format!(
+            "left out, for reads are of whole blocks of {block}, inside of {drive}: {list}"
+        ));
+    }
+    if specs.is_empty() {
+        return Err(BenchError::State("no variant is of whole blocks inside of the drive"));
+    }
+    notes.push(
+        "reads take what the medium takes, besides what the memory's shape costs: only what \
+         differs between variants of the same transfer is the memory's"
+            .into(),
+    );
+    Ok((specs, notes))
+}
+
+impl NvmeSubject {
+    /// Opens the queues that the variants need, takes memory for them, and reads what the drive
+    /// has, to compare with.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a queue cannot be opened, there is no memory, or the drive cannot be read.
+    pub(super) fn new(
+        nvme: &Nvme,
+        namespace: Namespace,
+        specs: &[Spec],
+        seed: u64,
+        timeout: Duration,
+    ) -> Result<NvmeSubject, BenchError> {
+        let mut extents = BTreeMap::new();
+        for spec in specs {
+            let extent: &mut u64 = extents.entry(spec.segment).or_default();
+            *extent = spec.extent().max(*extent);
+        }
+        let len = usize::try_from(extents.values().copied().max().unwrap_or(1))?;
+        let mut memory = TestMemory::new(nvme.allocator(), len, seed)?;
+        let count = specs.iter().map(|spec| spec.channels).max().unwrap_or(1);
+        let size = ENTRIES.min(nvme.max_queue_size());
+        let config = QueueConfig { size, timeout, ..QueueConfig::default() };
+        let queues = (0..count).map(|_| nvme.queue(config)).collect::<Result<Vec<_>, _>>();
+        let mut queues = queues?;
+        let mut buffer = nvme.allocate(&Request::new(PART, Direction::FromDevice))?;
+        let mut chunk = vec![0; PART];
+        for offset in (0..len).step_by(PART) {
+            let part = PART.min(len - offset);
+            let table = SgTable::range(buffer, 0, part)?;
+            let lba = offset as u64 / u64::from(namespace.block_size());
+            let token = queues[0].read(&namespace, lba, table, WhenFull::Return);
+            let token = token.map_err(|refused| refused.error)?;
+            let finished = queues[0].wait(token, timeout)?;
+            let table = finished.into_table().map_err(NvmeError::from)?;
+            buffer = table.into_buffer().ok_or(BenchError::State("the driver kept the buffer"))?;
+            buffer.read(0, &mut chunk[..part])?;
+            memory.set_source(offset, &chunk[..part]);
+        }
+        Ok(NvmeSubject { queues, namespace, cells: BTreeMap::new(), memory, extents, timeout })
+    }
+
+    fn totals(&self) -> (u64, u64) {
+        let stats = self.queues.iter().map(IoQueue::stats);
+        stats.fold((0, 0), |(c, b), stats| (c + stats.commands, b + stats.doorbells))
+    }
+
+    /// Keeps the lanes' reads in flight until the time is over or the quotas are used up, each
+    /// lane on its queue; returns how many ended, and the time until the last did.
+    fn drive(
+        &mut self,
+        number: usize,
+        time: Duration,
+        latency: &mut Histogram<u64>,
+    ) -> Result<(u64, Duration), BenchError> {
+        let Some(cell) = self.cells.get_mut(&number) else {
+            return Err(BenchError::State("a variant that is not prepared"));
+        };
+        let (queues, lanes) = (&mut self.queues, &mut cell.lanes);
+        let begin = Instant::now();
+        let (mut ended, mut last, mut asked) = (0, begin, begin);
+        let mut looks = 0;
+        loop {
+            let before = ended;
+            let mut busy = false;
+            for (queue, lane) in queues.iter_mut().zip(lanes.iter_mut()) {
+                lane.submit(queue, &self.namespace)?;
+                busy |= !lane.flying.is_empty();
+                if queue.poll()? > 0 {
+                    last = Instant::now();
+                    ended += lane.reap(queue, last, latency)?;
+                }
+            }
+            if !busy {
+                return Ok((ended, last - begin));
+            }
+            if ended > before {
+                looks = 0;
+                if last - begin >= time {
+                    lanes.iter_mut().for_each(|lane| lane.quota = 0);
+                }
+                continue;
+            }
+            looks += 1;
+            if looks % LOOKS != 0 {
+                std::hint::spin_loop();
+                continue;
+            }
+            let now = Instant::now();
+            if now - last.max(asked) >= PATIENCE {
+                asked = now;
+                for (queue, lane) in queues.iter_mut().zip(lanes.iter_mut()) {
+                    queue.check_device()?;
+                    let taken = lane.reap(queue, now, latency)?;
+                    if taken > 0 {
+                        (ended, last) = (ended + taken, now);
+                    }
+                }
+                if now - last >= self.timeout {
+                    return Err(BenchError::Timeout { seconds: self.timeout.as_secs() });
+                }
+            }
+            if now - last >= SPIN {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+impl Subject for NvmeSubject {
+    fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
+        let extent = self.extents.get(&spec.segment).copied().unwrap_or(0).max(spec.extent());
+        self.memory.map(spec.segment, usize::try_from(extent)?)?;
+        let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
+        let (transfer, depth) = (spec.transfer as usize, spec.depth() as usize);
+        let block = u64::from(self.namespace.block_size());
+        let mut map_calls = 0;
+        let mut lanes = Vec::new();
+        for lane in 0..spec.channels as usize {
+            let mut idle = VecDeque::with_capacity(depth);
+            for n in 0..depth {
+                let offset = (lane * depth + n) % slots * stride;
+                let ((_, target), calls) = self.memory.pair(spec.segment, offset, transfer)?;
+                // Of both sides; only the target is read into.
+                map_calls = calls.div_ceil(2);
+                idle.push_back((offset as u64 / block, target));
+            }
+            let (batch, flying) = (spec.batch as usize, VecDeque::with_capacity(depth));
+            lanes.push(Lane { idle, flying, batch, quota: 0 });
+        }
+        self.cells.insert(number, Ready { spec: *spec, lanes });
+        Ok(map_calls)
+    }
+
+    fn run(
+        &mut self,
+        number: usize,
+        extent: Extent,
+        latency: &mut Histogram<u64>,
+    ) -> Result<Sample, BenchError> {
+        let before = self.totals();
+        let cell = self
+            .cells
+            .get_mut(&number)
+            .ok_or(BenchError::State("a variant that is not prepared"))?;
+        let (quota, time) = match extent {
+            Extent::Once => (cell.spec.depth().into(), Duration::MAX),
+            Extent::For(time) => (u64::MAX, time),
+        };
+        cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
+        let (transfers, elapsed) = self.drive(number, time, latency)?;
+        let after = self.totals();
+        let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
+        Ok(Sample { transfers, elapsed, descriptors, doorbells })
+    }
+
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        let cell =
+            self.cells.get(&number).ok_or(BenchError::State("a variant that is not prepared"))?;
+        let spec = cell.spec;
+        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
+        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
+        places.clone().for_each(|offset| self.memory.spoil(offset, transfer));
+        let sample = self.run(number, Extent::Once, &mut histogram())?;
+        for offset in places {
+            if let Some((at, expected, found)) = self.memory.wrong(offset, transfer) {
+                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
+            }
+        }
+        Ok(sample)
+    }
+
+    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
+        super::memcpy::copy(&mut self.memory, spec, time)
+    }
+}
