@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::{SysfsError, join};
-use crate::pci::{Address, AddressError, ClassCode};
+use crate::pci::{Address, AddressError, ClassCode, PciError};
 
 /// The result of an operation on the host's side of a function.
 pub type Result<T> = std::result::Result<T, HostError>;
@@ -22,6 +22,9 @@ pub enum HostError {
     /// Sysfs does not tell what it is asked, or what it tells forbids the operation.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
+    /// Configuration space cannot be reached, or nothing answers there.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// A sysfs attribute could not be written.
     #[error("writing {value:?} to {}: {source}{}", path.display(), suffix(remedy.as_ref()))]
     Write {
@@ -123,6 +126,7 @@ impl HostError {
     pub fn remedy(&self) -> Option<&Remedy> {
         match self {
             HostError::Sysfs(error) => error.remedy(),
+            HostError::Pci(error) => error.remedy(),
             HostError::Write { remedy, .. } => remedy.as_ref(),
             HostError::Module { remedy, .. } | HostError::InUse { remedy, .. } => Some(remedy),
             HostError::WrongDriver { .. } => Some(&Remedy::ReadKernelLog),

@@ -4,11 +4,14 @@
 //! only opening a device needs to know is in [`crate::pci::sysfs`].
 
 mod bind;
+mod config_file;
 mod driver;
 mod enumerate;
 mod error;
 mod header;
 mod holder;
+mod ids;
+mod inspect;
 mod module;
 mod record;
 
@@ -26,9 +29,12 @@ use std::time::Duration;
 use crate::pci::sysfs::Tree;
 
 pub use bind::{Binding, Choice, Unbound};
+pub use config_file::ConfigFile;
 pub use enumerate::{Bar, BarKind, PciDeviceInfo};
 pub use error::{Aftermath, Holder, HostError, Result};
 pub use header::ConfigHeader;
+pub use ids::PciIds;
+pub use inspect::{Errors, Hop, Inspection, Link, LinkRate, Power, VirtualFunctions};
 pub use record::Former;
 
 /// How long the kernel may take for one probe or removal of a driver. Removing a network or

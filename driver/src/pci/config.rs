@@ -107,6 +107,11 @@ impl<A: ConfigAccess> ConfigSpace<A> {
         ConfigSpace { access }
     }
 
+    /// What it is read from.
+    pub fn access(&self) -> &A {
+        &self.access
+    }
+
     /// Size in bytes, at most 4096.
     ///
     /// # Errors
@@ -154,11 +159,13 @@ impl<A: ConfigAccess> ConfigSpace<A> {
     ///
     /// # Errors
     ///
-    /// [`PciError::Gone`] when vendor and device id read all ones, which a root complex
-    /// returns for a function that is not there (PCI Local Bus 3.0, section 6.1).
+    /// [`PciError::Gone`] when the ids and the command and status registers read all ones,
+    /// which a root complex returns for a function that is not there (PCI Local Bus 3.0,
+    /// section 6.1). The ids alone say nothing: those of a virtual function always read so
+    /// (Single Root I/O Virtualization 1.1, section 3.4.1.1), its status never does.
     pub fn check_present(&self) -> Result<()> {
-        match self.read_u32(reg::VENDOR_ID)? {
-            value @ u32::MAX => Err(PciError::Gone { value }),
+        match (self.read_u32(reg::VENDOR_ID)?, self.read_u32(reg::COMMAND)?) {
+            (value @ u32::MAX, u32::MAX) => Err(PciError::Gone { value }),
             _ => Ok(()),
         }
     }
@@ -392,6 +399,14 @@ mod tests {
             other => panic!("{other:?}"),
         }
         config.set_bus_master(false).unwrap();
+    }
+
+    #[test]
+    fn a_virtual_function_is_there_though_its_ids_are_all_ones() {
+        let mut bytes = header();
+        bytes[..4].fill(0xff);
+        let config = ConfigSpace::new(&bytes[..]);
+        config.check_present().unwrap();
     }
 
     #[test]

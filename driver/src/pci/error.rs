@@ -31,7 +31,7 @@ pub enum PciError {
     },
     /// Configuration space reads all ones: nothing answers at the address any more.
     #[error(
-        "the device does not answer: its vendor and device id read {value:#010x}\n  remedy: {}",
+        "the device does not answer: its ids, command and status all read {value:#010x}\n  remedy: {}",
         Remedy::BringBack
     )]
     Gone {
