@@ -2,6 +2,7 @@
 //!
 //! The crate is built in layers, each using only those above it in this list:
 //!
+//! - [`registers`]: registers and their fields by name;
 //! - [`pci`]: addresses, configuration space and its capabilities, what sysfs says of one
 //!   function; [`Remedy`]: what mends an error;
 //! - `host` (feature `host`): what is on the bus, and which driver has what;
@@ -35,6 +36,7 @@ pub mod irq;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
+pub mod registers;
 pub mod session;
 #[cfg(test)]
 mod testing;

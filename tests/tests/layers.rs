@@ -248,7 +248,17 @@ fn check_order(edges: &Edges, order: &[&str]) {
 fn the_layers_of_the_driver_use_those_below_them() {
     let modules = of_crate("driver");
     let order = [
-        "deadline", "pci", "host", "backend", "mmio", "irq", "dma", "device", "queue", "session",
+        "deadline",
+        "registers",
+        "pci",
+        "host",
+        "backend",
+        "mmio",
+        "irq",
+        "dma",
+        "device",
+        "queue",
+        "session",
         "devices",
     ];
     check_order(&edges(&modules, &[]), &order);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use super::{HostError, Result, Sysfs};
@@ -51,6 +52,19 @@ pub struct Bar {
     pub kind: BarKind,
     /// Reads have no side effects (PCI Local Bus 3.0, section 6.2.5.1).
     pub prefetchable: bool,
+}
+
+impl Bar {
+    /// The bytes that a process can map: VFIO maps memory of a page and more, as a whole; of
+    /// less than a page only where it has the page alone.
+    #[must_use]
+    pub fn mappable(&self) -> Option<Range<u64>> {
+        let page = match nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE) {
+            Ok(Some(size)) => u64::try_from(size).unwrap_or(4096),
+            _ => 4096,
+        };
+        (self.kind != BarKind::Io && self.size >= page).then_some(0..self.size)
+    }
 }
 
 /// What a base address register decodes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::{SysfsError, join};
-use crate::pci::{Address, AddressError, ClassCode};
+use crate::pci::{Address, AddressError, ClassCode, PciError};
 
 use super::HostUse;
 
@@ -24,6 +24,9 @@ pub enum HostError {
     /// Sysfs does not tell what it is asked, or what it tells forbids the operation.
     #[error(transparent)]
     Sysfs(#[from] SysfsError),
+    /// Configuration space cannot be reached, or nothing answers there.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// A sysfs attribute could not be written.
     #[error("writing {value:?} to {}: {source}{}", path.display(), suffix(remedy.as_ref()))]
     Write {
@@ -135,6 +138,7 @@ impl HostError {
     pub fn remedy(&self) -> Option<&Remedy> {
         match self {
             HostError::Sysfs(error) => error.remedy(),
+            HostError::Pci(error) => error.remedy(),
             HostError::Write { remedy, .. } => remedy.as_ref(),
             HostError::Module { remedy, .. }
             | HostError::Occupied { remedy, .. }

@@ -4,6 +4,7 @@
 //! only opening a device needs to know is in [`crate::pci::sysfs`].
 
 mod bind;
+mod config_file;
 mod driver;
 mod enumerate;
 mod error;
@@ -11,6 +12,8 @@ mod header;
 mod holder;
 mod host_use;
 mod in_use;
+mod ids;
+mod inspect;
 mod module;
 mod nodes;
 mod record;
@@ -29,10 +32,13 @@ use std::time::Duration;
 use crate::pci::sysfs::Tree;
 
 pub use bind::{Binding, Choice, Unbound};
+pub use config_file::ConfigFile;
 pub use enumerate::{Bar, BarKind, PciDeviceInfo};
 pub use error::{Aftermath, Holder, HostError, Result};
 pub use header::ConfigHeader;
 pub use host_use::HostUse;
+pub use ids::PciIds;
+pub use inspect::{Errors, Hop, Inspection, Link, LinkRate, Power, VirtualFunctions};
 pub use record::Former;
 
 /// How long the kernel may take for one probe or removal of a driver. Removing a network or

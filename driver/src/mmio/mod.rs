@@ -11,6 +11,13 @@
 //! const COUNT: Reg<u64, ReadWrite> = Reg::at(0x90);
 //! ```
 //!
+//! # Bus errors
+//!
+//! A mapping stops answering when its function is removed, suspended or made to ignore memory
+//! accesses by somebody else. An access is [`MmioError::BusError`] then, not a SIGBUS: the first
+//! BAR that is mapped takes that signal over for the process, and passes on what is not in
+//! a BAR. A handler that the program installs later has to pass on what is not its own.
+//!
 //! # Ordering
 //!
 //! A register write is ordered after every earlier store to memory, so a descriptor that
@@ -18,6 +25,8 @@
 //! read is ordered before every later load from memory. That is what `writel` and `readl`
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
+mod error;
+mod guard;
 mod poll;
 
 use std::fmt;
@@ -27,39 +36,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
+use guard::Guard;
 
+pub use error::MmioError;
 pub use poll::poll_until;
-
-/// A register access that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MmioError {
-    /// The register does not lie inside the BAR.
-    #[error("{region}: {width}-byte access at {offset:#x} is outside of its {size:#x} bytes")]
-    OutOfBounds {
-        /// The region accessed.
-        region: Region,
-        /// Byte offset of the access.
-        offset: u64,
-        /// Width of the access in bytes.
-        width: u64,
-        /// Size of the region in bytes.
-        size: u64,
-    },
-    /// The offset is not a multiple of the width.
-    #[error("{region}: {width}-byte access at {offset:#x} is not naturally aligned")]
-    Misaligned {
-        /// The region accessed.
-        region: Region,
-        /// Byte offset of the access.
-        offset: u64,
-        /// Width of the access in bytes.
-        width: u64,
-    },
-    /// The backend refused a trapped access.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-}
 
 type Result<T> = std::result::Result<T, MmioError>;
 
@@ -264,6 +244,8 @@ pub struct Bar {
     /// The first mapped area; the one that nearly every BAR has alone.
     fast: Range<u64>,
     fast_base: NonNull<u8>,
+    /// Dropped before the mappings that they watch.
+    guards: Vec<Guard>,
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
     /// Says that a mapping exists, as long as one does.
     _mapped: Option<Arc<()>>,
@@ -301,7 +283,7 @@ impl Bar {
         if info.size == 0 {
             return Err(BackendError::NoRegion { region }.into());
         }
-        let mut areas = Vec::new();
+        let (mut areas, mut guards) = (Vec::new(), Vec::new());
         for range in info.mappable {
             let mapping = backend.map_region(region, range.clone())?;
             let len = mapping.len() as u64;
@@ -319,13 +301,15 @@ impl Bar {
                 let (offset, width) = (range.start, 8);
                 return Err(MmioError::Misaligned { region, offset, width });
             }
+            let guard = Guard::watch(mapping.base(), mapping.len());
+            guards.push(guard.map_err(|errno| MmioError::Watch { region, source: errno.into() })?);
             areas.push((range, mapping));
         }
         let (fast, fast_base) =
             areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
         let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
         let (backend, size) = (Arc::clone(backend), info.size);
-        Ok(Bar { backend, region, size, fast, fast_base, areas, _mapped })
+        Ok(Bar { backend, region, size, fast, fast_base, guards, areas, _mapped })
     }
 
     /// Size of the region in bytes.
@@ -373,9 +357,13 @@ impl Bar {
     #[inline]
     pub fn read<T: Width>(&self, offset: u64) -> Result<T> {
         match self.locate(offset, T::BYTES as u64) {
-            // SAFETY: `locate` returned an aligned address with room for the width inside
-            // of a mapping that `self` owns.
-            Some(at) => Ok(unsafe { T::load(at) }),
+            Some(at) => {
+                // SAFETY: `locate` returned an aligned address with room for the width inside
+                // of a mapping that `self` owns.
+                let value = unsafe { T::load(at) };
+                self.check_answered(offset, T::BYTES as u64)?;
+                Ok(value)
+            }
             None => self.read_slow(offset),
         }
     }
@@ -383,8 +371,12 @@ impl Bar {
     #[inline(never)]
     fn read_slow<T: Width>(&self, offset: u64) -> Result<T> {
         match self.locate_any(offset, T::BYTES as u64)? {
-            // SAFETY: as in `read`.
-            Some(at) => Ok(unsafe { T::load(at) }),
+            Some(at) => {
+                // SAFETY: as in `read`.
+                let value = unsafe { T::load(at) };
+                self.check_answered(offset, T::BYTES as u64)?;
+                Ok(value)
+            }
             None => T::read_trapped(&*self.backend, self.region, offset),
         }
     }
@@ -401,7 +393,7 @@ impl Bar {
                 // SAFETY: `locate` returned an aligned address with room for the width
                 // inside of a mapping that `self` owns.
                 unsafe { T::store(at, value) };
-                Ok(())
+                self.check_answered(offset, T::BYTES as u64)
             }
             None => self.write_slow(offset, value),
         }
@@ -413,7 +405,7 @@ impl Bar {
             Some(at) => {
                 // SAFETY: as in `write`.
                 unsafe { T::store(at, value) };
-                Ok(())
+                self.check_answered(offset, T::BYTES as u64)
             }
             None => value.write_trapped(&*self.backend, self.region, offset),
         }
@@ -464,6 +456,15 @@ impl Bar {
         let high = offset.checked_add(4).ok_or(self.outside(offset, 8))?;
         self.check(high, 4)?;
         Ok(high)
+    }
+
+    /// Fails when an access to a mapping of the BAR was a bus error.
+    #[inline]
+    fn check_answered(&self, offset: u64, width: u64) -> Result<()> {
+        if self.guards.iter().any(Guard::is_lost) {
+            return Err(MmioError::BusError { region: self.region, offset, width });
+        }
+        Ok(())
     }
 
     fn outside(&self, offset: u64, width: u64) -> MmioError {

@@ -147,3 +147,48 @@ fn a_backend_that_promises_more_than_it_maps_is_refused() {
     let missing = Bar::open(&backend, Region::Bar(3), &Arc::default()).unwrap_err().to_string();
     assert!(missing.contains("BAR3"), "{missing}");
 }
+
+/// A mapping of a file that is cut off: what the kernel does to a BAR whose function is removed.
+#[derive(Debug)]
+struct CutOff(NonNull<u8>);
+
+// SAFETY: the mapping is never unmapped; a page that is not there becomes an error.
+unsafe impl MappedRegion for CutOff {
+    fn base(&self) -> NonNull<u8> {
+        self.0
+    }
+    fn len(&self) -> usize {
+        PAGE as usize
+    }
+}
+// SAFETY: an address range is not bound to a thread.
+unsafe impl Send for CutOff {}
+// SAFETY: as above.
+unsafe impl Sync for CutOff {}
+
+#[test]
+fn a_mapping_that_nothing_answers_is_a_typed_error() {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    let file = std::fs::File::from(memfd_create("bar", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(PAGE).unwrap();
+    let len = std::num::NonZeroUsize::new(PAGE as usize).unwrap();
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
+    let (_, mut bar) = sparse();
+    let mapping: Box<dyn MappedRegion> = Box::new(CutOff(base.cast()));
+    bar.guards = vec![Guard::watch(mapping.base(), mapping.len()).unwrap()];
+    (bar.fast, bar.fast_base) = (0..PAGE, mapping.base());
+    bar.areas = vec![(0..PAGE, mapping)];
+    bar.write(0x10, 7_u32).unwrap();
+    assert_eq!(bar.read::<u32>(0x10).unwrap(), 7);
+    file.set_len(0).unwrap();
+    for _ in 0..2 {
+        match bar.read::<u32>(0x10) {
+            Err(MmioError::BusError { region: Region::Bar(0), offset: 0x10, width: 4 }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(bar.write(0x20, 1_u8), Err(MmioError::BusError { .. })));
+    }
+}

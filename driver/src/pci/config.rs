@@ -107,6 +107,11 @@ impl<A: ConfigAccess> ConfigSpace<A> {
         ConfigSpace { access }
     }
 
+    /// What it is read from.
+    pub fn access(&self) -> &A {
+        &self.access
+    }
+
     /// Size in bytes, at most 4096.
     ///
     /// # Errors

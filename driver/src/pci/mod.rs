@@ -7,6 +7,7 @@ pub mod capability;
 pub mod class;
 pub mod config;
 mod error;
+pub mod layout;
 pub(crate) mod remedy;
 pub mod sysfs;
 
@@ -16,4 +17,5 @@ pub use capability::Capabilities;
 pub use class::ClassCode;
 pub use config::ConfigSpace;
 pub use error::{AccessError, PciError, Result};
+pub use layout::{Layout, Structure, StructureKind};
 pub use remedy::Remedy;

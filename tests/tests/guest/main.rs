@@ -19,6 +19,7 @@ mod ownership;
 mod placement;
 mod populate;
 mod sharing;
+mod show;
 mod support;
 mod testdev;
 
@@ -134,6 +135,17 @@ fn main() -> ExitCode {
     vfio_dma_tests::main(vec![
         Scenario { name: "vtd39", machine: || vtd(39).into(), cases: vtd39 },
         Scenario { name: "vtd48", machine: || vtd(48).into(), cases: vtd48 },
+        Scenario {
+            name: "bringup",
+            machine: || show::machine().into(),
+            cases: cases![
+                show::virtual_functions_are_switched_on,
+                show::names_and_header_are_those_of_lspci,
+                show::capabilities_are_those_of_lspci,
+                show::without_root_it_says_what_is_missing,
+                show::the_payload_path_and_the_link_are_told,
+            ],
+        },
         Scenario {
             name: "group",
             machine: || shared_group().into(),

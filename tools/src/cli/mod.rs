@@ -16,6 +16,7 @@ mod open;
 mod output;
 mod remedy;
 pub mod run;
+pub mod show;
 pub mod size;
 pub mod unbind;
 pub mod vm;
@@ -43,6 +44,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     List(list::Args),
+    Show(show::Args),
     Bind(bind::Args),
     Unbind(unbind::Args),
     Doctor(doctor::Args),
@@ -61,6 +63,7 @@ pub fn main() -> ExitCode {
     let result = match &Cli::parse().command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
+        Some(Command::Show(args)) => show::run(args),
         Some(Command::Bind(args)) => bind::run(args),
         Some(Command::Unbind(args)) => unbind::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),

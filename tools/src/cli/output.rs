@@ -2,6 +2,8 @@
 
 use std::io::{self, Write as _};
 
+use vfio_dma::registers::Register;
+
 use super::Failure;
 
 /// Writes a result to standard output. A reader that has gone away (`| head`) has had
@@ -41,6 +43,18 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The fields of a register's value: flags that are set by name, numbers with what they mean.
+pub(super) fn fields(register: &Register, value: u64) -> String {
+    let shown = register.decode(value).into_iter().filter_map(|field| match field.meaning {
+        Some(meaning) if meaning.contains(' ') => Some(format!("{}=\"{meaning}\"", field.name)),
+        Some(meaning) => Some(format!("{}={meaning}", field.name)),
+        None if field.value == 0 => None,
+        None if field.bits == 1 => Some(field.name),
+        None => Some(format!("{}={:#x}", field.name, field.value)),
+    });
+    shown.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
+mod pciutils;
 mod progress;
 mod qemu;
 mod session;
@@ -40,6 +41,7 @@ pub use error::VmError;
 pub use guest::Guest;
 pub use kernel::Kernel;
 pub use modules::Modules;
+pub use pciutils::{LSPCI, pciutils};
 pub use session::{Finished, Input, Streams};
 pub use survey::{Kvm, Survey};
 
