@@ -67,7 +67,7 @@ fn interrupt(size: u32, args: &[&str], signal: Signal, begun: impl Fn() -> bool)
     stderr.read_to_string(&mut said).unwrap();
     output.stderr = said.clone().into_bytes();
     assert!(took < BOUND, "{took:?}: {said}");
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(128 + signal as i32), "{said}");
     assert_eq!(output.stdout, b"", "{said}");
     let messages: Vec<&str> = said.lines().filter(|line| line.starts_with("vfio-dma: ")).collect();
     assert_eq!(messages.len(), 1, "{said}");

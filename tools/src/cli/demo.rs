@@ -17,6 +17,7 @@ use super::Failure;
 use super::open::identity;
 use super::output::print;
 use super::run::{Copied, Cost, copy};
+use crate::vm::{self, Kvm};
 
 /// Bytes of each copy of the demonstration.
 const LEN: usize = 64 << 20;
@@ -132,7 +133,12 @@ fn found() -> String {
         devices.len(),
         yes_no(groups),
         yes_no(Path::new("/dev/vfio/vfio").exists()),
-        yes_no(Path::new("/dev/kvm").exists()),
+        match vm::kvm() {
+            Kvm::Usable => "yes",
+            Kvm::Unusable => "no (it opens, but no guest boots under it)",
+            Kvm::Untried => "not tried yet",
+            _ => "no",
+        },
     );
     for line in driven {
         text += &line;

@@ -1,12 +1,13 @@
 //! The command line: one module for each subcommand.
 //!
 //! Exit status: 0 done; 1 failed, with the reason and the remedy on standard error;
-//! 2 usage. Results go to standard output, everything else to standard error.
+//! 2 usage; 128 and the number of the signal that ended it, 130 after Ctrl-C. Results go to standard output, everything else to standard error.
 
 pub mod bench;
 pub mod bind;
 pub mod demo;
 pub mod doctor;
+mod exit;
 #[cfg(test)]
 mod fixture;
 pub mod link;
@@ -21,10 +22,10 @@ pub mod unbind;
 pub mod vm;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
+
+use exit::{interrupted, usage};
 
 /// Why a subcommand failed; its text is what the user sees.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -73,22 +74,8 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|failure| {
         output::complain(&remedy::explain(&*failure));
-        ExitCode::FAILURE
+        exit::status(&failure)
     })
-}
-
-/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
-/// second time ends it.
-fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
-        // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
-        if set.swap(true, Ordering::SeqCst) {
-            std::process::exit(1);
-        }
-    })?;
-    Ok(flag)
 }
 
 #[cfg(test)]

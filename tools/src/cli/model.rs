@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, default_value_t = Personality::default())]
     device: Personality,
     /// Number of channels, 1 to 8; real functions have 1
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     channels: u8,
     /// What is to go wrong; docs/ioat-model.md has the grammar
     #[arg(long, value_name = "SPEC", default_value = "")]

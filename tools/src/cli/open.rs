@@ -9,8 +9,8 @@ use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Attached;
 
-use super::Failure;
 use super::remedy::explain;
+use super::{Failure, usage};
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
@@ -19,8 +19,9 @@ pub(super) const MODEL: &str = "model";
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArg {
     /// How the device is reached; auto takes type1 or else iommufd, never noiommu
-    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
-    iommu: IommuArg,
+    /// [default: auto]
+    #[arg(long, value_enum)]
+    iommu: Option<IommuArg>,
     /// Bind the device to vfio-pci first, and restore its driver afterwards
     #[arg(long)]
     bind: bool,
@@ -52,6 +53,26 @@ impl IommuArg {
 }
 
 impl DeviceArg {
+    /// Refuses options that only a device of this machine has.
+    ///
+    /// # Errors
+    ///
+    /// Names the option and what it belongs to.
+    pub(super) fn check(&self, device: &str) -> Result<(), Failure> {
+        let what = match device {
+            MODEL => "the model in this process has an IOMMU of its own and no driver",
+            path if path.contains('/') => "a device on a socket is reached through it alone",
+            _ => return Ok(()),
+        };
+        let given = [("--iommu", self.iommu.is_some()), ("--bind", self.bind)];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => {
+                Err(usage(format!("{option} is for a PCI device of this machine: {what}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Opens a device by its PCI address, its socket or as `model`, and drives it: bound for
     /// the time if asked to. `model` makes the model in this process.
     pub(super) fn drive<T>(
@@ -83,6 +104,7 @@ impl DeviceArg {
         let binding = if self.bind { Some(sysfs.bind(address)?) } else { None };
         let outcome = self
             .iommu
+            .unwrap_or(IommuArg::Auto)
             .session()
             .open(address)
             .map_err(Failure::from)

@@ -24,15 +24,15 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
-mod progress;
+
 mod qemu;
 mod session;
 
 use std::ffi::OsStr;
 use std::time::Duration;
 
-pub use accel::Accel;
-pub use config::{Device, FIRST_SLOT, GuestFile, Iommu, VmConfig};
+pub use accel::{Accel, Kvm, kvm};
+pub use config::{CPUS, Device, FIRST_SLOT, GuestFile, Iommu, MEMORY, SHARE, VmConfig};
 pub use error::VmError;
 pub use guest::Guest;
 pub use kernel::Kernel;

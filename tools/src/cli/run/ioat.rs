@@ -176,9 +176,8 @@ pub(super) fn run(
     let size = args.size.unwrap_or(64 << 20);
     let address = device.location().to_string();
     let ioat = Ioat::probe(device, Config::default())?;
-    let placement = args.placement.into();
-    let timeout = Duration::from_secs(args.timeout);
-    let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout, interrupted)?;
+    let (placement, seed, timeout) = (args.placement(), args.seed(), args.timeout());
+    let copied = copy(&ioat, usize::try_from(size)?, placement, seed, timeout, interrupted)?;
     let (major, minor) = ioat.version();
     Ok(IoatOutcome {
         address,

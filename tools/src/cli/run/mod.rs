@@ -7,6 +7,7 @@ mod testdev;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use serde::Serialize;
 use vfio_dma::device::Device;
@@ -25,7 +26,7 @@ use testdev::TestdevOutcome;
 
 use super::open::{DeviceArg, MODEL};
 use super::size::parse_size;
-use super::{Failure, interrupted, output};
+use super::{Failure, interrupted, output, usage};
 
 /// Drive a device: move data and verify every byte (edu, ioat), or run the device's own
 /// tests (pci-testdev)
@@ -35,35 +36,84 @@ pub struct Args {
     /// vfio-user socket, with a slash in it; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE")]
     device: String,
-    /// Bytes to move, with K, M or G; 64K for edu, which is slow, and 64M for ioat
-    #[arg(long, value_parser = parse_size)]
+    /// Bytes to move, with K, M or G: edu, which is slow, and ioat [default: 64K for edu, 64M for
+    /// ioat]
+    #[arg(long, value_parser = parse_length)]
     size: Option<u64>,
-    /// Which placement the buffers get
-    #[arg(long, value_enum, default_value_t = PlacementArg::Auto)]
-    placement: PlacementArg,
+    /// Which placement the buffers get: edu, ioat [default: auto]
+    #[arg(long, value_enum)]
+    placement: Option<PlacementArg>,
     #[command(flatten)]
     reach: DeviceArg,
-    /// How completion is learnt (edu)
-    #[arg(long, value_enum, default_value_t = CompletionArg::Msi)]
-    completion: CompletionArg,
-    /// Address bits that the device drives: edu's property dma_mask
-    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(12..=64))]
-    address_bits: u32,
-    /// Seed of the pattern that is moved
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Matching writes of each test (pci-testdev)
-    #[arg(long, default_value_t = 1000)]
-    writes: u32,
+    /// How completion is learnt: edu [default: msi]
+    #[arg(long, value_enum)]
+    completion: Option<CompletionArg>,
+    /// Address bits that the device drives, edu's property dma_mask: edu [default: 28]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(12..=64))]
+    address_bits: Option<u32>,
+    /// Seed of the pattern that is moved: edu, ioat [default: 1]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Matching writes of each test: pci-testdev [default: 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_WRITES))]
+    writes: Option<u32>,
     /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat)
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    timeout: u64,
+    /// [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: Option<u64>,
     /// What is to go wrong with the model in this process; docs/ioat-model.md has the grammar
     #[arg(long, value_name = "SPEC")]
     fault: Option<FaultPlan>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// The most writes of a test: some minutes in a guest.
+const MOST_WRITES: i64 = 10_000_000;
+
+fn parse_length(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("there is nothing to move in 0 bytes".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Args {
+    /// Refuses options that the driver has no use for.
+    fn check(&self, driver: &str) -> Result<(), Failure> {
+        let copies: &[&str] = &[Edu::NAME, Ioat::NAME];
+        let options: [(&str, bool, &[&str]); 7] = [
+            ("--size", self.size.is_some(), copies),
+            ("--placement", self.placement.is_some(), copies),
+            ("--seed", self.seed.is_some(), copies),
+            ("--timeout", self.timeout.is_some(), copies),
+            ("--completion", self.completion.is_some(), &[Edu::NAME]),
+            ("--address-bits", self.address_bits.is_some(), &[Edu::NAME]),
+            ("--writes", self.writes.is_some(), &[PciTestdev::NAME]),
+        ];
+        match options.iter().find(|(_, given, drivers)| *given && !drivers.contains(&driver)) {
+            Some((option, _, drivers)) => Err(usage(format!(
+                "{option} is for {}: {} is driven by {driver}",
+                drivers.join(" and "),
+                self.device
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn placement(&self) -> Placement {
+        self.placement.unwrap_or(PlacementArg::Auto).into()
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(1)
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(5))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -121,9 +171,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
     if args.fault.is_some() && args.device != MODEL {
-        let text = "--fault is for the DEVICE model, whose faults it names\n";
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, text).exit();
+        return Err(usage("--fault is for the DEVICE model, whose faults it names"));
     }
+    args.reach.check(&args.device)?;
     let mut model = None;
     let make = || {
         let faults = args.fault.clone().unwrap_or_default();
@@ -161,6 +211,7 @@ fn drive(
     device: Device,
     stop: &AtomicBool,
 ) -> Result<Outcome, Failure> {
+    args.check(driver.name)?;
     match RUNS.iter().find(|(name, _)| *name == driver.name) {
         Some((_, run)) => run(args, device, stop),
         None => Err(format!("there is no run for {driver}").into()),
