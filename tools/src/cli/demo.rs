@@ -1,5 +1,6 @@
 //! `vfio-dma` alone: what it is, what it found here, and a first transfer.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -97,7 +98,7 @@ fn copied(iommu: IommuOptions) -> Result<Copied, Failure> {
     let ioat = Ioat::probe(Device::open(model.attach()?)?, Config::default())?;
     // Ctrl-C ends the process, and the model with it.
     let never = AtomicBool::new(false);
-    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never)
+    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never, &Cell::default())
 }
 
 fn row(copied: &Copied) -> String {

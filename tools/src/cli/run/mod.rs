@@ -1,9 +1,11 @@
 //! `vfio-dma run`: drives a device once, verifies what it did, and says how it went.
 
 mod edu;
+mod faults;
 mod ioat;
 mod testdev;
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,14 +14,16 @@ use std::time::Duration;
 use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Edu};
-use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::ioat::{Ioat, Stats};
 use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::devices::{Driver, PciDriver};
 use vfio_dma::dma::Placement;
 use vfio_dma_model::embedded::Embedded;
-use vfio_dma_model::ioat::{FaultPlan, IoatConfig, Stats};
+use vfio_dma_model::ioat::IoatConfig;
 
 use edu::EduOutcome;
+pub(super) use faults::FaultArg;
+use faults::{FaultReport, Seen};
 use ioat::IoatOutcome;
 pub(super) use ioat::{Copied, Cost, copy};
 use testdev::TestdevOutcome;
@@ -63,7 +67,7 @@ pub struct Args {
     timeout: Option<u64>,
     /// What is to go wrong with the model in this process; docs/ioat-model.md has the grammar
     #[arg(long, value_name = "SPEC")]
-    fault: Option<FaultPlan>,
+    fault: Option<FaultArg>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -176,32 +180,93 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.reach.check(&args.device)?;
     let mut model = None;
     let make = || {
-        let faults = args.fault.clone().unwrap_or_default();
+        let faults = args.fault.as_ref().map(|fault| fault.plan.clone()).unwrap_or_default();
         let made = Embedded::new(IoatConfig { faults, ..IoatConfig::default() })?;
         model = Some(Arc::clone(&made));
         Ok(made.attach()?)
     };
+    let context = Context { stop: &interrupted, stats: Cell::new(None) };
     let outcome = args
         .reach
-        .drive(&args.device, make, |driver, device| drive(args, driver, device, &interrupted));
-    if let Some(model) = model {
-        let Stats { descriptors, memory, .. } = model.function().stats();
-        let late = memory.refused_not_mapped;
-        log::info!("the model did {descriptors} descriptors, {late} accesses came too late");
+        .drive(&args.device, make, |driver, device| drive(args, driver, device, &context));
+    let Some(model) = model else {
+        let outcome = outcome?;
+        output::print(&shown(args, &outcome, outcome.describe())?)?;
+        return Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    };
+    let counts = model.function().stats();
+    let (descriptors, late) = (counts.descriptors, counts.memory.refused_not_mapped);
+    log::info!("the model did {descriptors} descriptors, {late} accesses came too late");
+    let failure = outcome.as_ref().err().map(ToString::to_string);
+    let faults = args.fault.as_ref().map_or(Vec::new(), |asked| {
+        let seen = Seen { stats: context.stats.get(), failure: failure.as_deref() };
+        faults::report(asked, &model.function().faults_fired(), seen)
+    });
+    let never = faults::never(&faults, descriptors);
+    let said = faults::describe(&faults);
+    let text = match &outcome {
+        Ok(outcome) => {
+            let report = Report { outcome, faults };
+            shown(args, &report, format!("{said}{}", outcome.describe()))?
+        }
+        // Without faults there is nothing but the failure to tell.
+        Err(_) if faults.is_empty() => String::new(),
+        Err(_) => {
+            let failed = failure.unwrap_or_default();
+            let report = Failed { device: Ioat::NAME, failed, verified: false, faults };
+            shown(args, &report, said.trim_end().to_owned())?
+        }
+    };
+    output::print(&text)?;
+    outcome?;
+    match never {
+        Some(never) => Err(never.into()),
+        None => Ok(ExitCode::SUCCESS),
     }
-    let outcome = outcome?;
-    let text = if args.json { serde_json::to_string_pretty(&outcome)? } else { outcome.describe() };
-    output::print(&format!("{text}\n"))?;
-    Ok(if outcome.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// An outcome as JSON or text, with a line's end.
+fn shown(args: &Args, outcome: &impl Serialize, text: String) -> Result<String, Failure> {
+    let text = if args.json { serde_json::to_string_pretty(outcome)? } else { text };
+    Ok(text + "\n")
+}
+
+/// An outcome on the model, with what the faults that were asked for came to.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<FaultReport>,
+}
+
+/// A run on the model that a fault ended.
+#[derive(Debug, Serialize)]
+struct Failed {
+    device: &'static str,
+    /// Why.
+    failed: String,
+    verified: bool,
+    faults: Vec<FaultReport>,
+}
+
+/// What a run is given, and what it leaves behind even when it fails.
+struct Context<'a> {
+    /// Set when the user has had enough.
+    stop: &'a AtomicBool,
+    /// What the driver of I/OAT counted.
+    stats: Cell<Option<Stats>>,
 }
 
 /// What runs a device of one driver.
-type Run = fn(&Args, Device, &AtomicBool) -> Result<Outcome, Failure>;
+type Run = fn(&Args, Device, &Context<'_>) -> Result<Outcome, Failure>;
 
 /// By the driver's name.
 const RUNS: [(&str, Run); 3] = [
-    (Edu::NAME, |args, device, stop| Ok(Outcome::Edu(Box::new(edu::run(args, device, stop)?)))),
-    (Ioat::NAME, |args, device, stop| Ok(Outcome::Ioat(Box::new(ioat::run(args, device, stop)?)))),
+    (Edu::NAME, |args, device, with| {
+        Ok(Outcome::Edu(Box::new(edu::run(args, device, with.stop)?)))
+    }),
+    (Ioat::NAME, |args, device, with| Ok(Outcome::Ioat(Box::new(ioat::run(args, device, with)?)))),
     (PciTestdev::NAME, |args, device, _| Ok(Outcome::PciTestdev(testdev::run(args, device)?))),
 ];
 
@@ -209,11 +274,11 @@ fn drive(
     args: &Args,
     driver: &Driver,
     device: Device,
-    stop: &AtomicBool,
+    context: &Context<'_>,
 ) -> Result<Outcome, Failure> {
     args.check(driver.name)?;
     match RUNS.iter().find(|(name, _)| *name == driver.name) {
-        Some((_, run)) => run(args, device, stop),
+        Some((_, run)) => run(args, device, context),
         None => Err(format!("there is no run for {driver}").into()),
     }
 }
