@@ -76,3 +76,41 @@ fn what_is_compared_is_not_overwritten() {
     assert!(said.contains("one of the files that are compared"), "{said}");
     assert_eq!(std::fs::read_to_string(b).unwrap(), "{}");
 }
+
+#[test]
+fn completions_and_manual_pages_are_printed() {
+    for (args, word) in [
+        (&["completions", "bash"][..], "complete -F _vfio__dma"),
+        (&["completions", "zsh"], "#compdef vfio-dma"),
+        (&["completions", "fish"], "complete -c vfio-dma"),
+        (&["man"], ".TH vfio-dma"),
+        (&["man", "bench"], ".TH vfio-dma-bench"),
+    ] {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(word), "{args:?}: {said}");
+    }
+    let page = run(&["man"]);
+    let page = String::from_utf8_lossy(&page.stdout);
+    assert!(page.contains("VFIO\\_DMA\\_QEMU") || page.contains("VFIO_DMA_QEMU"), "{page}");
+    assert_eq!(run(&["man", "nothing"]).status.code(), Some(2));
+}
+
+#[test]
+fn commands_of_the_readme_write_to_no_file_of_the_repository() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let mut outputs = Vec::new();
+    for line in readme.lines().filter(|line| line.contains("cargo run ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = |pair: &&[&str]| {
+            ["--json", "--csv", "--report", "--plot", "--socket"].contains(&pair[0])
+        };
+        outputs.extend(words.windows(2).filter(output).map(|pair| pair[1].to_owned()));
+    }
+    assert!(outputs.len() > 3, "{outputs:?}");
+    let listed = Command::new("git").arg("ls-files").args(&outputs).current_dir(root).output();
+    let listed = listed.unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "");
+}

@@ -16,7 +16,7 @@ use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
 
 use super::Failure;
 use super::open::identity;
-use super::output::print;
+use super::output::{as_typed, print};
 use super::run::{Copied, Cost, copy};
 use crate::vm::{self, Kvm};
 
@@ -60,23 +60,32 @@ pub fn run() -> Result<ExitCode, Failure> {
         why = copied.source.to_string();
     }
     print(&format!(
-        "\nplace: to allocate and map source and target. One run each, cold; `vfio-dma bench model`\n\
-         measures. How the second source was placed:\n\n{}\n{NEXT}",
-        why.replace('\n', "\n  ")
+        "\nplace: to allocate and map source and target. One run each, cold; `bench model` measures.\n\
+          How the second source was placed:\n\n{}\n{}",
+        why.replace('\n', "\n  "),
+        next()
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-const NEXT: &str = "
-To go on:
-  vfio-dma run model --placement contiguous           one placement, and its whole report
-  vfio-dma bench model --report bench.html            contiguous against scatter/gather
-  vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0
-                                                      a real kernel's VFIO, in a guest
-  vfio-dma vm --device ioat                           a shell in a guest with this engine
-  vfio-dma list                                       this machine's own PCI devices
-  vfio-dma doctor                                     what they need to be driven
-";
+/// What to try next, and why.
+const NEXT: [(&str, &str); 6] = [
+    ("vfio-dma run model --placement contiguous", "one placement, and its whole report"),
+    ("vfio-dma bench model --report bench.html", "contiguous against scatter/gather"),
+    (
+        "vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0",
+        "a real kernel's VFIO, in a guest",
+    ),
+    ("vfio-dma vm --device ioat", "a shell in a guest with this engine"),
+    ("vfio-dma list", "this machine's own PCI devices"),
+    ("vfio-dma doctor", "what they need to be driven"),
+];
+
+/// What to try next, with commands that work as they are printed.
+fn next() -> String {
+    let line = |(command, why): (&str, &str)| format!("  {}\n      {why}\n", as_typed(command));
+    format!("\nTo go on:\n{}", NEXT.map(line).concat())
+}
 
 /// An IOMMU of which every other page is taken by somebody else, but for a run as long as the
 /// driver's own ring of descriptors.
@@ -126,7 +135,10 @@ fn found() -> String {
         .filter_map(|info| {
             let known = recognise(&identity(info))?;
             let (address, driver) = (info.address, known.driver);
-            Some(format!("  {address} {driver}: vfio-dma run --bind {address}"))
+            Some(format!(
+                "  {address} {driver}: {}",
+                as_typed(&format!("vfio-dma run --bind {address}"))
+            ))
         })
         .collect();
     let mut text = format!(

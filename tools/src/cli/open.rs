@@ -10,7 +10,7 @@ use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Attached;
 
 use super::remedy::explain;
-use super::{Failure, usage};
+use super::{Failure, output, usage};
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
@@ -130,7 +130,8 @@ fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure
     recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
             "{location} is {identity}, which is not a device that vfio-dma drives\n  \
-             remedy: `vfio-dma list` marks those it drives"
+             remedy: `{}` marks those it drives",
+            output::as_typed("vfio-dma list")
         )
         .into()
     })
