@@ -1,19 +1,19 @@
-//! Copies a text with whichever engine a device is: `cargo run --example copy -- 0000:00:05.0`,
-//! or with the path of a vfio-user socket.
+//! Copies a text with whichever engine a device is: `cargo run --example copy -- model`, or with
+//! a PCI address, or the path of a vfio-user socket.
+use std::process::ExitCode;
 use std::time::Duration;
 
-use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
 use vfio_dma::devices::open_copy_engine;
 use vfio_dma::dma::{Direction, Request};
-use vfio_dma::session::Session;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let place = std::env::args().nth(1).ok_or("usage: copy PCI-ADDRESS | SOCKET")?;
-    let device = match place.contains('/') {
-        true => Device::open(VfioUser::connect(&place)?)?,
-        false => Session::new().open(place.parse()?)?,
-    };
+mod common;
+
+fn main() -> ExitCode {
+    common::run("Copies a text with whichever copy engine the device is.", copy)
+}
+
+fn copy(device: Device) -> common::Result<()> {
     let mut engine = open_copy_engine(device)?;
     let mut source = engine.allocate(&Request::new(19, Direction::ToDevice))?;
     let target = engine.allocate(&Request::new(19, Direction::FromDevice))?;

@@ -2,14 +2,21 @@
 //!
 //! The device must be bound to vfio-pci (`vfio-dma bind 0000:00:05.0`).
 
+use std::process::ExitCode;
+
+use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
 use vfio_dma::dma::{Direction, Request};
-use vfio_dma::session::Session;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: edu_copy PCI-ADDRESS")?.parse()?;
-    let mut edu = Edu::probe(Session::new().open(address)?, Config::default())?;
+mod common;
+
+fn main() -> ExitCode {
+    common::run("Copies a text through QEMU's edu device and back.", edu_copy)
+}
+
+fn edu_copy(device: Device) -> common::Result<()> {
+    let mut edu = Edu::probe(device, Config::default())?;
 
     let text = b"through the IOMMU and back";
     let mut source = edu.allocate(&Request::new(text.len(), Direction::ToDevice))?;

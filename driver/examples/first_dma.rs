@@ -1,12 +1,15 @@
 //! The first DMA of a card in twenty lines: `cargo run --example first_dma -- 0000:00:05.0`.
 //! The card is QEMU's edu (docs/specs/edu.rst), which moves 4 KiB of its own memory to ours.
+use std::process::ExitCode;
 use std::time::Duration;
 
 use vfio_dma::backend::IrqKind;
+use vfio_dma::device::Device;
 use vfio_dma::dma::{Direction, DmaLimits, Request};
 use vfio_dma::mmio::{ReadOnly, ReadWrite, Reg};
 use vfio_dma::queue::InFlight;
-use vfio_dma::session::Session;
+
+mod common;
 
 const ID: Reg<u32, ReadOnly> = Reg::at(0x00);
 const SOURCE: Reg<u64, ReadWrite> = Reg::at(0x80);
@@ -15,12 +18,19 @@ const COUNT: Reg<u64, ReadWrite> = Reg::at(0x90);
 const COMMAND: Reg<u64, ReadWrite> = Reg::at(0x98);
 const START_TO_MEMORY_WITH_INTERRUPT: u64 = 0x7;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: first_dma PCI-ADDRESS")?.parse()?;
-    let mut device = Session::new().open(address)?;
+fn main() -> ExitCode {
+    common::run("Moves 4 KiB of the memory of QEMU's edu device to ours.", first_dma)
+}
+
+fn first_dma(mut device: Device) -> common::Result<()> {
+    let (config, location) = (device.config(), device.location().to_string());
+    let ids = (config.vendor_id()?, config.device_id()?);
+    if ids != (0x1234, 0x11e8) {
+        return Err(format!("{location} is {:04x}:{:04x}, not QEMU's edu", ids.0, ids.1).into());
+    }
     device.set_dma_limits(DmaLimits { address_mask: (1 << 28) - 1, ..DmaLimits::default() })?;
     let bar = device.bar(0)?;
-    println!("{address} identifies itself as {:#010x}", bar.get(ID)?);
+    println!("{location} identifies itself as {:#010x}", bar.get(ID)?);
     let vector = device.vectors(IrqKind::Msi, 1)?.remove(0);
     let buffer = device.allocate(&Request::new(4096, Direction::FromDevice))?;
     bar.set(SOURCE, 0x4_0000)?;

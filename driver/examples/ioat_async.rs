@@ -1,18 +1,21 @@
 //! Awaits copies one after another, on an executor of a few lines:
-//! `cargo run --example ioat_async -- 0000:00:05.0`.
+//! `cargo run --example ioat_async -- model`.
 
 use std::future::Future;
 use std::pin::pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, SharedChannel};
 use vfio_dma::dma::{Direction, Pattern, Request};
-use vfio_dma::session::Session;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use common::Result;
+
+mod common;
 
 const LEN: usize = 100_000;
 
@@ -25,9 +28,12 @@ async fn copy(ioat: &Ioat, channel: &SharedChannel, seed: u64) -> Result<()> {
     Ok(Pattern::new(seed).check(&target, 0, LEN, 0)??)
 }
 
-fn main() -> Result<()> {
-    let address = std::env::args().nth(1).ok_or("usage: ioat_async PCI-ADDRESS")?.parse()?;
-    let ioat = Ioat::probe(Session::new().open(address)?, Config::default())?;
+fn main() -> ExitCode {
+    common::run("Awaits copies of an Intel I/OAT engine one after another.", await_copies)
+}
+
+fn await_copies(device: Device) -> Result<()> {
+    let ioat = Ioat::probe(device, Config::default())?;
     let channel = SharedChannel::new(ioat.channel(0)?)?;
     block_on(async {
         for seed in 0..16 {

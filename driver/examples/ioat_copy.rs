@@ -1,14 +1,20 @@
-//! Copies a text through an I/OAT engine: `cargo run --example ioat_copy -- 0000:00:05.0`.
+//! Copies a text through an I/OAT engine: `cargo run --example ioat_copy -- model`.
+use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
 use vfio_dma::dma::{Direction, Request};
-use vfio_dma::session::Session;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: ioat_copy PCI-ADDRESS")?.parse()?;
-    let ioat = Ioat::probe(Session::new().open(address)?, Config::default())?;
+mod common;
+
+fn main() -> ExitCode {
+    common::run("Copies a text through an Intel I/OAT engine.", ioat_copy)
+}
+
+fn ioat_copy(device: Device) -> common::Result<()> {
+    let ioat = Ioat::probe(device, Config::default())?;
     let mut channel = ioat.channel(0)?;
     let mut source = ioat.allocate(&Request::new(1 << 20, Direction::ToDevice))?;
     let target = ioat.allocate(&Request::new(1 << 20, Direction::FromDevice))?;

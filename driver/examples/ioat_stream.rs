@@ -1,24 +1,30 @@
 //! Streams data through an I/OAT engine, several blocks in flight:
-//! `cargo run --example ioat_stream -- 0000:00:05.0`.
+//! `cargo run --example ioat_stream -- model`.
 //!
 //! Blocks are filled while earlier ones are copied, and used again as they come back.
 
 use std::collections::VecDeque;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
 use vfio_dma::dma::{Direction, Pattern, Request, SgTable};
-use vfio_dma::session::Session;
+
+mod common;
 
 const BLOCK: usize = 64 << 10;
 const BLOCKS: u64 = 256;
 const IN_FLIGHT: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: ioat_stream PCI-ADDRESS")?.parse()?;
-    let ioat = Ioat::probe(Session::new().open(address)?, Config::default())?;
+fn main() -> ExitCode {
+    common::run("Streams data through an Intel I/OAT engine, several blocks in flight.", stream)
+}
+
+fn stream(device: Device) -> common::Result<()> {
+    let ioat = Ioat::probe(device, Config::default())?;
     let mut channel = ioat.channel(0)?;
     let pattern = Pattern::new(7);
 
@@ -52,6 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         idle.push((source, target));
     }
     println!("{arrived} blocks of {BLOCK} bytes arrived, every byte is right");
-    println!("{:?}", channel.stats());
+    let stats = channel.stats();
+    println!("{} descriptors, {} doorbells", stats.descriptors, stats.doorbells);
     Ok(())
 }

@@ -1,15 +1,20 @@
 //! Shows what is in a device's configuration space and BARs, as a start for a driver of
-//! one's own: `cargo run --example registers -- 0000:00:05.0`.
+//! one's own: `cargo run --example registers -- model`.
+
+use std::process::ExitCode;
 
 use vfio_dma::backend::IrqKind;
-use vfio_dma::session::Session;
+use vfio_dma::device::Device;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: registers PCI-ADDRESS")?.parse()?;
-    let device = Session::new().open(address)?;
+mod common;
 
+fn main() -> ExitCode {
+    common::run("Shows what is in a device's configuration space and BARs.", registers)
+}
+
+fn registers(device: Device) -> common::Result<()> {
     let config = device.config();
-    println!("{address} {:04x}:{:04x}", config.vendor_id()?, config.device_id()?);
+    println!("{} {:04x}:{:04x}", device.location(), config.vendor_id()?, config.device_id()?);
     let capabilities = device.capabilities()?;
     for capability in &capabilities.standard {
         println!("  {capability:x?}");

@@ -3,6 +3,7 @@
 //! starts a transfer. It runs as it stands: the card is QEMU's edu, of which nothing is used
 //! but its data sheet (QEMU, docs/specs/edu.rst).
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use vfio_dma::backend::IrqKind;
@@ -13,10 +14,10 @@ use vfio_dma::host::Sysfs;
 use vfio_dma::irq::Vector;
 use vfio_dma::mmio::{Bar, ReadOnly, ReadWrite, Reg, WriteOnly, poll_until};
 use vfio_dma::queue::InFlight;
-use vfio_dma::session::Session;
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
-type Result<T> = std::result::Result<T, Error>;
+use common::{Error, Result};
+
+mod common;
 
 /// Vendor and device id.
 const IDS: (u16, u16) = (0x1234, 0x11e8);
@@ -128,22 +129,29 @@ impl Card {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    let about = "Drives a card: 4 KiB to it and back. Without DEVICE: the first that is found.";
+    common::run_or(about, Some(find), drive)
+}
+
+/// The first card of this machine.
+fn find() -> Result<String> {
     let mut cards = Sysfs::new().enumerate()?.into_iter();
-    let address = match std::env::args().nth(1) {
-        Some(address) => address.parse()?,
-        None => cards.find(|card| IDS == (card.vendor, card.device)).ok_or("no card")?.address,
-    };
+    let card = cards.find(|card| IDS == (card.vendor, card.device)).ok_or("there is no card")?;
+    Ok(card.address.to_string())
+}
+
+fn drive(device: Device) -> Result<()> {
+    let location = device.location().to_string();
     // What fails gives the device back, for another driver.
-    let card = Card::probe(Session::new().open(address)?, ());
-    let mut card = card.map_err(|failed| failed.into_parts().0)?;
+    let mut card = Card::probe(device, ()).map_err(|failed| failed.into_parts().0)?;
     let mut source = card.allocate(Direction::ToDevice)?;
     let target = card.allocate(Direction::FromDevice)?;
     Pattern::new(1).fill(&mut source, 0, LEN, 0)?;
     card.transfer(source, 0)?;
     let target = card.transfer(target, TO_MEMORY)?;
     Pattern::new(1).check(&target, 0, LEN, 0)??;
-    println!("{address}: {LEN} bytes to the card and back, every byte is right");
+    println!("{location}: {LEN} bytes to the card and back, every byte is right");
     println!("{}", target.report());
     Ok(())
 }

@@ -1,4 +1,6 @@
-//! Userspace drivers for PCI DMA devices through Linux VFIO.
+#![doc = include_str!("../README.md")]
+//!
+//! ## Layers
 //!
 //! The crate is built in layers, each using only those above it in this list:
 //!
@@ -18,12 +20,6 @@
 //! What nearly every program names is at the root too: a [`Session`] opens a [`Device`] at an
 //! [`Address`] with a [`PciDriver`], a [`Request`] becomes a [`Buffer`], and an [`SgTable`]
 //! is what a transfer takes. The modules hold the rest.
-//!
-//! # Features
-//!
-//! All are on by default: `iommufd` opens devices through iommufd too, `vfio-user` devices
-//! that another process serves on a socket, `host` finds and binds devices, `serde` serialises
-//! what reports are made of.
 
 pub mod backend;
 mod deadline;

@@ -111,11 +111,14 @@ impl<F: Copy> FaultPlan<F> {
         self.rules.is_empty()
     }
 
-    /// The faults that are due at a channel's `number`th event, in the order of their rules.
-    pub fn due(&self, channel: u8, number: u64) -> impl Iterator<Item = F> {
-        let here = move |rule: &&Rule<F>| rule.channel.is_none_or(|only| only == channel);
-        let rules = self.rules.iter().filter(here);
-        rules.filter(move |rule| rule.when.is(number)).map(|rule| rule.fault)
+    /// The faults that are due at a channel's `number`th event, each behind the index of its
+    /// rule and in the order of the rules.
+    pub fn due(&self, channel: u8, number: u64) -> impl Iterator<Item = (usize, F)> {
+        let here = move |rule: &Rule<F>| {
+            rule.channel.is_none_or(|only| only == channel) && rule.when.is(number)
+        };
+        let rules = self.rules.iter().enumerate().filter(move |(_, rule)| here(rule));
+        rules.map(|(index, rule)| (index, rule.fault))
     }
 }
 
@@ -228,9 +231,11 @@ mod tests {
     #[test]
     fn a_device_of_its_own_has_the_grammar() {
         let plan: FaultPlan<Stall> = "stall=1ms@/3#1,stall=2s@6".parse().unwrap();
-        let stalls = |channel, number| plan.due(channel, number).map(|stall| stall.0.as_micros());
-        assert_eq!(stalls(1, 6).collect::<Vec<_>>(), [1_000, 2_000_000]);
-        assert_eq!(stalls(0, 6).collect::<Vec<_>>(), [2_000_000]);
+        let stalls = |channel, number| {
+            plan.due(channel, number).map(|(rule, stall)| (rule, stall.0.as_micros()))
+        };
+        assert_eq!(stalls(1, 6).collect::<Vec<_>>(), [(0, 1_000), (1, 2_000_000)]);
+        assert_eq!(stalls(0, 6).collect::<Vec<_>>(), [(1, 2_000_000)]);
         assert_eq!(stalls(1, 7).count(), 0);
         for (text, words) in [("stall=1ms#2", "#0 to #1"), ("halt", "there is stall")] {
             let error = text.parse::<FaultPlan<Stall>>().unwrap_err().to_string();

@@ -2,5 +2,6 @@
 
 pub mod bench;
 pub mod cli;
+mod progress;
 pub mod serve;
 pub mod vm;

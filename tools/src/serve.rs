@@ -123,6 +123,7 @@ pub fn describe(text: &str) -> Result<Option<IoatConfig>, ServeError> {
             _ => return Err(error(format!("{part:?} is not one of its properties"))),
         }
     }
+    config.check().map_err(|bad| error(bad.to_string()))?;
     Ok(Some(config))
 }
 
@@ -137,7 +138,14 @@ mod tests {
         assert_eq!((plain.personality, plain.channels), (Personality::Skylake, 1));
         let icx = describe("ioat-icx,channels=8").unwrap().unwrap();
         assert_eq!((icx.personality, icx.channels), (Personality::IceLake, 8));
-        for bad in ["ioat-x", "ioat,channels=x", "ioat,mask=1", "ioat,", "ioat,fault=x@1"] {
+        for bad in [
+            "ioat-x",
+            "ioat,channels=x",
+            "ioat,mask=1",
+            "ioat,",
+            "ioat,fault=x@1",
+            "ioat,channels=9",
+        ] {
             let error = describe(bad).unwrap_err().to_string();
             assert!(error.contains(bad) && error.contains("channels=4"), "{error}");
         }

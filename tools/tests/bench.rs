@@ -216,7 +216,7 @@ fn an_interrupt_leaves_what_was_measured() {
     std::thread::sleep(Duration::from_secs(3));
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert_eq!(output.status.code(), Some(130), "{}", err(&output));
     let results = results(&json);
     assert!(results.ended_early.unwrap().contains("interrupted"));
     assert!(results.cells.iter().all(|cell| cell.bytes_per_second.rounds > 0));
@@ -269,8 +269,11 @@ fn bad_input_is_refused_with_a_reason() {
         (&["--compare", "a.json", "b.json", "--size", "4K"], 2, "cannot be used with"),
         (&["--compare", "/nowhere/a.json", "/nowhere/b.json"], 1, "/nowhere/a.json: No such file"),
         (&["--compare", "/dev/null", "/dev/null"], 1, "not what `vfio-dma bench --json` writes"),
-        (&["model", "--size", "4K", "--segment", "8K"], 1, "not smaller than any transfer"),
-        (&["model", "--channels", "9"], 1, "the device has 4"),
+        (&["model", "--size", "4K", "--segment", "8K"], 2, "not smaller than any transfer"),
+        (&["model", "--channels", "9"], 2, "the device has 4"),
+        (&["model", "--json", "/tmp/./vfio-dma-x", "--csv", "/tmp/vfio-dma-x"], 2, "two files"),
+        (&["model", "--iommu", "type1"], 2, "--iommu is for a PCI device"),
+        (&["./no-such-socket", "--bind"], 2, "--bind is for a PCI device"),
         (&["./no-such-socket"], 1, "no-such-socket"),
     ] {
         let output = bench(args);

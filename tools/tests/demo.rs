@@ -28,8 +28,15 @@ fn the_same_calls_copy_contiguous_and_scattered_buffers_and_say_why() {
     for part in ["smaller blocks: no free IOVA run of 65536 bytes", "the longest run has 4096"] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    for line in text.lines().filter(|line| line.starts_with("  vfio-dma ")) {
-        assert!(line.len() <= 100, "{line}");
-    }
+    // The commands to go on with are those of this very program: they work as they are printed.
+    let program = env!("CARGO_BIN_EXE_vfio-dma");
+    let hints: Vec<&str> =
+        text.lines().filter_map(|line| line.trim().strip_prefix(program)).collect();
+    assert_eq!(hints.len(), 6, "{text}");
+    let listed = Command::new("sh").arg("-c").arg(format!("{program}{}", hints[4])).status();
+    assert!(listed.unwrap().success(), "{hints:?}");
+    let failed = Command::new(program).args(["run", "ffff:ff:1f.7"]).output().unwrap();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert!(said.contains(&format!("command: {program} list")), "{said}");
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
 }

@@ -1,7 +1,10 @@
 //! Guests that really boot.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
 
 use vfio_dma_tools::vm::{Device, GuestFile, Modules, VmConfig};
 
@@ -68,4 +71,48 @@ fn modules_can_be_there_without_being_loaded() {
     let output = VmConfig { modules, ..config() }.run(&["sh", "-c", script]).unwrap();
     assert_eq!((output.status, text(&output.stdout)), (0, "/sys/module/dca\n".into()));
     assert!(text(&output.stderr).contains("vfio-pci"), "{}", text(&output.stderr));
+}
+
+/// Runs the command `vfio-dma vm` itself, as from a terminal.
+fn vm(args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_vfio-dma"))
+        .args(["vm", "--timeout", "300"])
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// The shortest benchmark that there is.
+const BENCH: &str =
+    "vfio-dma bench model --size 64 --segment contiguous --batch 1 --slice 1 --json";
+
+#[test]
+fn a_shared_directory_brings_programs_in_and_reports_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("with, comma");
+    std::fs::create_dir_all(&dir).unwrap();
+    let program = dir.join("program");
+    // A program of one's own: it is mapped from the shared file system.
+    std::fs::copy(env!("CARGO_BIN_EXE_vfio-dma"), &program).unwrap();
+    let script = format!(
+        "set -e; pwd; ./program --version; {BENCH} report.json >/dev/null; {BENCH} /root/r.json >/dev/null"
+    );
+    for kernel in ["stock", "full"] {
+        let output =
+            vm(&["--kernel", kernel, "--share", dir.to_str().unwrap(), "--", "sh", "-c", &script]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{kernel}: {said}");
+        let expected = concat!("/share\nvfio-dma ", env!("CARGO_PKG_VERSION"), "\n");
+        assert_eq!(text(&output.stdout), expected, "{kernel}: {said}");
+        let report = dir.join("report.json");
+        let report = std::fs::read_to_string(&report).inspect(|_| {
+            std::fs::remove_file(&report).unwrap();
+        });
+        assert!(report.unwrap().contains("\"schema\""), "{kernel}");
+        // What does not go there is lost, and that is said.
+        assert!(!said.contains("report.json is in this guest's memory"), "{kernel}: {said}");
+        assert!(said.contains("/root/r.json is in this guest's memory"), "{kernel}: {said}");
+        assert!(said.contains("vfio-dma vm --share DIR"), "{kernel}: {said}");
+    }
 }

@@ -67,8 +67,9 @@ fn interrupt(size: u32, args: &[&str], signal: Signal, begun: impl Fn() -> bool)
     stderr.read_to_string(&mut said).unwrap();
     output.stderr = said.clone().into_bytes();
     assert!(took < BOUND, "{took:?}: {said}");
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert_eq!(output.stdout, b"", "{said}");
+    assert_eq!(output.status.code(), Some(128 + signal as i32), "{said}");
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(out.lines().all(|line| line.starts_with("fault ")), "{out}");
     let messages: Vec<&str> = said.lines().filter(|line| line.starts_with("vfio-dma: ")).collect();
     assert_eq!(messages.len(), 1, "{said}");
     assert!(messages[0].starts_with("vfio-dma: interrupted: the transfer "), "{said}");
@@ -129,6 +130,44 @@ fn the_embedded_model_is_left_quiet_too() {
         assert!(said.contains(end), "{fault}: {said}");
         assert!(said.contains(", 0 accesses came too late"), "{fault}: {said}");
     }
+}
+
+#[test]
+fn each_fault_says_whether_it_fired_and_one_that_did_not_is_an_error() {
+    let run = |fault: &str, args: &[&str]| {
+        let fixed = ["run", "model", "--placement", "sg", "--size", "1M", "--fault", fault];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vfio-dma"));
+        let output = command.args(fixed).args(args).stdin(Stdio::null()).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code(), out, err)
+    };
+    let (status, out, err) = run("late-completion=1ms@3", &[]);
+    assert_eq!(status, Some(1), "descriptor 3 has no completion word: {out}{err}");
+    let (status, out, err) = run("late-completion=1ms", &[]);
+    assert_eq!(status, Some(0), "{out}{err}");
+    assert!(
+        out.contains("fault late-completion=1ms: fired ") && out.contains("waited for"),
+        "{out}"
+    );
+
+    let (status, out, err) = run("late-completion=1ms,chanerr=8@100000", &["--json"]);
+    assert_eq!(status, Some(1), "{out}{err}");
+    assert!(err.contains("never fired: chanerr=8@100000; the model did 258 descriptors"), "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["verified"], true);
+    assert_eq!(json["faults"][0]["fault"], "late-completion=1ms");
+    assert_eq!(json["faults"][1]["fired"], 0);
+    assert_eq!(json["faults"][1]["driver"], serde_json::Value::Null);
+
+    // One that ends the transfer: it is told as well, and the failure stays one.
+    let (status, out, err) = run("chanerr=8@40", &["--json"]);
+    assert_eq!(status, Some(1), "{out}{err}");
+    assert!(err.contains("read data (CHANERR 0x100)"), "{err}");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&json["verified"], &json["faults"][0]["fired"]), (&false.into(), &1.into()));
+    let driver = json["faults"][0]["driver"].as_str().unwrap();
+    assert!(driver.contains("reset the channel") && driver.contains("read data"), "{driver}");
 }
 
 #[test]

@@ -137,7 +137,12 @@ pub enum IoatError {
 }
 
 impl IoatConfig {
-    pub(super) fn check(&self) -> Result<(), IoatError> {
+    /// Refuses a value out of its range.
+    ///
+    /// # Errors
+    ///
+    /// Names the value and its range.
+    pub fn check(&self) -> Result<(), IoatError> {
         let limits = [
             ("the number of channels", self.channels, 1, MAX_CHANNELS),
             ("the transfer capacity (log2 of bytes)", self.transfer_capacity, 12, 31),

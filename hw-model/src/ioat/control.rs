@@ -85,11 +85,15 @@ impl Device {
             state.fault_counts.suspends += u64::from(command == CHANCMD_SUSPEND);
             state.fault_counts
         };
-        match command {
+        let rule = match command {
             CHANCMD_RESET => self.plan(|plan| plan.reset_hangs(channel.index, counts.resets)),
             CHANCMD_SUSPEND => self.plan(|plan| plan.suspend_hangs(channel.index, counts.suspends)),
-            _ => false,
+            _ => None,
+        };
+        if let Some(rule) = rule {
+            self.fired(rule);
         }
+        rule.is_some()
     }
 
     /// Returns whether an interrupt is to be delivered.

@@ -8,7 +8,7 @@ use vfio_dma::backend::IrqKind;
 
 use super::channel::{Channel, State};
 use super::config::{IoatConfig, IoatError};
-use super::fault::{DescriptorFaults, Fault, FaultPlan};
+use super::fault::{DescriptorFaults, Fault, FaultPlan, InForce, Planned};
 use super::registers::{
     CHANCTRL_INTERRUPT_DISABLED, ChannelIds, FunctionIds, INTRCTRL_ENABLE, INTRCTRL_INTERRUPT,
     INTRCTRL_STATUS, INTRDELAY_TIME, Reg, bar0, config_space,
@@ -47,7 +47,7 @@ pub(super) struct Device {
     pub(super) ids: FunctionIds,
     /// The last level of the interrupt line: MSI is sent when it rises.
     line: Mutex<bool>,
-    faults: Mutex<FaultPlan>,
+    faults: Mutex<InForce>,
     faulty: AtomicBool,
     life: AtomicU8,
     /// What software can make happen as often as it likes is not logged as often.
@@ -72,7 +72,7 @@ impl Device {
             ids,
             line: Mutex::new(false),
             faulty: AtomicBool::new(!config.faults.is_empty()),
-            faults: Mutex::new(config.faults.clone()),
+            faults: Mutex::new(InForce::new(config.faults.clone())),
             life: AtomicU8::new(Life::Alive as u8),
             log: RateLimit::default(),
             config,
@@ -108,7 +108,7 @@ impl Device {
             channel.lock().fault_counts = Default::default();
         }
         self.faulty.store(!plan.is_empty(), Ordering::Release);
-        *faults = plan;
+        *faults = InForce::new(plan);
         // A run that began without faults ends after the descriptor in hand.
         for channel in &self.channels {
             channel.poke(&channel.lock());
@@ -124,7 +124,27 @@ impl Device {
         if !self.faulty() {
             return T::default();
         }
-        look(&self.faults.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&self.faults.lock().unwrap_or_else(PoisonError::into_inner).plan)
+    }
+
+    /// A fault takes effect.
+    pub(super) fn fired(&self, rule: usize) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another plan may have been put in force meanwhile.
+        if let Some(fired) = faults.fired.get_mut(rule) {
+            *fired += 1;
+        }
+    }
+
+    /// A fault of this kind takes effect; what it is.
+    pub(super) fn fire(&self, planned: Option<Planned>) -> Option<Fault> {
+        let Planned { rule, fault } = planned?;
+        self.fired(rule);
+        Some(fault)
+    }
+
+    pub(super) fn faults_fired(&self) -> Vec<u64> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).fired.clone()
     }
 
     /// What goes wrong with a channel's `number`th descriptor. The channel must not be locked.

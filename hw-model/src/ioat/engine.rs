@@ -16,7 +16,7 @@ use super::channel::{Channel, Guard, Position, Resend};
 use super::descriptor::{Control, Descriptor};
 use super::device::{Device, Life};
 use super::execute::{Fetcher, Stop, execute};
-use super::fault::{DescriptorFaults, Fault};
+use super::fault::{DescriptorFaults, Fault, Planned};
 use super::registers::ChannelError;
 use super::stats::count;
 use crate::bus_master::BusMaster;
@@ -97,10 +97,14 @@ impl<'a> Engine<'a> {
         self.fetcher.follow(epoch);
         let result = match faults {
             DescriptorFaults { end: Some(end), .. } => {
-                device.end(end);
+                device.fired(end.rule);
+                device.end(end.fault);
                 Err(Stop::Aborted)
             }
-            DescriptorFaults { halt: Some(errors), .. } => Err(Stop::Halt(errors)),
+            DescriptorFaults { halt: Some(halt), .. } => {
+                device.fired(halt.rule);
+                Err(Stop::Halt(halt.errors()))
+            }
             _ if single => self.execute(&run).map(Some),
             _ => self.run(&mut run, signal),
         };
@@ -205,13 +209,15 @@ impl<'a> Engine<'a> {
         state.advance(address);
 
         let completion = control.contains(Control::COMPLETION);
-        let late = match faults.completion {
-            Some(Fault::LateCompletion(time)) if completion => Some(time),
+        // It shows only where there is a word to write.
+        let fault = if completion { device.fire(faults.completion) } else { None };
+        let late = match fault {
+            Some(Fault::LateCompletion(time)) => Some(time),
             _ => None,
         };
         if completion && late.is_none() {
             let written;
-            (state, written) = self.write_completion(state, faults.completion);
+            (state, written) = self.write_completion(state, fault);
             if let Err(errors) = written {
                 // Whoever waits for the word will not see it: the descriptor is not good.
                 state.completed = before;
@@ -281,15 +287,23 @@ impl<'a> Engine<'a> {
         (state, result)
     }
 
-    fn interrupt(&self, mut state: Guard<'a>, wanted: bool, fault: Option<Fault>) -> Guard<'a> {
+    fn interrupt(&self, mut state: Guard<'a>, wanted: bool, fault: Option<Planned>) -> Guard<'a> {
         let Engine { device, channel, .. } = *self;
-        match fault {
-            Some(Fault::LostInterrupt) => {}
-            Some(Fault::SpuriousInterrupt) => state = self.deliver(state),
-            _ => {
+        match fault.map(|planned| planned.fault) {
+            Some(Fault::LostInterrupt) => {
+                if wanted {
+                    device.fire(fault);
+                }
+            }
+            Some(Fault::SpuriousInterrupt) => {
+                device.fire(fault);
+                state = self.deliver(state);
+            }
+            kind => {
                 if wanted && device.want_interrupt(channel, &mut state) {
                     state = self.deliver(state);
-                    if fault == Some(Fault::DoubleInterrupt) {
+                    if kind == Some(Fault::DoubleInterrupt) {
+                        device.fire(fault);
                         state = self.deliver(state);
                     }
                 }

@@ -109,6 +109,15 @@ impl Ioat {
     pub fn inject(&self, plan: FaultPlan) {
         self.device.inject(plan);
     }
+
+    /// How often each rule of the fault plan in force took effect, in the order of its rules.
+    ///
+    /// A fault of a completion word or an interrupt takes effect only at a descriptor that asks
+    /// for one.
+    #[must_use]
+    pub fn faults_fired(&self) -> Vec<u64> {
+        self.device.faults_fired()
+    }
 }
 
 impl fmt::Debug for Ioat {

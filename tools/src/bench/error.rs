@@ -175,6 +175,12 @@ pub enum BenchError {
         /// The path.
         path: PathBuf,
     },
+    /// Two files of results have one path.
+    #[error("{}: it is given for two files", path.display())]
+    SameFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// A file of results cannot be made.
     #[error("{}: {source}", path.display())]
     CannotWrite {

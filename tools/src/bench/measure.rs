@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::allocation::Allocations;
 use super::error::BenchError;
@@ -13,6 +12,7 @@ use super::plan::{Spec, bytes, fit, order};
 use super::results::{Allocation, Cell, Latency, Memcpy};
 use super::spread::{is_undecided, is_wide, ratio, spread};
 use super::subject::{Extent, Sample, Subject, histogram};
+use crate::progress::Step;
 
 /// How it is measured.
 pub(super) struct RunConfig<'a> {
@@ -108,9 +108,9 @@ fn warm_up(
     let limit = config.budget.mul_f64(WARM);
     // What a unit of work took most lately.
     let mut pace = Duration::ZERO;
-    let bar = progress(sorted.len() as u64, "warm-up");
+    let bar = progress(sorted.len() as u64, "warming up");
     for (number, spec) in sorted {
-        bar.inc(1);
+        bar.advance();
         let start = begin.elapsed();
         if start + pace.saturating_mul(u32::try_from(spec.work()).unwrap_or(u32::MAX)) > limit {
             slow.push(spec.to_string());
@@ -208,14 +208,14 @@ impl Rounds {
         config: &RunConfig<'_>,
         measured: &mut Measured,
     ) -> Result<(), BenchError> {
-        let bar = progress(u64::from(config.rounds), "round");
+        let bar = progress(u64::from(config.rounds), "measuring");
         for round in 0..config.rounds {
             self.round(subject, config, round).map_err(|error| {
                 let (round, rounds) = (round + 1, config.rounds);
                 BenchError::Round { round, rounds, source: error.into() }
             })?;
             allocations.round();
-            bar.inc(1);
+            bar.advance();
             // Slower than it was before the rounds: what is left has to fit again.
             self.fit(config.rounds - round - 1, config, measured);
         }
@@ -377,11 +377,8 @@ fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
     })
 }
 
-fn progress(len: u64, what: &'static str) -> ProgressBar {
-    // indicatif draws on standard error, and only if that is a terminal.
-    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style).with_message(what)
+fn progress(len: u64, what: &'static str) -> Step {
+    Step::counted(what, len, "{msg} {bar:40} {pos}/{len} {eta}")
 }
 
 #[cfg(test)]

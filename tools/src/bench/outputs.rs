@@ -6,9 +6,15 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use tempfile::NamedTempFile;
 
 use super::error::BenchError;
+
+/// What a guest's init sets (`vm/guest_init.sh`).
+const GUEST: &str = "VFIO_DMA_GUEST";
+/// RAMFS_MAGIC (linux/magic.h): where an initramfs is.
+const RAMFS: FsType = FsType(0x8584_58f6);
 
 /// A file that results will be written to.
 #[derive(Debug)]
@@ -63,6 +69,40 @@ impl Output {
         Ok(Output { path: path.to_owned(), place })
     }
 
+    /// Whether what is written is lost when the guest ends that this process runs in: the file
+    /// is in the guest's memory.
+    #[must_use]
+    pub fn is_lost_with_guest(&self) -> bool {
+        let in_memory = |file: &File| {
+            fstatfs(file).is_ok_and(|fs| matches!(fs.filesystem_type(), RAMFS | TMPFS_MAGIC))
+        };
+        match &self.place {
+            Place::Beside(file) => std::env::var_os(GUEST).is_some() && in_memory(file.as_file()),
+            Place::Special(_) => false,
+        }
+    }
+
+    /// The path, without links.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is the regular file at a path.
+    #[must_use]
+    pub fn is(&self, path: &Path) -> bool {
+        let whole = |path: &Path| {
+            if let Ok(path) = fs::canonicalize(path) {
+                return Some(path);
+            }
+            // It is not there yet, but its directory is.
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = fs::canonicalize(parent.unwrap_or(Path::new("."))).ok()?;
+            Some(parent.join(path.file_name()?))
+        };
+        matches!(self.place, Place::Beside(_)) && whole(&self.path) == whole(path)
+    }
+
     /// Writes the text; the file has all of it, or is what it was before.
     ///
     /// # Errors
@@ -95,12 +135,21 @@ impl Outputs {
     ///
     /// # Errors
     ///
-    /// As [`Output::prepare`].
+    /// As [`Output::prepare`], and when it is there already.
     pub fn add(&mut self, path: Option<&Path>, kind: Kind) -> Result<(), BenchError> {
         if let Some(path) = path {
-            self.files.push((Output::prepare(path)?, kind));
+            let output = Output::prepare(path)?;
+            if self.files.iter().any(|(other, _)| other.is(path)) {
+                return Err(BenchError::SameFile { path: path.to_owned() });
+            }
+            self.files.push((output, kind));
         }
         Ok(())
+    }
+
+    /// The files themselves.
+    pub fn iter(&self) -> impl Iterator<Item = &Output> {
+        self.files.iter().map(|(output, _)| output)
     }
 
     /// Writes all files, also when one of them fails; returns what failed.
@@ -128,6 +177,25 @@ mod tests {
         Output::prepare(&path).unwrap().write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_not_there_twice_whatever_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let [plain, round, link] = ["a", "./a", "link"].map(|name| dir.path().join(name));
+        fs::write(&plain, "old").unwrap();
+        std::os::unix::fs::symlink("a", &link).unwrap();
+        for again in [&plain, &round, &link] {
+            let mut outputs = Outputs::default();
+            outputs.add(Some(&plain), |_| Ok(String::new())).unwrap();
+            let error = outputs.add(Some(again), |_| Ok(String::new())).unwrap_err();
+            assert!(matches!(error, BenchError::SameFile { .. }), "{error}");
+        }
+        let mut outputs = Outputs::default();
+        for path in ["/dev/null", "/dev/null"] {
+            outputs.add(Some(Path::new(path)), |_| Ok(String::new())).unwrap();
+        }
+        assert!(outputs.iter().all(|output| !output.is_lost_with_guest()));
     }
 
     #[test]

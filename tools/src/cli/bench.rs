@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::{Driver, PciDriver as _};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_model::link::LinkConfig;
 
 use super::open::DeviceArg;
 use super::size::parse_size;
-use super::{Failure, interrupted, output};
+use super::{Failure, interrupted, output, usage};
 use crate::bench::compare::compare;
 use crate::bench::plan::{LONGEST, MOST_BATCH, PlanOptions, SLICE, bytes};
 use crate::bench::profile::Profile;
 use crate::bench::results::{Results, SCHEMA};
-use crate::bench::{self, BenchError, Options, Output, Outputs, csv, report, table};
+use crate::bench::{self, BenchError, Kind, Options, Output, Outputs, csv, report, table};
+use crate::vm;
 
 /// Measure contiguous against scatter/gather transfers, batches, channels and latency, with
 /// the processor's own copy in the same rounds
@@ -61,13 +64,9 @@ pub struct Args {
     timeout: u64,
     #[command(flatten)]
     reach: DeviceArg,
-    /// Link that the transfers are calculated for
-    #[arg(
-        long,
-        value_name = "gen3x8[,mps=BYTES,mrrs=BYTES,addr=64|32,ecrc=0|1]",
-        default_value = "gen3x8"
-    )]
-    link: LinkConfig,
+    /// Link that the transfers are calculated for [default: gen3x8]
+    #[arg(long, value_name = "gen3x8[,mps=BYTES,mrrs=BYTES,addr=64|32,ecrc=0|1]")]
+    link: Option<LinkConfig>,
     /// Write everything that was found as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -120,12 +119,18 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         return changes(before, after, args.json.as_deref());
     }
     let device = args.device.as_deref().ok_or("no DEVICE is given")?;
+    args.reach.check(device)?;
     // Files that cannot be written are found out before the measurement, not after it.
     let mut outputs = Outputs::default();
-    outputs.add(args.json.as_deref(), json)?;
-    outputs.add(args.csv.as_deref(), csv::to_csv)?;
-    outputs.add(args.report.as_deref(), report::page)?;
-    outputs.add(args.plot.as_deref(), report::plot)?;
+    for (path, kind) in [
+        (&args.json, json as Kind),
+        (&args.csv, csv::to_csv),
+        (&args.report, report::page),
+        (&args.plot, report::plot),
+    ] {
+        outputs.add(path.as_deref(), kind).map_err(in_options)?;
+    }
+    outputs.iter().for_each(warn_of_memory);
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
     let model = || {
@@ -144,9 +149,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         slice: Duration::from_millis(args.slice),
         seed: args.seed,
         timeout: Duration::from_secs(args.timeout),
-        link: args.link,
+        link: args.link.unwrap_or_default(),
     };
     args.reach.drive(device, model, |driver, device| {
+        check(args, driver)?;
         let results = bench::run(&options, driver, device, &interrupted).map_err(in_options)?;
         // Before the device's driver is restored, which may fail.
         let mut failures: Vec<Failure> =
@@ -163,32 +169,67 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 
 /// An error of what was asked for, in the words of this command's options.
 fn in_options(error: BenchError) -> Failure {
-    match error {
+    usage(match error {
         BenchError::TooManyChannels { asked, channels } => {
-            format!("--channels {asked}: the device has {channels}").into()
+            format!("--channels {asked}: the device has {channels}")
         }
         BenchError::TooManyVariants { .. } => format!(
             "{error}\n  remedy: fewer sizes (--size), segments (--segment) or batches (--batch) \
              at a time"
-        )
-        .into(),
+        ),
         BenchError::LongSegment { segment, longest } => format!(
             "--segment {}: it is not smaller than any transfer, the longest of which is {}",
             bytes(segment),
             bytes(longest)
-        )
-        .into(),
+        ),
         BenchError::TooManySegments { segment, most } => {
             format!("--segment {segment}: every transfer would have more than {most} segments")
-                .into()
         }
-        error => error.into(),
+        BenchError::SameFile { .. } => error.to_string(),
+        error => return error.into(),
+    })
+}
+
+/// Says where a report does not outlive the guest.
+fn warn_of_memory(output: &Output) {
+    if output.is_lost_with_guest() {
+        output::complain(&format!(
+            "warning: {} is in this guest's memory and lost when the guest ends\n  remedy: \
+             `vfio-dma vm --share DIR` on the host, and a path under {} here",
+            output.path().display(),
+            vm::SHARE
+        ));
+    }
+}
+
+/// Refuses options that the driver has no use for.
+fn check(args: &Args, driver: &Driver) -> Result<(), Failure> {
+    let given = [
+        ("--batch", args.batches.is_some()),
+        ("--channels", args.channels.is_some()),
+        ("--link", args.link.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given && driver.name != Ioat::NAME) {
+        Some((option, _)) => Err(usage(format!(
+            "{option} is for {}, whose transfers are in descriptors: {driver} has one transfer at \
+             a time",
+            Ioat::NAME
+        ))),
+        None => Ok(()),
     }
 }
 
 /// Tells what changed between two files.
 fn changes(before: &Path, after: &Path, json: Option<&Path>) -> Result<ExitCode, Failure> {
     let output = json.map(Output::prepare).transpose()?;
+    if let Some(output) = &output {
+        // What is written replaces the file: it would replace what is compared.
+        if [before, after].into_iter().any(|path| output.is(path)) {
+            let path = output.path().display();
+            return Err(usage(format!("--json {path}: it is one of the files that are compared")));
+        }
+        warn_of_memory(output);
+    }
     let comparison = compare(&read(before)?, &read(after)?);
     if let Some(output) = output {
         output.write(&(serde_json::to_string_pretty(&comparison)? + "\n"))?;

@@ -1,5 +1,6 @@
 //! `vfio-dma` alone: what it is, what it found here, and a first transfer.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -15,8 +16,9 @@ use vfio_dma_model::ioat::{Ioat as Model, IoatConfig};
 
 use super::Failure;
 use super::open::identity;
-use super::output::print;
+use super::output::{as_typed, print};
 use super::run::{Copied, Cost, copy};
+use crate::vm::{self, Kvm};
 
 /// Bytes of each copy of the demonstration.
 const LEN: usize = 64 << 20;
@@ -58,23 +60,32 @@ pub fn run() -> Result<ExitCode, Failure> {
         why = copied.source.to_string();
     }
     print(&format!(
-        "\nplace: to allocate and map source and target. One run each, cold; `vfio-dma bench model`\n\
-         measures. How the second source was placed:\n\n{}\n{NEXT}",
-        why.replace('\n', "\n  ")
+        "\nplace: to allocate and map source and target. One run each, cold; `bench model` measures.\n\
+          How the second source was placed:\n\n{}\n{}",
+        why.replace('\n', "\n  "),
+        next()
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-const NEXT: &str = "
-To go on:
-  vfio-dma run model --placement contiguous           one placement, and its whole report
-  vfio-dma bench model --report bench.html            contiguous against scatter/gather
-  vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0
-                                                      a real kernel's VFIO, in a guest
-  vfio-dma vm --device ioat                           a shell in a guest with this engine
-  vfio-dma list                                       this machine's own PCI devices
-  vfio-dma doctor                                     what they need to be driven
-";
+/// What to try next, and why.
+const NEXT: [(&str, &str); 6] = [
+    ("vfio-dma run model --placement contiguous", "one placement, and its whole report"),
+    ("vfio-dma bench model --report bench.html", "contiguous against scatter/gather"),
+    (
+        "vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0",
+        "a real kernel's VFIO, in a guest",
+    ),
+    ("vfio-dma vm --device ioat", "a shell in a guest with this engine"),
+    ("vfio-dma list", "this machine's own PCI devices"),
+    ("vfio-dma doctor", "what they need to be driven"),
+];
+
+/// What to try next, with commands that work as they are printed.
+fn next() -> String {
+    let line = |(command, why): (&str, &str)| format!("  {}\n      {why}\n", as_typed(command));
+    format!("\nTo go on:\n{}", NEXT.map(line).concat())
+}
 
 /// An IOMMU of which every other page is taken by somebody else, but for a run as long as the
 /// driver's own ring of descriptors.
@@ -96,7 +107,7 @@ fn copied(iommu: IommuOptions) -> Result<Copied, Failure> {
     let ioat = Ioat::probe(Device::open(model.attach()?)?, Config::default())?;
     // Ctrl-C ends the process, and the model with it.
     let never = AtomicBool::new(false);
-    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never)
+    copy(&ioat, LEN, Placement::Auto, 1, Duration::from_secs(30), &never, &Cell::default())
 }
 
 fn row(copied: &Copied) -> String {
@@ -124,7 +135,10 @@ fn found() -> String {
         .filter_map(|info| {
             let known = recognise(&identity(info))?;
             let (address, driver) = (info.address, known.driver);
-            Some(format!("  {address} {driver}: vfio-dma run --bind {address}"))
+            Some(format!(
+                "  {address} {driver}: {}",
+                as_typed(&format!("vfio-dma run --bind {address}"))
+            ))
         })
         .collect();
     let mut text = format!(
@@ -132,7 +146,12 @@ fn found() -> String {
         devices.len(),
         yes_no(groups),
         yes_no(Path::new("/dev/vfio/vfio").exists()),
-        yes_no(Path::new("/dev/kvm").exists()),
+        match vm::kvm() {
+            Kvm::Usable => "yes",
+            Kvm::Unusable => "no (it opens, but no guest boots under it)",
+            Kvm::Untried => "not tried yet",
+            _ => "no",
+        },
     );
     for line in driven {
         text += &line;

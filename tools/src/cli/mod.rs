@@ -1,14 +1,16 @@
 //! The command line: one module for each subcommand.
 //!
 //! Exit status: 0 done; 1 failed, with the reason and the remedy on standard error;
-//! 2 usage. Results go to standard output, everything else to standard error.
+//! 2 usage; 128 and the number of the signal that ended it, 130 after Ctrl-C. Results go to standard output, everything else to standard error.
 
 pub mod bench;
 pub mod bind;
 pub mod demo;
 pub mod doctor;
+mod exit;
 #[cfg(test)]
 mod fixture;
+mod help;
 pub mod link;
 pub mod list;
 pub mod model;
@@ -22,10 +24,10 @@ pub mod unbind;
 pub mod vm;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+
+use exit::{interrupted, usage};
 
 /// Why a subcommand failed; its text is what the user sees.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -35,7 +37,7 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Without a command: what this machine has, and the same copy between contiguous and between
 /// scattered buffers, on the model of an engine in this process.
 #[derive(Debug, Parser)]
-#[command(name = "vfio-dma", version)]
+#[command(name = "vfio-dma", version, after_long_help = help::TOP)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -43,16 +45,29 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    #[command(after_long_help = help::LIST)]
     List(list::Args),
     Show(show::Args),
+    #[command(after_long_help = help::BIND)]
     Bind(bind::Args),
+    #[command(after_long_help = help::UNBIND)]
     Unbind(unbind::Args),
+    #[command(after_long_help = help::DOCTOR)]
     Doctor(doctor::Args),
+    #[command(after_long_help = help::RUN)]
     Run(run::Args),
+    #[command(after_long_help = help::BENCH)]
     Bench(Box<bench::Args>),
+    #[command(after_long_help = help::VM)]
     Vm(vm::Args),
+    #[command(after_long_help = help::MODEL)]
     Model(model::Args),
+    #[command(after_long_help = help::LINK)]
     Link(link::Args),
+    #[command(after_long_help = help::COMPLETIONS)]
+    Completions(help::Completions),
+    #[command(after_long_help = help::MAN)]
+    Man(help::Man),
 }
 
 /// Runs the command line of this process.
@@ -60,6 +75,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let filter = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(filter).init();
+    output::learn_program();
     let result = match &Cli::parse().command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
@@ -72,33 +88,61 @@ pub fn main() -> ExitCode {
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
         Some(Command::Link(args)) => link::run(args),
+        Some(Command::Completions(args)) => help::completions(args, Cli::command()),
+        Some(Command::Man(args)) => help::man(args, Cli::command()),
     };
     result.unwrap_or_else(|failure| {
         output::complain(&remedy::explain(&*failure));
-        ExitCode::FAILURE
+        exit::status(&failure)
     })
-}
-
-/// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
-/// second time ends it.
-fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
-        // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
-        if set.swap(true, Ordering::SeqCst) {
-            std::process::exit(1);
-        }
-    })?;
-    Ok(flag)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::Cli;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_has_examples_and_they_are_understood() {
+        let mut command = Cli::command();
+        command.build();
+        let all = std::iter::once(&command).chain(command.get_subcommands());
+        for command in all.filter(|command| command.get_name() != "help") {
+            let name = command.get_name();
+            let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            let examples: Vec<&str> =
+                help.lines().filter_map(|line| line.strip_prefix("  vfio-dma")).collect();
+            assert!(!examples.is_empty(), "{name}: no examples");
+            for example in examples {
+                // What follows is for another program.
+                let words = example.split(['|', '>', '&']).next().unwrap_or_default();
+                let words = shlex::split(&format!("vfio-dma{words}")).unwrap();
+                let parsed = Cli::try_parse_from(&words);
+                assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_in_the_help() {
+        let sources = walkdir::WalkDir::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+        let mut found = std::collections::BTreeSet::new();
+        for file in sources.into_iter().map(Result::unwrap) {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            for part in text.split("env::var").skip(1) {
+                let name = part.split('"').nth(1).filter(|_| part.trim_start().len() > 1);
+                found.extend(name.filter(|name| name.starts_with("VFIO_DMA_")).map(str::to_owned));
+            }
+        }
+        assert!(found.contains("VFIO_DMA_QEMU"), "{found:?}");
+        for name in found {
+            assert!(super::help::TOP.contains(&name), "{name}");
+        }
     }
 }

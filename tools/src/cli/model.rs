@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vfio_dma_model::ioat::{FaultPlan, Ioat, IoatConfig, Personality};
+use vfio_dma_model::ioat::{Ioat, IoatConfig, Personality};
 use vfio_dma_model::link::{LinkConfig, LinkMeter};
 use vfio_dma_model::vfio_user::{Ended, Server, Stop};
 
 use super::output::print;
+use super::run::FaultArg;
 use super::{Failure, interrupted};
 
 /// Serve a model of the Intel I/OAT engine on a vfio-user socket, until Ctrl-C
@@ -26,11 +27,11 @@ pub struct Args {
     #[arg(long, default_value_t = Personality::default())]
     device: Personality,
     /// Number of channels, 1 to 8; real functions have 1
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
     channels: u8,
     /// What is to go wrong; docs/ioat-model.md has the grammar
-    #[arg(long, value_name = "SPEC", default_value = "")]
-    fault: FaultPlan,
+    #[arg(long, value_name = "SPEC")]
+    fault: Option<FaultArg>,
     /// Count the packets that a card on this link would send and get, such as
     /// gen3x8,mps=256,mrrs=512
     #[arg(long)]
@@ -49,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         personality: args.device,
         channels: args.channels,
         meter: meter.clone(),
-        faults: args.fault.clone(),
+        faults: args.fault.as_ref().map(|fault| fault.plan.clone()).unwrap_or_default(),
         ..IoatConfig::default()
     })?;
     let server = Server::bind(&args.socket)?;
@@ -65,6 +66,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     print(&format!("{} serves {}; Ctrl-C ends it\n", args.socket.display(), args.device))?;
     let begin = Instant::now();
     let ended = server.serve(&ioat, &stop)?;
+    if let Some(asked) = &args.fault {
+        print(&asked.fired(&ioat.faults_fired()))?;
+    }
     if let (Some(meter), Some(link)) = (&meter, &args.link) {
         print(&account(meter, link, begin.elapsed()))?;
     }

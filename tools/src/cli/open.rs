@@ -12,8 +12,8 @@ use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Attached;
 
-use super::Failure;
 use super::remedy::explain;
+use super::{Failure, output, usage};
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
@@ -22,8 +22,9 @@ pub(super) const MODEL: &str = "model";
 #[derive(Debug, clap::Args)]
 pub(super) struct DeviceArg {
     /// How the device is reached; auto takes type1 or else iommufd, never noiommu
-    #[arg(long, value_enum, default_value_t = IommuArg::Auto)]
-    iommu: IommuArg,
+    /// [default: auto]
+    #[arg(long, value_enum)]
+    iommu: Option<IommuArg>,
     /// Bind the device to vfio-pci first, and restore its driver afterwards
     #[arg(long)]
     bind: bool,
@@ -62,6 +63,26 @@ impl IommuArg {
 }
 
 impl DeviceArg {
+    /// Refuses options that only a device of this machine has.
+    ///
+    /// # Errors
+    ///
+    /// Names the option and what it belongs to.
+    pub(super) fn check(&self, device: &str) -> Result<(), Failure> {
+        let what = match device {
+            MODEL => "the model in this process has an IOMMU of its own and no driver",
+            path if path.contains('/') => "a device on a socket is reached through it alone",
+            _ => return Ok(()),
+        };
+        let given = [("--iommu", self.iommu.is_some()), ("--bind", self.bind)];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => {
+                Err(usage(format!("{option} is for a PCI device of this machine: {what}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Opens a device by its PCI address, its socket or as `model`, and drives it: bound for
     /// the time if asked to. `model` makes the model in this process.
     pub(super) fn drive<T>(
@@ -95,6 +116,7 @@ impl DeviceArg {
         };
         let outcome = self
             .iommu
+            .unwrap_or(IommuArg::Auto)
             .session()
             .open_with(address, self.vf_token.as_ref())
             .map_err(Failure::from)
@@ -164,7 +186,8 @@ fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure
     recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
             "{location} is {identity}, which is not a device that vfio-dma drives\n  \
-             remedy: `vfio-dma list` marks those it drives"
+             remedy: `{}` marks those it drives",
+            output::as_typed("vfio-dma list")
         )
         .into()
     })

@@ -1,10 +1,43 @@
 //! What subcommands print, and how.
 
 use std::io::{self, Write as _};
+use std::sync::OnceLock;
 
 use vfio_dma::registers::Register;
 
 use super::Failure;
+
+/// This program as it was called; the name alone until it is known.
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+/// Learns how this program was called, so that commands in hints work as they are printed.
+pub(super) fn learn_program() {
+    let called = std::env::args().next().filter(|called| called.contains('/'));
+    let called = called.and_then(|called| Some(shlex::try_quote(&called).ok()?.into_owned()));
+    // It is learnt once.
+    let _ = PROGRAM.set(called.unwrap_or_else(|| NAME.into()));
+}
+
+const NAME: &str = "vfio-dma";
+
+/// Command lines of this program, each `vfio-dma` and its arguments, with the program as it was
+/// called: one that is not in PATH is named by its path.
+pub(super) fn as_typed(commands: &str) -> String {
+    typed_as(commands, PROGRAM.get().map_or(NAME, String::as_str))
+}
+
+fn typed_as(commands: &str, program: &str) -> String {
+    let mut text = String::new();
+    for (n, part) in commands.split(NAME).enumerate() {
+        if n > 0 {
+            // Elsewhere it is a part of a path, or for a guest, where it is in PATH.
+            let begins = text.is_empty() || text.ends_with("&& ") || text.ends_with("; ");
+            text += if begins && part.starts_with(' ') { program } else { NAME };
+        }
+        text += part;
+    }
+    text
+}
 
 /// Writes a result to standard output. A reader that has gone away (`| head`) has had
 /// enough, which is no failure.
@@ -65,6 +98,20 @@ mod tests {
     fn columns_are_aligned() {
         let rows = [["a", "b"], ["long", "c"], ["é", ""]].map(|row| row.map(str::to_owned));
         assert_eq!(table(&rows), "a     b\nlong  c\né\n");
+    }
+
+    #[test]
+    fn commands_name_the_program_as_it_was_called() {
+        for (command, typed) in [
+            ("vfio-dma list", "./v list"),
+            ("vfio-dma unbind X && vfio-dma bind X", "./v unbind X && ./v bind X"),
+            ("vfio-dma bind X; vfio-dma bind Y", "./v bind X; ./v bind Y"),
+            ("vfio-dma vm -- vfio-dma list", "./v vm -- vfio-dma list"),
+            ("vfio-dma model --socket /tmp/vfio-dma-1/s", "./v model --socket /tmp/vfio-dma-1/s"),
+        ] {
+            assert_eq!(typed_as(command, "./v"), typed);
+            assert_eq!(typed_as(command, NAME), command);
+        }
     }
 
     #[test]

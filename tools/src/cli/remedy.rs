@@ -9,6 +9,8 @@ use vfio_dma::host::HostError;
 use vfio_dma::pci::sysfs::SysfsError;
 use vfio_dma::pci::{Address, PciError};
 
+use super::output::as_typed;
+
 /// An error's text, with the command or option to type for each remedy that has one.
 pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -56,7 +58,7 @@ fn of_backend(error: &BackendError) -> Vec<&Remedy> {
 
 /// The command or option that carries a remedy out, or says more about it.
 pub(super) fn hint(remedy: &Remedy) -> Option<String> {
-    let command = |command: String| Some(format!("command: {command}"));
+    let command = |command: String| Some(format!("command: {}", as_typed(&command)));
     let option = |option: &str| Some(format!("option: {option}"));
     match remedy {
         Remedy::ListFunctions => command("vfio-dma list".into()),

@@ -4,14 +4,20 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma_model::ioat::IoatConfig;
+
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
+use super::output;
 use super::size::parse_size;
 use crate::serve::{self, Served};
-use crate::vm::{Accel, Device, Guest, Image, Input, Iommu, Kernel, NvmeDrive, Streams, VmConfig};
+use crate::vm::{
+    Accel, CPUS, Device, Guest, Image, Input, Iommu, Kernel, MEMORY, NvmeDrive, Streams, VmConfig,
+};
 use vfio_dma::dma::Pattern;
 
 /// Variables that the command in the guest gets from this process.
@@ -39,14 +45,18 @@ pub struct Args {
     #[arg(long, value_name = "IOMMU", default_value = "intel")]
     iommu: Iommu,
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_memory)]
     memory: u64,
     /// Number of the guest's processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(i64::from(*CPUS.start())..=i64::from(*CPUS.end())))]
     cpus: u32,
     /// How the guest's processor runs: auto, kvm or tcg
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     accel: Accel,
+    /// Share a directory with the guest: it is /share there, the command begins in it, and what
+    /// it writes there stays. Without it all files of the guest are gone when the command ends
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
     /// Longest time for the command, in seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
@@ -55,12 +65,20 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(size) if MEMORY.contains(&size) && size.is_multiple_of(1 << 20) => Ok(size),
+        Ok(_) => Err("it is a multiple of 1M, from 64M to 1024G".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Runs the subcommand; the exit code is that of the command in the guest.
 pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     let terminal = io::stdin().is_terminal();
     let shell = args.command.is_empty();
     if shell && !(terminal && io::stdout().is_terminal()) {
-        return Err("a shell needs a terminal; give a command after `--`".into());
+        return Err(super::usage("a shell needs a terminal; give a command after `--`"));
     }
     let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
     // Models live until the guest has ended.
@@ -74,7 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
             images.push(image);
             continue;
         }
-        devices.push(match serve::describe(text)? {
+        devices.push(match described(text)? {
             Some(config) => {
                 models.push(Served::start(config)?);
                 models[models.len() - 1].device()
@@ -82,18 +100,27 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
             None => Device::from(text.as_str()),
         });
     }
-    let guest = Guest::prepare(VmConfig {
+    let config = VmConfig {
         kernel: args.kernel.clone(),
         iommu: args.iommu,
         devices,
         memory: args.memory,
         cpus: args.cpus,
+        share: args.share.clone(),
         env: env.collect(),
         qemu_args,
         accel: args.accel,
         timeout: args.timeout.map(Duration::from_secs),
         ..VmConfig::default()
-    })?;
+    };
+    config.check().map_err(super::usage)?;
+    let guest = Guest::prepare(config)?;
+    if let Some(why) = guest.without_kvm() {
+        output::complain(&format!(
+            "KVM cannot be used ({why}): QEMU translates the guest's code (TCG), which is many \
+             times slower; --accel tcg says that this is meant"
+        ));
+    }
 
     let cancel = super::interrupted()?;
 
@@ -147,6 +174,11 @@ fn drive(text: &str) -> Result<Option<(NvmeDrive, Option<Image>)>, super::Failur
     };
     let drive = NvmeDrive { read_only, ..NvmeDrive::new(path) }.with(&properties);
     Ok(Some((drive, image)))
+}
+
+/// What a device's text asks to be served here, if it does.
+fn described(text: &str) -> Result<Option<IoatConfig>, super::Failure> {
+    serve::describe(text).map_err(super::usage)
 }
 
 /// Height and width of the terminal, or the classic 24 by 80.

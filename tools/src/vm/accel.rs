@@ -4,16 +4,22 @@ use std::fs::OpenOptions;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::cache::Cache;
 use super::config::{Iommu, VmConfig};
 use super::error::{Context, VmError};
 use super::guest::Guest;
+use super::kernel::{Image, Kernel};
 use super::modules::Modules;
-use super::progress::Step;
+use super::qemu::Qemu;
+use crate::progress::Step;
 
 const KVM: &str = "/dev/kvm";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Longest time for the probe guest; under a working KVM it takes one second.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
+/// What the cache is asked, and the answer when KVM works.
+const QUESTION: &str = "kvm";
+const WORKS: &str = "kvm";
 
 /// The choice of how the guest's processor runs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,34 +60,82 @@ impl Accel {
         }
     }
 
-    /// Settles `Auto` for a guest; never returns it.
-    pub(super) fn settle(self, guest: &Guest) -> Result<Self, VmError> {
+    /// Settles `Auto` for a guest: never returns it, and says why it is not KVM.
+    pub(super) fn settle(self, guest: &Guest) -> Result<(Self, Option<String>), VmError> {
         let asked = match (self, std::env::var("VFIO_DMA_ACCEL")) {
             (Self::Auto, Ok(word)) => word.parse()?,
             _ => self,
         };
         match asked {
-            Self::Tcg => Ok(Self::Tcg),
-            Self::Kvm => match OpenOptions::new().read(true).write(true).open(KVM) {
-                Ok(_) => Ok(Self::Kvm),
-                Err(e) => Err(VmError::NoKvm { why: format!("{KVM}: {e}") }),
+            Self::Tcg => Ok((Self::Tcg, None)),
+            Self::Kvm => match openable() {
+                Ok(()) => Ok((Self::Kvm, None)),
+                Err(why) => Err(VmError::NoKvm { why }),
             },
-            Self::Auto => probe(guest),
+            Self::Auto => Ok(match probe(guest)? {
+                Ok(()) => (Self::Kvm, None),
+                Err(why) => (Self::Tcg, Some(why)),
+            }),
         }
     }
 }
 
+/// What is known of KVM on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kvm {
+    /// It cannot be opened.
+    Absent {
+        /// Why.
+        why: String,
+    },
+    /// It can be opened; whether a guest boots under it was not tried since this machine booted.
+    Untried,
+    /// A guest boots under it.
+    Usable,
+    /// It can be opened, but no guest boots under it.
+    Unusable,
+}
+
+/// What is known of KVM here, for the QEMU and the kernel that guests get; nothing is fetched,
+/// booted or written to learn it.
+#[must_use]
+pub fn kvm() -> Kvm {
+    if let Err(why) = openable() {
+        return Kvm::Absent { why };
+    }
+    let verdict = || {
+        let cache = Cache::open()?.read_only();
+        let image = Kernel::Stock.resolve(&cache)?;
+        let subject = subject(&Qemu::find(&cache)?, &image)?;
+        cache.remember(QUESTION, &subject, || Err(VmError::Cancelled))
+    };
+    match verdict() {
+        Ok(verdict) if verdict == WORKS => Kvm::Usable,
+        Ok(_) => Kvm::Unusable,
+        Err(_) => Kvm::Untried,
+    }
+}
+
+fn openable() -> Result<(), String> {
+    let opened = OpenOptions::new().read(true).write(true).open(KVM);
+    opened.map(drop).map_err(|error| format!("{KVM}: {error}"))
+}
+
+/// What a verdict on KVM depends on: QEMU, kernel, and the host until it boots again.
+fn subject(qemu: &Qemu, image: &Image) -> Result<String, VmError> {
+    let boot = std::fs::read_to_string(BOOT_ID).during(format!("read {BOOT_ID}"))?;
+    Ok(format!("{} {} {}", qemu.identity(), image.identity, boot.trim()))
+}
+
 /// Whether a guest really boots under KVM: on some machines `/dev/kvm` opens and then
 /// fails at the kernel's first uncommon instruction.
-///
-/// The verdict holds for this QEMU and kernel until the host boots again.
-fn probe(guest: &Guest) -> Result<Accel, VmError> {
-    if OpenOptions::new().read(true).write(true).open(KVM).is_err() {
-        return Ok(Accel::Tcg);
+fn probe(guest: &Guest) -> Result<Result<(), String>, VmError> {
+    if let Err(why) = openable() {
+        return Ok(Err(why));
     }
-    let boot = std::fs::read_to_string(BOOT_ID).during(format!("read {BOOT_ID}"))?;
-    let subject = format!("{} {} {}", guest.qemu.identity(), guest.image.identity, boot.trim());
-    let verdict = guest.cache.remember("kvm", &subject, || {
+    let subject = subject(&guest.qemu, &guest.image)?;
+    let verdict = guest.cache.remember(QUESTION, &subject, || {
         let _step = Step::new("trying KVM");
         let config = VmConfig {
             accel: Accel::Kvm,
@@ -94,7 +148,7 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
             ..VmConfig::default()
         };
         match guest.with(config).run(&["true"]) {
-            Ok(output) if output.status == 0 => Ok("kvm".into()),
+            Ok(output) if output.status == 0 => Ok(WORKS.into()),
             Ok(output) => Ok(format!("exit status {}", output.status)),
             Err(
                 e @ (VmError::BootTimeout { .. }
@@ -106,12 +160,11 @@ fn probe(guest: &Guest) -> Result<Accel, VmError> {
             Err(e) => Err(e),
         }
     })?;
-    if verdict == "kvm" {
-        return Ok(Accel::Kvm);
+    if verdict == WORKS {
+        return Ok(Ok(()));
     }
-    log::info!("KVM does not boot a guest here, TCG takes its place");
     log::debug!("KVM probe: {verdict}");
-    Ok(Accel::Tcg)
+    Ok(Err(format!("{KVM} opens, but a guest does not boot under it")))
 }
 
 #[cfg(test)]

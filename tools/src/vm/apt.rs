@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::cache::lock;
 use super::error::{Context, VmError, tail};
-use super::progress::Step;
+use crate::progress::Step;
 
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",

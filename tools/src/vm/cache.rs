@@ -14,6 +14,7 @@ use etcetera::BaseStrategy;
 use sha2::{Digest, Sha256};
 
 use super::error::{Context, VmError};
+use crate::progress::Step;
 
 /// Longest wait for another process that fills the same entry: a kernel build is the
 /// longest there is.
@@ -25,6 +26,7 @@ const TEMPORARY: &str = ".new-";
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     root: PathBuf,
+    read_only: bool,
 }
 
 impl Cache {
@@ -40,7 +42,13 @@ impl Cache {
     /// Uses `root`, which is created when something is put into it.
     #[must_use]
     pub(super) fn at(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, read_only: false }
+    }
+
+    /// The same directory, to which nothing is added: what is not there is an error.
+    #[must_use]
+    pub(super) fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
     }
 
     /// Where it is.
@@ -56,6 +64,9 @@ impl Cache {
     /// The directory of everything of one kind, created when absent.
     pub(super) fn kind(&self, kind: &str) -> Result<PathBuf, VmError> {
         let dir = self.root.join(kind);
+        if self.read_only {
+            return Ok(dir);
+        }
         fs::create_dir_all(&dir).at("create", &dir)?;
         Ok(dir)
     }
@@ -74,6 +85,9 @@ impl Cache {
         let link = dir.join(slot);
         if let Ok(found) = link.canonicalize() {
             return Ok(found);
+        }
+        if self.read_only {
+            return Err(VmError::NotCached { what: format!("{kind}/{slot}") });
         }
         let _lock = lock(&dir.join("lock"))?;
         if let Ok(found) = link.canonicalize() {
@@ -111,6 +125,9 @@ impl Cache {
         if let Ok(known) = fs::read_to_string(&file) {
             return Ok(known);
         }
+        if self.read_only {
+            return Err(VmError::NotCached { what: question.into() });
+        }
         let text = ask()?;
         let mut new = tempfile::NamedTempFile::new_in(&dir).at("create a file in", &dir)?;
         new.write_all(text.as_bytes()).at("write", &file)?;
@@ -137,7 +154,7 @@ pub(super) fn identity(path: &Path) -> Result<String, VmError> {
 pub(super) fn lock(path: &Path) -> Result<File, VmError> {
     let file = File::create(path).at("create", path)?;
     let start = Instant::now();
-    let mut said = false;
+    let mut step = None;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -147,10 +164,9 @@ pub(super) fn lock(path: &Path) -> Result<File, VmError> {
         if start.elapsed() > LOCK_LIMIT {
             return Err(VmError::CacheBusy { path: path.to_owned(), waited: start.elapsed() });
         }
-        if !said {
-            log::info!("waiting for another process that fills {}", path.display());
-            said = true;
-        }
+        step.get_or_insert_with(|| {
+            Step::new(format!("waiting for another process that fills {}", path.display()))
+        });
         std::thread::sleep(LOCK_POLL);
     }
 }

@@ -1,7 +1,9 @@
 //! What a guest is made of.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use super::modules::Modules;
 
 /// Slot of the first device on bus 0; the second sits at the next one, and so on.
 pub const FIRST_SLOT: u8 = 5;
+/// Slot of the shared directory.
+const SHARE_SLOT: u8 = 3;
 /// Slots from here on belong to the chipset.
 const END_SLOT: u8 = 0x1d;
 
@@ -135,6 +139,16 @@ pub struct GuestFile {
     pub mode: u32,
 }
 
+/// Where the directory of [`VmConfig::share`] is in the guest.
+pub const SHARE: &str = "/share";
+/// What the kernel calls its device.
+pub(super) const SHARE_TAG: &str = "share";
+
+/// Least and most memory of a guest, in bytes.
+pub const MEMORY: RangeInclusive<u64> = 64 << 20..=1 << 40;
+/// Fewest and most processors of a guest: each has an interrupt address of 8 bits.
+pub const CPUS: RangeInclusive<u32> = 1..=255;
+
 /// A guest: what it is made of and how long it may take.
 ///
 /// ```no_run
@@ -163,6 +177,9 @@ pub struct VmConfig {
     pub program: Option<PathBuf>,
     /// More files for it.
     pub files: Vec<GuestFile>,
+    /// A directory of the host that is [`SHARE`] in the guest, where the command begins; what
+    /// is written there stays.
+    pub share: Option<PathBuf>,
     /// Environment of the command.
     pub env: Vec<(String, OsString)>,
     /// More words for the kernel's command line.
@@ -188,6 +205,7 @@ impl Default for VmConfig {
             modules: Modules::default(),
             program: std::env::current_exe().ok(),
             files: Vec::new(),
+            share: None,
             env: Vec::new(),
             kernel_args: Vec::new(),
             qemu_args: Vec::new(),
@@ -205,21 +223,30 @@ impl VmConfig {
         format!("0000:00:{:02x}.0", FIRST_SLOT.saturating_add(index))
     }
 
+    /// Refuses a guest that cannot be, before anything is fetched for it.
+    ///
+    /// # Errors
+    ///
+    /// Names the setting, its value, and what would be right.
+    pub fn check(&self) -> Result<(), VmError> {
+        self.machine_arguments().map(drop)
+    }
+
     /// QEMU's arguments that describe the machine, without kernel, ports and processor.
     pub(super) fn machine_arguments(&self) -> Result<Vec<OsString>, VmError> {
         const MIB: u64 = 1 << 20;
-        if self.memory < 64 * MIB || !self.memory.is_multiple_of(MIB) {
+        if !MEMORY.contains(&self.memory) || !self.memory.is_multiple_of(MIB) {
             return Err(VmError::BadConfig {
                 what: "memory",
                 value: format!("{} bytes", self.memory),
-                why: "it is a multiple of 1 MiB and at least 64 MiB".into(),
+                why: "it is a multiple of 1 MiB, from 64 MiB to 1 TiB".into(),
             });
         }
-        if self.cpus == 0 {
+        if !CPUS.contains(&self.cpus) {
             return Err(VmError::BadConfig {
                 what: "number of processors",
-                value: "0".into(),
-                why: "it is at least 1".into(),
+                value: self.cpus.to_string(),
+                why: format!("it is {} to {}", CPUS.start(), CPUS.end()),
             });
         }
         let slots = usize::from(END_SLOT - FIRST_SLOT);
@@ -262,6 +289,9 @@ impl VmConfig {
         if !iommu.is_empty() {
             arguments.extend(["-device".into(), iommu.into()]);
         }
+        if let Some(dir) = &self.share {
+            arguments.extend(share_arguments(dir)?);
+        }
         for (slot, device) in (FIRST_SLOT..).zip(&self.devices) {
             arguments.extend(["-device".into(), device.argument(slot)?]);
         }
@@ -299,8 +329,35 @@ impl VmConfig {
     /// Names of the modules to load, those of the IOMMU first.
     pub(super) fn modules_to_load(&self) -> Vec<&str> {
         let iommu = (self.iommu == Iommu::Virtio).then_some("virtio_iommu");
-        iommu.into_iter().chain(self.modules.load.iter().map(String::as_str)).collect()
+        let share: &[&str] = if self.share.is_some() { &["9pnet_virtio", "9p"] } else { &[] };
+        let asked = self.modules.load.iter().map(String::as_str);
+        iommu.into_iter().chain(share.iter().copied()).chain(asked).collect()
     }
+}
+
+/// QEMU's arguments for a shared directory: a virtio device that speaks 9P, which QEMU serves
+/// by itself. What the guest creates belongs to the user who runs QEMU.
+fn share_arguments(dir: &Path) -> Result<[OsString; 4], VmError> {
+    let refuse = |why: String| {
+        let value = dir.display().to_string();
+        Err(VmError::BadConfig { what: "shared directory", value, why })
+    };
+    match dir.metadata() {
+        Ok(meta) if !meta.is_dir() => return refuse("it is not a directory".into()),
+        Err(error) => return refuse(error.to_string()),
+        Ok(_) => {}
+    }
+    let mut filesystem = b"local,id=share,security_model=none,multidevs=remap,path=".to_vec();
+    for &byte in dir.as_os_str().as_bytes() {
+        filesystem.push(byte);
+        // A comma that does not end the value is written twice.
+        if byte == b',' {
+            filesystem.push(byte);
+        }
+    }
+    let device =
+        format!("virtio-9p-pci,bus=pcie.0,addr={SHARE_SLOT:#x},fsdev=share,mount_tag={SHARE_TAG}");
+    Ok(["-fsdev".into(), OsString::from_vec(filesystem), "-device".into(), device.into()])
 }
 
 #[cfg(test)]
@@ -340,9 +397,29 @@ mod tests {
         let refuse = |config: VmConfig| config.machine_arguments().unwrap_err().to_string();
         let base = VmConfig::default;
         assert!(refuse(VmConfig { memory: (1 << 30) + 1, ..base() }).contains("1073741825 bytes"));
-        assert!(refuse(VmConfig { cpus: 0, ..base() }).contains("at least 1"));
+        for cpus in [0, 256, 999] {
+            let said = refuse(VmConfig { cpus, ..base() });
+            assert!(said.contains(&format!("\"{cpus}\": it is 1 to 255")), "{said}");
+        }
         assert!(refuse(VmConfig { devices: vec!["edu".into(); 25], ..base() }).contains("24 fit"));
         assert!(refuse(VmConfig { devices: vec!["-edu".into()], ..base() }).contains("-edu"));
+    }
+
+    #[test]
+    fn a_shared_directory_is_there_and_its_commas_arrive() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("a,b");
+        let share = |dir: &Path| VmConfig { share: Some(dir.into()), ..VmConfig::default() };
+        let refused = |dir: &Path| share(dir).machine_arguments().unwrap_err().to_string();
+        assert!(refused(&dir).contains("No such file"), "{}", refused(&dir));
+        std::fs::write(&dir, "").unwrap();
+        assert!(refused(&dir).contains("it is not a directory"), "{}", refused(&dir));
+        std::fs::remove_file(&dir).unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        let arguments = share(&dir).machine_arguments().unwrap();
+        let ends = |argument: &OsString| argument.to_string_lossy().ends_with("/a,,b");
+        assert!(arguments.iter().any(ends), "{arguments:?}");
+        assert_eq!(share(&dir).modules_to_load()[..2], ["9pnet_virtio", "9p"]);
     }
 
     #[test]

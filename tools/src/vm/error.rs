@@ -58,6 +58,12 @@ pub enum VmError {
         /// How long the wait was.
         waited: Duration,
     },
+    /// Something is not in the cache, and nothing is to be added to it.
+    #[error("{what} is not in the cache")]
+    NotCached {
+        /// What was looked for.
+        what: String,
+    },
     /// A kernel image is not one that x86 boot loaders accept.
     #[error("{path} is not a Linux bzImage: {why}")]
     NotAKernel {

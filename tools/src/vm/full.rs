@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use super::apt::{self, Apt, run_with_lines};
 use super::cache::{Cache, digest};
 use super::error::{Context, VmError};
-use super::progress::Step;
 use super::qemu::{APT_KIND, SUITES};
+use crate::progress::Step;
 
 const FRAGMENT: &str = include_str!("full.config");
 /// How many lines `make` prints, about; only the progress display depends on it.
@@ -73,7 +73,10 @@ fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
             .map(|_| ())
             .map_err(|e| VmError::KernelBuild { log: log.to_owned(), source: Box::new(e) })
     };
-    let step = Step::new(format!("building Linux {version} (a few minutes, once)"));
+    let step = Step::long(format!(
+        "building Linux {version} (a few minutes, once; log: {})",
+        log.display()
+    ));
     make(&["allnoconfig"], &step)?;
     check_options(&source.join(".config"))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
@@ -93,7 +96,7 @@ fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
 fn fetch_source(cache: &Cache, work: &Path) -> Result<(PathBuf, String), VmError> {
     let apt = Apt::open(&cache.kind(APT_KIND)?, &SUITES)?;
     let package = apt.dependency(SUITES[1], "linux-source", "linux-source-")?;
-    let step = Step::new(format!("fetching {package}"));
+    let step = Step::long(format!("fetching {package}"));
     let debs = apt.download(SUITES[1], &[&package], work, &step)?;
     drop(step);
     let version = apt::version(&debs, &package)?;
@@ -163,7 +166,7 @@ impl Tools {
         };
         let release = archive.release.as_str();
         let apt = Apt::open(&cache.kind(&format!("apt-{release}"))?, &[release])?;
-        let step = Step::new("fetching build tools");
+        let step = Step::long("fetching build tools");
         let packages: Vec<&str> = missing.iter().map(|m| m.1).collect();
         let mut debs = apt.download_closure(release, &packages, &step)?;
         drop(step);

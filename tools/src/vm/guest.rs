@@ -10,17 +10,16 @@ use std::process::Command;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Output;
-use super::accel::Accel;
 use super::cache::Cache;
-use super::config::VmConfig;
+use super::config::{SHARE, SHARE_TAG, VmConfig};
 use super::error::{Context, VmError};
 use super::initramfs::{Archive, check_static};
 use super::kernel::{self, Image};
 use super::machine::{Machine, Ports};
 use super::modules::{self, Tree};
-use super::progress::Step;
 use super::qemu::Qemu;
 use super::session::{Finished, Input, Limits, Streams, serve};
+use crate::progress::Step;
 
 const INIT: &str = include_str!("guest_init.sh");
 
@@ -32,27 +31,28 @@ pub struct Guest {
     pub(super) image: Image,
     busybox: std::path::PathBuf,
     config: VmConfig,
+    without_kvm: Option<String>,
 }
 
 impl Guest {
     /// Finds, fetches or builds what `config` needs, and settles how its processor runs.
     pub fn prepare(config: VmConfig) -> Result<Self, VmError> {
         // Mistakes in the configuration show before anything is fetched.
-        config.machine_arguments()?;
+        config.check()?;
         let cache = Cache::open()?;
         let qemu = Qemu::find(&cache)?;
         let busybox = kernel::busybox(&cache)?;
         let image = config.kernel.resolve(&cache)?;
-        let mut guest = Self { cache, qemu, image, busybox, config };
-        guest.config.accel = guest.config.accel.settle(&guest)?;
+        let mut guest = Self { cache, qemu, image, busybox, config, without_kvm: None };
+        (guest.config.accel, guest.without_kvm) = guest.config.accel.settle(&guest)?;
         log::debug!("kernel {}, {:?}", guest.image.release, guest.config.accel);
         Ok(guest)
     }
 
-    /// How its processor runs: never [`Accel::Auto`].
+    /// Why its processor is translated (TCG) though nobody asked for that; `None` under KVM.
     #[must_use]
-    pub fn accel(&self) -> Accel {
-        self.config.accel
+    pub fn without_kvm(&self) -> Option<&str> {
+        self.without_kvm.as_deref()
     }
 
     /// The same parts with another configuration.
@@ -114,7 +114,8 @@ impl Guest {
         const WRITING: &str = "write the guest's root file system";
         let mut root = Archive::new(out);
         root.console().during(WRITING)?;
-        for dir in ["/dev", "/proc", "/sys", "/tmp", "/root", "/run", "/mnt", "/etc", "/usr"] {
+        for dir in ["/dev", "/proc", "/sys", "/tmp", "/root", "/run", "/mnt", "/etc", "/usr", SHARE]
+        {
             root.directory(dir).during(WRITING)?;
         }
         root.file("/init", 0o755, INIT.as_bytes()).during(WRITING)?;
@@ -139,7 +140,8 @@ impl Guest {
             root.file(&file.guest, file.mode, &data).during(WRITING)?;
         }
         let load = self.write_modules(&mut root)?;
-        root.file("/etc/vfio-dma/settings", 0o644, &settings(&load, input)?).during(WRITING)?;
+        root.file("/etc/vfio-dma/settings", 0o644, &self.settings(&load, input)?)
+            .during(WRITING)?;
         root.file("/etc/vfio-dma/command", 0o644, &script(&self.config.env, command)?)
             .during(WRITING)?;
         root.finish().during(WRITING)?;
@@ -173,6 +175,11 @@ impl Guest {
         Ok(load.into_iter().filter(|name| has(name)).map(str::to_owned).collect())
     }
 
+    fn settings(&self, load: &[String], input: &Input) -> Result<Vec<u8>, VmError> {
+        let share = self.config.share.as_ref().map(|_| (SHARE_TAG, SHARE));
+        settings(load, input, share)
+    }
+
     fn applets(&self) -> Result<Vec<String>, VmError> {
         let output = Command::new(&self.busybox).arg("--list").output().at("run", &self.busybox)?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -180,8 +187,12 @@ impl Guest {
     }
 }
 
-/// What the guest's init is told.
-fn settings(modules: &[String], input: &Input) -> Result<Vec<u8>, VmError> {
+/// What the guest's init is told; `share` is a tag and where its file system goes.
+fn settings(
+    modules: &[String],
+    input: &Input,
+    share: Option<(&str, &str)>,
+) -> Result<Vec<u8>, VmError> {
     let mut text = b"MODULES=".to_vec();
     text.extend(quoted(modules.join(" ").as_bytes())?);
     let input = match input {
@@ -192,6 +203,9 @@ fn settings(modules: &[String], input: &Input) -> Result<Vec<u8>, VmError> {
         }
     };
     text.extend(input.into_bytes());
+    if let Some((tag, dir)) = share {
+        text.extend(format!("SHARE_TAG={tag}\nSHARE={dir}\n").into_bytes());
+    }
     Ok(text)
 }
 
@@ -269,8 +283,9 @@ mod tests {
 
     #[test]
     fn settings_are_shell() {
-        let text = settings(&["vfio-pci".into(), "dca".into()], &Input::None).unwrap();
+        let text = settings(&["vfio-pci".into(), "dca".into()], &Input::None, None).unwrap();
         assert_eq!(text, b"MODULES='vfio-pci dca'\nINPUT=none\n");
-        assert_eq!(settings(&[], &Input::None).unwrap(), b"MODULES=''\nINPUT=none\n");
+        let text = settings(&[], &Input::None, Some(("tag", "/dir"))).unwrap();
+        assert_eq!(text, b"MODULES=''\nINPUT=none\nSHARE_TAG=tag\nSHARE=/dir\n");
     }
 }

@@ -7,9 +7,11 @@
 #
 # /etc/vfio-dma/settings sets MODULES (what to load) and INPUT: "none" for an empty
 # standard input, "lines" for lines that the host sends, "shell" for a terminal of ROWS
-# and COLUMNS. /etc/vfio-dma/command is the command, as a script.
+# and COLUMNS. SHARE, if set, is where the host's directory SHARE_TAG goes: the command begins
+# there. /etc/vfio-dma/command is the command, as a script.
 
-export PATH=/bin HOME=/root
+# VFIO_DMA_GUEST says that what is written to memory is lost when the command has ended.
+export PATH=/bin HOME=/root VFIO_DMA_GUEST=1
 
 mount -t devtmpfs dev /dev 2>/dev/null # some kernels have mounted it
 mount -t proc proc /proc
@@ -53,6 +55,13 @@ for module in $MODULES; do
 	said=$(modprobe "$module" 2>&1) || fail "modprobe $module: $said"
 done
 
+if [ -n "$SHARE" ]; then
+	# msize, in bytes: the most that a virtio queue of 128 pages carries.
+	said=$(mount -t 9p -o trans=virtio,version=9p2000.L,msize=507904 "$SHARE_TAG" "$SHARE" 2>&1) ||
+		fail "mount the shared directory (NET_9P_VIRTIO and 9P_FS in the kernel): $said"
+	cd "$SHARE" || fail "cd $SHARE"
+fi
+
 stty -F /dev/ttyS2 raw -echo
 case $INPUT in
 shell) stty -F /dev/ttyS1 sane ;;
@@ -70,5 +79,7 @@ shell)
 lines) piped /dev/ttyS1 ;;
 *) piped /dev/null ;;
 esac
-echo "exit $?" >&3
+status=$?
+sync # before the power goes
+echo "exit $status" >&3
 poweroff -f

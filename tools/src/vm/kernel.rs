@@ -9,8 +9,8 @@ use super::apt::{self, Apt};
 use super::cache::{Cache, identity};
 use super::error::{Context, VmError};
 use super::full;
-use super::progress::Step;
 use super::qemu::{APT_KIND, SUITES};
+use crate::progress::Step;
 
 /// Which kernel a guest runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,7 +136,7 @@ fn parse_release(head: &[u8]) -> Result<String, &'static str> {
 fn fetch(apt_root: &Path, tree: &Path) -> Result<String, VmError> {
     let apt = Apt::open(apt_root, &SUITES)?;
     let package = apt.dependency(SUITES[0], "linux-image-amd64", "linux-image-")?;
-    let step = Step::new(format!("fetching {package}"));
+    let step = Step::long(format!("fetching {package} (once)"));
     let debs = apt.download(SUITES[0], &[&package], tree, &step)?;
     drop(step);
     let version = apt::version(&debs, &package)?;

@@ -26,7 +26,6 @@ mod kernel;
 mod machine;
 mod modules;
 mod pciutils;
-mod progress;
 mod qemu;
 mod session;
 mod survey;
@@ -34,8 +33,8 @@ mod survey;
 use std::ffi::OsStr;
 use std::time::Duration;
 
-pub use accel::Accel;
-pub use config::{Device, FIRST_SLOT, GuestFile, Iommu, VmConfig};
+pub use accel::{Accel, Kvm, kvm};
+pub use config::{CPUS, Device, FIRST_SLOT, GuestFile, Iommu, MEMORY, SHARE, VmConfig};
 pub use drive::{Image, NvmeDrive};
 pub use error::VmError;
 pub use guest::Guest;
@@ -43,7 +42,7 @@ pub use kernel::Kernel;
 pub use modules::Modules;
 pub use pciutils::{LSPCI, pciutils};
 pub use session::{Finished, Input, Streams};
-pub use survey::{Kvm, Survey};
+pub use survey::Survey;
 
 /// What a command in a guest did.
 #[derive(Debug, Clone, PartialEq, Eq)]

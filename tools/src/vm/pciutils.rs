@@ -7,8 +7,8 @@ use super::apt::{self, Apt};
 use super::cache::Cache;
 use super::config::GuestFile;
 use super::error::{Context, VmError};
-use super::progress::Step;
 use super::qemu::{APT_KIND, SUITES};
+use crate::progress::Step;
 
 /// How `lspci` is started in a guest that has the files of [`pciutils`]: the program, and its
 /// first arguments.

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::apt::{self, Apt};
 use super::cache::{Cache, identity};
 use super::error::{Context, VmError};
-use super::progress::Step;
+use crate::progress::Step;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// The suites a QEMU of version 10.1 or later comes from, newest last.
@@ -129,7 +129,7 @@ impl Qemu {
 
 fn fetch(apt_root: &Path, tree: &Path) -> Result<String, VmError> {
     let apt = Apt::open(apt_root, &SUITES)?;
-    let step = Step::new("fetching QEMU");
+    let step = Step::long("fetching QEMU (once)");
     let debs = apt.download_closure(SUITES[1], &["qemu-system-x86"], &step)?;
     drop(step);
     let version = apt::version(&debs, "qemu-system-x86")?;

@@ -1,9 +1,8 @@
 //! What guests need, and what of it this machine has; nothing is fetched or built.
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
-use super::accel::Accel;
+use super::accel::{self, Kvm};
 use super::cache::Cache;
 use super::config::VmConfig;
 use super::error::VmError;
@@ -28,21 +27,6 @@ pub struct Survey {
     pub cached: u64,
 }
 
-/// Whether KVM runs guests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kvm {
-    /// There is no `/dev/kvm`.
-    Absent,
-    /// It cannot be opened.
-    Denied(String),
-    /// It can be opened; whether a guest boots is found out with the first one.
-    Untried,
-    /// A guest boots.
-    Usable,
-    /// It can be opened and no guest boots: TCG takes its place.
-    Broken,
-}
-
 impl Survey {
     /// Looks, and tries KVM where everything that takes is here.
     ///
@@ -54,15 +38,12 @@ impl Survey {
         let qemu = Qemu::here(&cache)?;
         let parts = kernel::parts_are_here(&cache);
         let archive = apt::archive().map(|archive| archive.site).map_err(|e| e.to_string());
-        let kvm = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Kvm::Absent,
-            Err(error) => Kvm::Denied(error.to_string()),
-            Ok(_) if qemu.is_none() || !parts => Kvm::Untried,
-            Ok(_) => match Guest::prepare(VmConfig::default())?.accel() {
-                Accel::Kvm => Kvm::Usable,
-                Accel::Auto | Accel::Tcg => Kvm::Broken,
-            },
-        };
+        let mut kvm = accel::kvm();
+        if kvm == Kvm::Untried && qemu.is_some() && parts {
+            // What it settles on is remembered.
+            Guest::prepare(VmConfig::default())?;
+            kvm = accel::kvm();
+        }
         let root = cache.root().to_owned();
         let cached = walkdir::WalkDir::new(&root)
             .into_iter()

@@ -68,6 +68,7 @@ mod tests {
     use super::*;
     use crate::fault::{Rule as AnyRule, When};
     use crate::ioat::FaultPlan;
+    use crate::ioat::fault::Planned;
 
     type Rule = AnyRule<Fault>;
 
@@ -145,11 +146,14 @@ mod tests {
             "chanerr=9@4#1,no-completion@/2,stale-completion@4,reset-hang@2".parse().unwrap();
         assert_eq!(plan.descriptor(1, 3), Default::default());
         let fourth = plan.descriptor(1, 4);
-        assert_eq!(fourth.halt, Some(ChannelError::WRITE_DATA));
-        assert_eq!(fourth.completion, Some(Fault::StaleCompletion));
+        assert_eq!(fourth.halt.unwrap().errors(), ChannelError::WRITE_DATA);
+        let stale = Planned { rule: 2, fault: Fault::StaleCompletion };
+        assert_eq!(fourth.completion, Some(stale));
         assert_eq!(plan.descriptor(0, 4).halt, None);
-        assert_eq!(plan.descriptor(0, 6).completion, Some(Fault::NoCompletion));
-        assert!(plan.reset_hangs(0, 2) && !plan.reset_hangs(0, 3) && !plan.suspend_hangs(0, 2));
+        let none = Planned { rule: 1, fault: Fault::NoCompletion };
+        assert_eq!(plan.descriptor(0, 6).completion, Some(none));
+        assert_eq!((plan.reset_hangs(0, 2), plan.reset_hangs(0, 3)), (Some(3), None));
+        assert_eq!(plan.suspend_hangs(0, 2), None);
     }
 
     proptest! {

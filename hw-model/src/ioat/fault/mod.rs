@@ -86,42 +86,76 @@ impl FaultPlan {
     /// What goes wrong with a channel's `number`th descriptor.
     pub(super) fn descriptor(&self, channel: u8, number: u64) -> DescriptorFaults {
         let mut faults = DescriptorFaults::default();
-        for fault in self.due(channel, number) {
+        for (rule, fault) in self.due(channel, number) {
+            let planned = Some(Planned { rule, fault });
             match fault {
-                Fault::Error(bits) => faults.halt = Some(bits),
-                Fault::Halt => faults.halt = Some(ChannelError::empty()),
+                Fault::Error(_) | Fault::Halt => faults.halt = planned,
                 Fault::NoCompletion
                 | Fault::LateCompletion(_)
                 | Fault::DoubleCompletion(_)
                 | Fault::TornCompletion(_)
                 | Fault::StaleCompletion
-                | Fault::AstrayCompletion(_) => faults.completion = Some(fault),
+                | Fault::AstrayCompletion(_) => faults.completion = planned,
                 Fault::LostInterrupt | Fault::SpuriousInterrupt | Fault::DoubleInterrupt => {
-                    faults.interrupt = Some(fault);
+                    faults.interrupt = planned;
                 }
-                Fault::Gone | Fault::Exit => faults.end = Some(fault),
+                Fault::Gone | Fault::Exit => faults.end = planned,
                 Fault::ResetHang | Fault::SuspendHang => {}
             }
         }
         faults
     }
 
-    /// Whether a channel's `number`th RESET never ends.
-    pub(super) fn reset_hangs(&self, channel: u8, number: u64) -> bool {
-        self.due(channel, number).any(|fault| fault == Fault::ResetHang)
+    /// The rule by which a channel's `number`th RESET never ends.
+    pub(super) fn reset_hangs(&self, channel: u8, number: u64) -> Option<usize> {
+        self.rule(channel, number, Fault::ResetHang)
     }
 
-    /// Whether a channel's `number`th SUSPEND never ends.
-    pub(super) fn suspend_hangs(&self, channel: u8, number: u64) -> bool {
-        self.due(channel, number).any(|fault| fault == Fault::SuspendHang)
+    /// The rule by which a channel's `number`th SUSPEND never ends.
+    pub(super) fn suspend_hangs(&self, channel: u8, number: u64) -> Option<usize> {
+        self.rule(channel, number, Fault::SuspendHang)
+    }
+
+    fn rule(&self, channel: u8, number: u64, fault: Fault) -> Option<usize> {
+        self.due(channel, number).find(|(_, due)| *due == fault).map(|(rule, _)| rule)
+    }
+}
+
+/// A fault that is due, by the index of its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) rule: usize,
+    pub(super) fault: Fault,
+}
+
+impl Planned {
+    /// The bits with which a channel halts.
+    pub(super) fn errors(self) -> ChannelError {
+        match self.fault {
+            Fault::Error(errors) => errors,
+            _ => ChannelError::empty(),
+        }
     }
 }
 
 /// What goes wrong with one descriptor, one fault of each kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct DescriptorFaults {
-    pub(super) halt: Option<ChannelError>,
-    pub(super) completion: Option<Fault>,
-    pub(super) interrupt: Option<Fault>,
-    pub(super) end: Option<Fault>,
+    pub(super) halt: Option<Planned>,
+    pub(super) completion: Option<Planned>,
+    pub(super) interrupt: Option<Planned>,
+    pub(super) end: Option<Planned>,
+}
+
+/// The plan in force, and how often each of its rules took effect.
+#[derive(Debug, Default)]
+pub(super) struct InForce {
+    pub(super) plan: FaultPlan,
+    pub(super) fired: Vec<u64>,
+}
+
+impl InForce {
+    pub(super) fn new(plan: FaultPlan) -> InForce {
+        InForce { fired: vec![0; plan.rules().len()], plan }
+    }
 }

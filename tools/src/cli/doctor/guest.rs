@@ -15,16 +15,17 @@ fn describe(survey: &Survey) -> Vec<Check> {
     let name = "guest-kvm";
     let kvm = match &survey.kvm {
         Kvm::Usable => Check::ok(name, "present, and a guest boots"),
-        Kvm::Broken => Check::note(
+        Kvm::Unusable => Check::note(
             name,
-            "present and not usable: no guest boots under it (or VFIO_DMA_ACCEL says so); QEMU \
-             translates (TCG), which is slower",
+            "present and not usable: no guest boots under it; QEMU translates (TCG), which is slower",
         ),
         Kvm::Untried => Check::note(name, "present; the first guest finds out whether it works"),
-        Kvm::Absent => Check::note(name, "absent: QEMU translates (TCG), which is slower")
-            .mend("enable virtualisation in the firmware, modprobe kvm_intel or kvm_amd"),
-        Kvm::Denied(why) => Check::note(name, format!("/dev/kvm: {why}; QEMU translates (TCG)"))
-            .mend("add the user to the group kvm: sudo usermod -aG kvm $USER"),
+        Kvm::Absent { why } => {
+            Check::note(name, format!("{why}; QEMU translates (TCG), which is slower")).mend(
+                "enable virtualisation in the firmware, modprobe kvm_intel or kvm_amd, and add the \
+                 user to the group kvm: sudo usermod -aG kvm $USER",
+            )
+        }
     };
     let can_fetch = survey.archive.is_ok();
     let fetch = |what: &str, bytes: &str| match can_fetch {
@@ -74,15 +75,20 @@ mod tests {
     fn what_is_present_is_told_from_what_is_usable() {
         let of = |kvm| describe(&survey(kvm)).remove(0);
         assert_eq!(of(Kvm::Usable).status, Status::Ok);
-        let broken = of(Kvm::Broken);
+        let broken = of(Kvm::Unusable);
         assert!(broken.finding.starts_with("present and not usable"), "{broken:?}");
         assert_eq!(broken.status, Status::Note);
-        assert!(of(Kvm::Denied("Permission denied".into())).remedy.unwrap().contains("usermod"));
+        assert!(
+            of(Kvm::Absent { why: "/dev/kvm: Permission denied".into() })
+                .remedy
+                .unwrap()
+                .contains("usermod")
+        );
     }
 
     #[test]
     fn what_can_be_fetched_has_no_remedy_and_nothing_fails() {
-        let mut survey = survey(Kvm::Absent);
+        let mut survey = survey(Kvm::Absent { why: "/dev/kvm: none".into() });
         let checks = describe(&survey);
         assert!(checks[1].remedy.as_ref().unwrap().contains("VFIO_DMA_QEMU"));
         assert_eq!(checks[3].finding, "no apt-get");

@@ -1,16 +1,16 @@
 //! Runs edu: to the device and back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
 
-use super::{Args, Failure};
+use super::{Args, CompletionArg, Failure};
+use crate::progress::Step;
 
 /// What a run of edu came to.
 #[derive(Debug, Serialize)]
@@ -41,25 +41,26 @@ pub(super) fn run(
     interrupted: &AtomicBool,
 ) -> Result<EduOutcome, Failure> {
     let config = Config {
-        completion: args.completion.into(),
-        address_bits: args.address_bits,
-        timeout: Duration::from_secs(args.timeout),
+        completion: args.completion.unwrap_or(CompletionArg::Msi).into(),
+        address_bits: args.address_bits.unwrap_or(28),
+        timeout: args.timeout(),
     };
     let size = args.size.unwrap_or(64 << 10);
     let len = usize::try_from(size)?;
     let address = device.location().to_string();
     let mut edu = Edu::probe(device, config)?;
     let (major, minor) = edu.version()?;
-    let placement = args.placement.into();
+    let placement = args.placement();
     let place = |direction| edu.allocate(&Request::new(len, direction).placement(placement));
     let mut source = place(Direction::ToDevice)?;
     let mut target = place(Direction::FromDevice)?;
-    let (sent, stale) = (Pattern::new(args.seed), Pattern::new(!args.seed));
+    let (sent, stale) = (Pattern::new(args.seed()), Pattern::new(!args.seed()));
     sent.fill(&mut source, 0, len, 0)?;
     // Bytes that are wrong everywhere, so that what the device leaves out shows.
     stale.fill(&mut target, 0, len, 0)?;
 
-    let bar = progress(size);
+    let what = format!("moving {size} bytes to {address} and back");
+    let step = Step::counted(what, size, "{bar:40} {bytes}/{total_bytes} {eta}");
     let begin = Instant::now();
     let mut done = 0;
     while done < len {
@@ -69,10 +70,10 @@ pub(super) fn run(
         let part = STRIDE.min(len - done);
         (source, target) = edu.copy(source, done, target, done, part)?.wait()?;
         done += part;
-        bar.set_position(done as u64);
+        step.done(done as u64);
     }
     let elapsed = begin.elapsed();
-    bar.finish_and_clear();
+    drop(step);
 
     sent.check(&target, 0, len, 0)?.map_err(|wrong| {
         let bits = config.address_bits;
@@ -98,13 +99,6 @@ pub(super) fn run(
         bytes_per_second: (size as f64 / elapsed.as_secs_f64()) as u64,
         verified: true,
     })
-}
-
-fn progress(len: u64) -> ProgressBar {
-    // indicatif draws on standard error, and only if that is a terminal.
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style)
 }
 
 pub(super) fn describe(edu: &EduOutcome) -> String {

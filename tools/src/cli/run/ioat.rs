@@ -1,15 +1,16 @@
 //! Runs I/OAT: a copy from memory to memory.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
-use vfio_dma::devices::ioat::{Channel, Config, Finished, Ioat, IoatError, Token, WhenFull};
+use vfio_dma::devices::ioat::{Channel, Config, Finished, Ioat, IoatError, Stats, Token, WhenFull};
 use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Report, Request, SgTable};
 
-use super::{Args, Failure};
+use super::{Args, Context, Failure};
 
 /// What a run of I/OAT came to.
 #[derive(Debug, Serialize)]
@@ -66,7 +67,7 @@ const SLICE: Duration = Duration::from_millis(50);
 ///
 /// Fails when a buffer cannot be placed, the transfer fails, a byte is wrong, or `stop` is
 /// set: the transfer in flight is aborted then, and its buffers are freed once the device
-/// stands still.
+/// stands still. `seen` gets what the driver counted, in any case.
 pub(in crate::cli) fn copy(
     ioat: &Ioat,
     len: usize,
@@ -74,6 +75,7 @@ pub(in crate::cli) fn copy(
     seed: u64,
     timeout: Duration,
     stop: &AtomicBool,
+    seen: &Cell<Option<Stats>>,
 ) -> Result<Copied, Failure> {
     // Its ring needs a contiguous run of its own: early, while there is one.
     let mut channel = ioat.channel(0)?;
@@ -96,9 +98,11 @@ pub(in crate::cli) fn copy(
     log::info!("{location}: copying {len} bytes");
     let begin = Instant::now();
     let token = channel.copy(source.into(), target.into(), WhenFull::Return)?;
-    let tables = wait(&mut channel, token, timeout, stop)?.into_result()?;
+    let finished = wait(&mut channel, token, timeout, stop);
     let elapsed = begin.elapsed();
     let stats = channel.stats();
+    seen.set(Some(stats));
+    let tables = finished?.into_result()?;
 
     let lost = || Failure::from("the driver did not give the buffers back");
     let buffer =
@@ -171,14 +175,14 @@ fn wait(
 pub(super) fn run(
     args: &Args,
     device: Device,
-    interrupted: &AtomicBool,
+    context: &Context<'_>,
 ) -> Result<IoatOutcome, Failure> {
     let size = args.size.unwrap_or(64 << 20);
     let address = device.location().to_string();
     let ioat = Ioat::probe(device, Config::default())?;
-    let placement = args.placement.into();
-    let timeout = Duration::from_secs(args.timeout);
-    let copied = copy(&ioat, usize::try_from(size)?, placement, args.seed, timeout, interrupted)?;
+    let (placement, seed, timeout) = (args.placement(), args.seed(), args.timeout());
+    let (len, Context { stop, stats }) = (usize::try_from(size)?, context);
+    let copied = copy(&ioat, len, placement, seed, timeout, stop, stats)?;
     let (major, minor) = ioat.version();
     Ok(IoatOutcome {
         address,

@@ -157,7 +157,7 @@ pub(super) fn run(
 impl Runner<'_> {
     /// The placements that are tried: contiguous and scattered, or what was asked for.
     fn placements(&self) -> [Placement; 2] {
-        match self.args.placement {
+        match self.args.placement.unwrap_or(PlacementArg::Auto) {
             // The pages come as they come where nothing contiguous can be had.
             PlacementArg::Auto => [Placement::Auto, Placement::ScatterGather],
             PlacementArg::Contiguous => [Placement::Contiguous; 2],
@@ -182,7 +182,7 @@ impl Runner<'_> {
             for depth in [1, DEPTH] {
                 // Bytes that differ from one buffer to the other, so that what the
                 // drive leaves out shows.
-                let stale = Pattern::new(self.args.seed.wrapping_add(n as u64 + depth as u64));
+                let stale = Pattern::new(self.args.seed().wrapping_add(n as u64 + depth as u64));
                 stale.fill(&mut buffer, 0, len, 0)?;
                 let namespace = self.namespace;
                 buffer = self.pass("read", buffer, placement, depth, |queue, lba, table| {
@@ -217,11 +217,11 @@ impl Runner<'_> {
             true => consent.destroying_signatures(),
             false => consent,
         };
-        let timeout = Duration::from_secs(self.args.timeout);
+        let timeout = self.args.timeout();
         let writable = self.queue.writable(&self.namespace, &consent, timeout)?;
         let mut compared = None;
         for (n, placement) in self.placements().into_iter().enumerate() {
-            let sent = Pattern::new(self.args.seed.wrapping_mul(31).wrapping_add(n as u64));
+            let sent = Pattern::new(self.args.seed().wrapping_mul(31).wrapping_add(n as u64));
             let mut buffer = self.allocate(len, Direction::ToDevice, placement)?;
             sent.fill(&mut buffer, 0, len, 0)?;
             let write = |queue: &mut IoQueue, lba, table| write(queue, &writable, lba, table);
@@ -237,7 +237,7 @@ impl Runner<'_> {
             }
             drop(buffer);
             let mut back = self.allocate(len, Direction::FromDevice, placement)?;
-            Pattern::new(!self.args.seed).fill(&mut back, 0, len, 0)?;
+            Pattern::new(!self.args.seed()).fill(&mut back, 0, len, 0)?;
             let back = self.pass("read back", back, placement, DEPTH, |queue, lba, table| {
                 queue.read(&namespace, lba, table, WhenFull::Return)
             })?;
@@ -294,7 +294,7 @@ impl Runner<'_> {
 
     /// Waits for a transfer, unless it is to stop: the queue is closed then, which ends it.
     fn finish(&mut self, token: Token) -> Result<DataMethod, Failure> {
-        let (begin, limit) = (Instant::now(), Duration::from_secs(self.args.timeout));
+        let (begin, limit) = (Instant::now(), self.args.timeout());
         loop {
             let left = limit.saturating_sub(begin.elapsed());
             match self.queue.wait(token, SLICE.min(left)) {

@@ -21,7 +21,7 @@ pub(super) struct TestdevOutcome {
 pub(super) fn run(args: &Args, device: Device) -> Result<TestdevOutcome, Failure> {
     let address = device.location().to_string();
     let testdev = PciTestdev::probe(device, ())?;
-    let tests = testdev.run(args.writes)?;
+    let tests = testdev.run(args.writes.unwrap_or(1000))?;
     let membar = testdev.membar()?;
     let passed = tests.iter().all(TestResult::passed);
     Ok(TestdevOutcome { address, passed, tests, membar })

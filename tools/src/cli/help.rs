@@ -1,0 +1,109 @@
+//! Examples for `--help`, the variables that are read, shell completions and manual pages.
+
+use std::process::ExitCode;
+
+use clap::Command;
+use clap_complete::Shell;
+
+use super::{Failure, output, usage};
+
+/// The variables that the command and its guests heed.
+pub(super) const TOP: &str = "\
+Examples:
+  vfio-dma
+  vfio-dma list
+  vfio-dma run model --placement sg --size 16M
+  vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0
+  vfio-dma bench model --report bench.html
+
+Exit status: 0 done; 1 failed; 2 usage; 130 after Ctrl-C.
+
+Environment:
+  RUST_LOG             warn, info, debug: how much is told on standard error
+  VFIO_DMA_QEMU        the QEMU to use
+  VFIO_DMA_KERNEL      the guest kernel to use
+  VFIO_DMA_BUSYBOX     the static busybox to use
+  VFIO_DMA_ACCEL       kvm or tcg; by default KVM where a probe guest boots under it
+  XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma";
+pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
+pub(super) const BIND: &str = "Examples:\n  vfio-dma bind 0000:00:05.0";
+pub(super) const UNBIND: &str = "Examples:\n  vfio-dma unbind 0000:00:05.0";
+pub(super) const DOCTOR: &str = "Examples:\n  vfio-dma doctor\n  vfio-dma doctor 0000:00:05.0";
+pub(super) const RUN: &str = "\
+Examples:
+  vfio-dma run model
+  vfio-dma run model --placement sg --size 16M --json
+  vfio-dma run model --fault chanerr=8@40
+  vfio-dma run --bind 0000:00:05.0
+  vfio-dma run ./socket --size 1M";
+pub(super) const BENCH: &str = "\
+Examples:
+  vfio-dma bench model
+  vfio-dma bench model --report bench.html --json a.json
+  vfio-dma bench model --size 1M --segment 4K,64K --rounds 20
+  vfio-dma bench --compare a.json b.json
+  vfio-dma bench --bind 0000:00:05.0 --link gen4x16";
+pub(super) const VM: &str = "\
+Examples:
+  vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0
+  vfio-dma vm --device ioat,channels=4 --kernel full
+  vfio-dma vm --device ioat --share . -- vfio-dma bench --bind 0000:00:05.0 --json a.json
+
+Environment:
+  VFIO_DMA_QEMU, VFIO_DMA_KERNEL, VFIO_DMA_BUSYBOX   parts to use instead of fetched ones
+  VFIO_DMA_ACCEL                                     kvm or tcg instead of a probe
+  XDG_CACHE_HOME                                     where fetched parts are kept";
+pub(super) const MODEL: &str = "\
+Examples:
+  vfio-dma model --socket ./socket
+  vfio-dma model --socket ./socket --channels 4 --fault 'no-interrupt@/7'";
+pub(super) const LINK: &str = "\
+Examples:
+  vfio-dma link gen3x8
+  vfio-dma link gen4x16,mps=512 --size 4K,1M --segment 4K";
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  vfio-dma completions bash > ~/.local/share/bash-completion/completions/vfio-dma
+  vfio-dma completions zsh > ~/.zfunc/_vfio-dma";
+pub(super) const MAN: &str = "\
+Examples:
+  vfio-dma man | man -l -
+  vfio-dma man bench | man -l -";
+
+/// Print the completions of a shell for this command
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Print a manual page, of the command or of one of its subcommands
+#[derive(Debug, clap::Args)]
+pub(super) struct Man {
+    /// The subcommand
+    #[arg(value_name = "SUBCOMMAND")]
+    subcommand: Option<String>,
+}
+
+pub(super) fn completions(args: &Completions, mut command: Command) -> Result<ExitCode, Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "vfio-dma", &mut text);
+    output::print(&String::from_utf8(text)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn man(args: &Man, mut command: Command) -> Result<ExitCode, Failure> {
+    command.build();
+    let (page, title) = match &args.subcommand {
+        None => (command, "vfio-dma".to_owned()),
+        Some(name) => match command.find_subcommand(name) {
+            Some(found) => (found.clone(), format!("vfio-dma-{name}")),
+            None => return Err(usage(format!("there is no subcommand {name:?}"))),
+        },
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).title(title).render(&mut text)?;
+    output::print(&String::from_utf8(text)?)?;
+    Ok(ExitCode::SUCCESS)
+}
