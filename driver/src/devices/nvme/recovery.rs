@@ -91,10 +91,18 @@ impl IoQueue {
         // What had ended before is known from memory, which no reset touches. The rest of
         // a transfer is not fed any more.
         let feeding = self.feeding.take().map(|remaining| remaining.slot);
+        let condition = self.controller.condition().clone();
         let mut ended_early = true;
         while ended_early {
             ended_early = match self.memory.pair.reap() {
                 Ok(Some((completed, command))) => {
+                    // Some controllers say of a command that they gave it up for the reset.
+                    if completed.status.is_abort()
+                        && !command.is_late
+                        && let Some(job) = self.jobs.get_mut(command.slot)
+                    {
+                        job.fail(TransferError::Reset(condition.why.clone()));
+                    }
                     if feeding == Some(command.slot) {
                         self.forget(&command);
                     } else {
@@ -105,7 +113,6 @@ impl IoQueue {
                 Ok(None) | Err(_) => false,
             };
         }
-        let condition = self.controller.condition().clone();
         let mut slots: Vec<(Slot, Option<TransferError>)> = Vec::new();
         let timeout = self.config.timeout;
         let jobs = &self.jobs;

@@ -76,6 +76,11 @@ fn written(drive: u8) -> Pattern {
     Pattern::new(200 + u64::from(drive))
 }
 
+/// What QEMU traces: what the specification leaves undefined, and that a controller was enabled,
+/// which shows that it traces.
+const TRACES: &str = "trace:pci_nvme_ub_*,trace:pci_nvme_mmio_start_success";
+const STARTED: &str = "pci_nvme_mmio_start_success";
+
 /// The last 4 KiB of a drive tell the host from where to where it was written, by a case that
 /// ended well: as two numbers behind this.
 const MARK: &[u8; 8] = b"written!";
@@ -123,7 +128,7 @@ fn machine(iommu: Iommu, kernel: Kernel, kernel_args: Vec<String>) -> Machine {
     }
     let several = several(&mut config);
     let log_path = log.path().as_os_str().to_owned();
-    config.qemu_args.extend(["-d".into(), "trace:pci_nvme_ub_*".into(), "-D".into(), log_path]);
+    config.qemu_args.extend(["-d".into(), TRACES.into(), "-D".into(), log_path]);
     let before = images[usize::from(USED)].bytes().unwrap();
     let verify = move || {
         let _rules = rules;
@@ -139,6 +144,9 @@ fn machine(iommu: Iommu, kernel: Kernel, kernel_args: Vec<String>) -> Machine {
             }
         }
         let log = std::fs::read_to_string(log.path()).map_err(|e| e.to_string())?;
+        if !log.contains(STARTED) {
+            return Err(format!("QEMU traced nothing: {log}"));
+        }
         match log.lines().find(|line| line.contains("pci_nvme_ub_")) {
             Some(line) => Err(format!("QEMU found undefined behaviour: {line}")),
             None => Ok(()),
@@ -196,6 +204,9 @@ fn check_image(drive: u8, image: &[u8]) -> Result<(), String> {
     written(drive).bytes(first, &mut new);
     if let Some(at) = differs(first as usize..end as usize, &new) {
         return Err(format!("drive {drive}: byte {at} of the image is not what was written"));
+    }
+    if end > first {
+        eprintln!("drive {drive}: bytes {first} to {end} of the image are as they were written");
     }
     // Whatever lies before the part that is for writing, nobody may have touched.
     if let Some(at) = differs(0..WRITTEN as usize, &expected[..WRITTEN as usize]) {
