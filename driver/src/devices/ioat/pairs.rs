@@ -13,13 +13,13 @@ use crate::queue::SlotPair;
 impl Channel {
     /// Copies the first `len` bytes of the sources of pairs to their targets, in their order, and
     /// tells the device with one doorbell: as a [batch](Channel::batch) of
-    /// [`Batch::copy_pair`], for less. Returns how many, which were taken out of the vector; the
+    /// [`Batch::copy_pair`](super::Batch::copy_pair), for less. Returns how many, which were taken out of the vector; the
     /// ring has no room for those that are left.
     ///
     /// # Errors
     ///
     /// As [`Channel::batch`], when no pair was taken. A pair that is refused, as by
-    /// [`Batch::copy_pair`], is left as the first of the vector, and those before it are told.
+    /// [`Batch::copy_pair`](super::Batch::copy_pair), is left as the first of the vector, and those before it are told.
     pub fn copy_pairs(
         &mut self,
         source: &Arc<SlotPool>,
