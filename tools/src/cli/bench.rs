@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::nvme::Nvme;
 use vfio_dma::devices::{Driver, PciDriver as _};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
@@ -204,17 +205,16 @@ fn warn_of_memory(output: &Output) {
 
 /// Refuses options that the driver has no use for.
 fn check(args: &Args, driver: &Driver) -> Result<(), Failure> {
-    let given = [
-        ("--batch", args.batches.is_some()),
-        ("--channels", args.channels.is_some()),
-        ("--link", args.link.is_some()),
+    let queues: &[&str] = &[Ioat::NAME, Nvme::NAME];
+    let given: [(_, _, &[&str]); 3] = [
+        ("--batch", args.batches.is_some(), queues),
+        ("--channels", args.channels.is_some(), queues),
+        ("--link", args.link.is_some(), &[Ioat::NAME]),
     ];
-    match given.iter().find(|(_, given)| *given && driver.name != Ioat::NAME) {
-        Some((option, _)) => Err(usage(format!(
-            "{option} is for {}, whose transfers are in descriptors: {driver} has one transfer at \
-             a time",
-            Ioat::NAME
-        ))),
+    match given.iter().find(|(_, given, drivers)| *given && !drivers.contains(&driver.name)) {
+        Some((option, _, drivers)) => {
+            Err(usage(format!("{option} is for {}, not for {driver}", drivers.join(" and "))))
+        }
         None => Ok(()),
     }
 }

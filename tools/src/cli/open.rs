@@ -69,12 +69,17 @@ impl DeviceArg {
     ///
     /// Names the option and what it belongs to.
     pub(super) fn check(&self, device: &str) -> Result<(), Failure> {
-        let what = match device {
-            MODEL => "the model in this process has an IOMMU of its own and no driver",
-            path if path.contains('/') => "a device on a socket is reached through it alone",
-            _ => return Ok(()),
+        let what = match Place::of(device)? {
+            Place::Model => "the model in this process has an IOMMU of its own and no driver",
+            Place::Socket(_) => "a device on a socket is reached through it alone",
+            Place::Function(_) => return Ok(()),
         };
-        let given = [("--iommu", self.iommu.is_some()), ("--bind", self.bind)];
+        let given = [
+            ("--iommu", self.iommu.is_some()),
+            ("--bind", self.bind),
+            ("--force", self.force),
+            ("--vf-token", self.vf_token.is_some()),
+        ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
                 Err(usage(format!("{option} is for a PCI device of this machine: {what}")))
@@ -158,11 +163,10 @@ impl Place<'_> {
             Err(_) if std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) => {
                 Ok(Place::Socket(path))
             }
-            Err(error) => Err(format!(
+            Err(error) => Err(usage(format!(
                 "{error}\n  remedy: DEVICE is a PCI address, the path of a vfio-user socket, or \
                  `model`"
-            )
-            .into()),
+            ))),
         }
     }
 }
