@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use vfio_dma::host::Sysfs;
 use vfio_dma_tests::{Said, address, vfio_dma};
 
-use crate::support::{bind, check_refusal, leaves_machine_alone, open, refused};
+use crate::support::{bind, check_refusal, leaves_machine_alone, misused, open, refused};
 
 pub(crate) fn unknown_and_malformed_addresses() {
     leaves_machine_alone(|| {
@@ -17,7 +17,7 @@ pub(crate) fn unknown_and_malformed_addresses() {
         }
         for bad in ["", "5.0", "0000:00:20.0", "0000:00:05.8", "0000:00:05.0 ", "xyz", "::."] {
             for command in ["run", "bind", "unbind"] {
-                refused(&[command, bad], &[&format!("{bad:?}"), "0000:00:05.0"]);
+                misused(&[command, bad], &[&format!("{bad:?}"), "0000:00:05.0"]);
             }
         }
     });

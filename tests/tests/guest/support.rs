@@ -98,8 +98,17 @@ pub(crate) fn refused(args: &[&str], parts: &[&str]) {
     check_refusal(&said, parts);
 }
 
+/// As [`refused`], for what is no way to call the command: exit status 2.
+pub(crate) fn misused(args: &[&str], parts: &[&str]) {
+    check_message(&vfio_dma(args), 2, parts);
+}
+
 pub(crate) fn check_refusal(said: &Said, parts: &[&str]) {
-    assert_eq!(said.status, 1, "{said:#?}");
+    check_message(said, 1, parts);
+}
+
+fn check_message(said: &Said, status: i32, parts: &[&str]) {
+    assert_eq!(said.status, status, "{said:#?}");
     assert_eq!(said.out, "", "nothing on standard output: {said:#?}");
     let messages = said.err.lines().filter(|line| line.starts_with("vfio-dma: ")).count();
     assert_eq!(messages, 1, "one message: {said:#?}");
