@@ -26,6 +26,8 @@ Environment:
   VFIO_DMA_ACCEL       kvm or tcg; by default KVM where a probe guest boots under it
   XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma";
 pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
+pub(super) const SHOW: &str =
+    "Examples:\n  vfio-dma show 0000:00:05.0\n  vfio-dma show 0000:00:05.0 --json";
 pub(super) const BIND: &str = "Examples:\n  vfio-dma bind 0000:00:05.0";
 pub(super) const UNBIND: &str = "Examples:\n  vfio-dma unbind 0000:00:05.0";
 pub(super) const DOCTOR: &str = "Examples:\n  vfio-dma doctor\n  vfio-dma doctor 0000:00:05.0";

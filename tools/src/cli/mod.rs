@@ -47,6 +47,7 @@ struct Cli {
 enum Command {
     #[command(after_long_help = help::LIST)]
     List(list::Args),
+    #[command(after_long_help = help::SHOW)]
     Show(show::Args),
     #[command(after_long_help = help::BIND)]
     Bind(bind::Args),
