@@ -5,6 +5,8 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+const TOKEN: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
 fn run(args: &[&str]) -> Output {
     // Its own directory for caches, and no programs: nothing can be fetched or booted.
     let cache = tempfile::tempdir().unwrap();
@@ -23,6 +25,8 @@ fn each_is_refused_with_what_it_belongs_to() {
         // Options of another device.
         (&["run", "model", "--iommu", "type1"][..], "--iommu is for a PCI device"),
         (&["run", "model", "--bind"], "--bind is for a PCI device"),
+        (&["run", "model", "--vf-token", TOKEN], "--vf-token is for a PCI device"),
+        (&["bench", "./socket", "--vf-token", TOKEN], "--vf-token is for a PCI device"),
         (&["run", "./socket", "--iommu", "auto"], "--iommu is for a PCI device"),
         (&["run", "model", "--completion", "intx"], "--completion is for edu"),
         (&["run", "model", "--address-bits", "32"], "--address-bits is for edu"),
@@ -61,6 +65,11 @@ fn each_is_refused_with_what_it_belongs_to() {
         assert_eq!(output.stdout, b"", "{args:?}");
         assert!(begin.elapsed() < Duration::from_secs(5), "{args:?}: not at once");
     }
+    // The path of a function in sysfs is no socket: what it lacks here is the function itself.
+    let output = run(&["run", "/sys/bus/pci/devices/ffff:ff:1f.7", "--bind"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("--bind is for"), "{said}");
 }
 
 #[test]

@@ -17,7 +17,8 @@ use vfio_dma::pci::PciError;
 use vfio_dma_model::embedded::AttachError;
 use vfio_dma_model::ioat::IoatError as ModelError;
 
-use super::plan::{Spec, bytes};
+use super::plan::Spec;
+use super::units::bytes;
 
 /// Why a benchmark failed, or a file of its results was not made.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ pub enum BenchError {
         longest: u64,
     },
     /// Every transfer would have too many of the segments that were asked for.
-    #[error("segments of {segment}: every transfer would have more than {most} segments")]
+    #[error("segments of {}: every transfer would have more than {most} segments", bytes(*segment))]
     TooManySegments {
         /// Bytes of a segment.
         segment: u64,

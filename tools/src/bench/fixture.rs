@@ -189,11 +189,13 @@ impl Generator {
             cells,
             allocations,
             link: Some(link::view(&LinkConfig::default(), 1 << 20, &segments[..6])),
+            noise: Noise {
+                undecided: vec!["4 MiB in 2 MiB segments".into()],
+                wide: Vec::new(),
+                of: 90,
+            },
             notes: vec![
-                "left out, with more than 65536 segments in a transfer: 16M in 64, 64M in 64, \
-                 64M in 256"
-                    .into(),
-                "4M in 2M segments against contiguous: the rounds differ more than the two do"
+                "left out, with more than 65536 segments in a transfer: 16 MiB in 64 B segments"
                     .into(),
             ],
         }
@@ -243,6 +245,13 @@ fn setup() -> Setup {
         rounds: ROUNDS,
         seed: 1,
         peak_memory: Some(412 << 20),
+        conditions: Some(Conditions {
+            load: [Some(0.4), Some(1.2)],
+            steal: Some(0.003),
+            governors: vec!["performance".into()],
+            allowed: Some("0-1".into()),
+            pinned: false,
+        }),
     }
 }
 

@@ -8,10 +8,11 @@ use hdrhistogram::Histogram;
 
 use super::allocation::Allocations;
 use super::error::BenchError;
-use super::plan::{Spec, bytes, fit, order};
-use super::results::{Allocation, Cell, Latency, Memcpy};
+use super::plan::{Spec, fit, order};
+use super::results::{Allocation, Cell, Latency, Memcpy, Noise};
 use super::spread::{is_undecided, is_wide, ratio, spread};
 use super::subject::{Extent, Sample, Subject, histogram};
+use super::units::bytes;
 use crate::progress::Step;
 
 /// How it is measured.
@@ -38,6 +39,7 @@ pub(super) struct Measured {
     pub(super) memcpy: Vec<Memcpy>,
     pub(super) cells: Vec<Cell>,
     pub(super) allocations: Vec<Allocation>,
+    pub(super) noise: Noise,
     pub(super) notes: Vec<String>,
     pub(super) ended_early: Option<String>,
 }
@@ -317,7 +319,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
         if of_contiguous.as_ref().is_some_and(is_undecided) {
             undecided.push(spec.to_string());
         }
-        if is_wide(&bytes_per_second) {
+        if is_wide(&bytes_per_second) || of_contiguous.as_ref().is_some_and(is_wide) {
             wide.push(spec.to_string());
         }
         let each = |count: u64| count as f64 / variant.total.transfers.max(1) as f64;
@@ -340,18 +342,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
         };
         measured.cells.push(cell);
     }
-    if !undecided.is_empty() {
-        measured.notes.push(format!(
-            "within the noise, so that nothing follows from the ratio to contiguous (marked ~): {}",
-            undecided.join(", ")
-        ));
-    }
-    if !wide.is_empty() {
-        measured.notes.push(format!(
-            "the rounds differ by more than a quarter of the median (marked !): {}",
-            wide.join(", ")
-        ));
-    }
+    measured.noise = Noise { undecided, wide, of: measured.cells.len() };
 }
 
 fn latency(histogram: &Histogram<u64>) -> Option<Latency> {

@@ -30,6 +30,7 @@ mod subject;
 mod table;
 mod test_memory;
 pub mod units;
+pub mod verdict;
 
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -90,7 +91,7 @@ pub fn run(
     interrupted: &AtomicBool,
 ) -> Result<Results, BenchError> {
     let taken = jiff::Timestamp::now();
-    let begin = Instant::now();
+    let (begin, before) = (Instant::now(), setup::Before::now());
     let location = device.location().to_string();
     let Identity { vendor, device: id, .. } = Identity::of(&device)?;
     let ids = format!("{vendor:04x}:{id:04x}");
@@ -130,6 +131,7 @@ pub fn run(
         rounds: options.rounds,
         seed: options.seed,
         peak_memory: setup::peak_memory(),
+        conditions: Some(before.conditions()),
     };
     Ok(Results {
         schema: SCHEMA,
@@ -138,7 +140,10 @@ pub fn run(
         memcpy: measured.memcpy,
         cells: measured.cells,
         allocations: measured.allocations,
-        link: Some(link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
+        // What descriptors cost on a link says nothing of a device without any.
+        link: (driver.name == Ioat::NAME)
+            .then(|| link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
+        noise: measured.noise,
         notes: measured.notes,
     })
 }

@@ -14,11 +14,12 @@ use vfio_dma::dma::{Direction, Request, SgTable};
 use vfio_dma::queue::{QueueError, WaitMode};
 
 use super::error::BenchError;
-use super::plan::{PlanOptions, Spec, bytes, plan};
+use super::plan::{PlanOptions, Spec, plan};
 use super::profile::Profile;
 use super::results::Series;
 use super::subject::{Extent, Sample, Subject, histogram};
 use super::test_memory::TestMemory;
+use super::units::bytes;
 
 /// Entries of a queue.
 pub(super) const ENTRIES: u32 = 1024;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::error::BenchError;
 use super::profile::Profile;
 use super::results::Series;
+use super::units::bytes;
 
 /// Time for each variant in a round, unless asked for otherwise.
 pub const SLICE: Duration = Duration::from_millis(25);
@@ -131,15 +132,6 @@ impl fmt::Display for Spec {
             Series::Latency => f.write_str(", one at a time"),
         }
     }
-}
-
-/// A size as people write it: 64, 4K, 16M.
-#[must_use]
-pub fn bytes(size: u64) -> String {
-    [(30, "G"), (20, "M"), (10, "K")]
-        .into_iter()
-        .find(|&(shift, _)| size > 0 && size.is_multiple_of(1 << shift))
-        .map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
 }
 
 /// The variants for an engine with scatter/gather hardware, `channels` channels and room
@@ -370,7 +362,7 @@ mod tests {
         };
         assert!(ask(&[4096], &[1024], Some(2)).is_ok());
         let error = ask(&[64, 4096], &[4096], None).unwrap_err();
-        assert!(error.contains("4K") && error.contains("not smaller"), "{error}");
+        assert!(error.contains("4 KiB") && error.contains("not smaller"), "{error}");
         let error = ask(&[64 << 20], &[1], None).unwrap_err();
         assert!(error.contains("1048576 segments"), "{error}");
         let many: Vec<u64> = (1..=100).collect();
@@ -390,7 +382,7 @@ mod tests {
         let (specs, notes) = plan_edu(&options);
         let segments: Vec<Option<u64>> = specs.iter().map(|spec| spec.segment).collect();
         assert_eq!(segments, [None, Some(4096)]);
-        assert!(notes.last().unwrap().ends_with("segments of 64, 8K"), "{notes:?}");
+        assert!(notes.last().unwrap().ends_with("segments of 64 B, 8 KiB"), "{notes:?}");
     }
 
     #[test]
@@ -425,7 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_short() {
-        assert_eq!([1, 4096, 64 << 20, 5000].map(bytes), ["1", "4K", "64M", "5000"]);
+    fn a_segment_has_a_unit_that_no_count_has() {
+        let spec = Spec {
+            series: Series::Segments,
+            transfer: 1 << 20,
+            segment: Some(256),
+            batch: 1,
+            channels: 1,
+        };
+        assert_eq!(spec.to_string(), "1 MiB in 256 B segments");
     }
 }

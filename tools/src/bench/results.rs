@@ -25,8 +25,23 @@ pub struct Results {
     pub allocations: Vec<Allocation>,
     /// What a PCI Express link would make of it, by calculation.
     pub link: Option<LinkView>,
+    /// Figures that the rounds leave open.
+    #[serde(default)]
+    pub noise: Noise,
     /// What a reader has to know: what was left out and why, differences without meaning.
     pub notes: Vec<String>,
+}
+
+/// Figures that the rounds leave open, by the names of their variants.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noise {
+    /// The ratio to contiguous has 1 in its middle half (`~`).
+    pub undecided: Vec<String>,
+    /// The middle half of the rate, or of the ratio to contiguous, spans more than a quarter of
+    /// the median (`!`).
+    pub wide: Vec<String>,
+    /// Variants that were measured.
+    pub of: usize,
 }
 
 /// What a benchmark was taken on, and how.
@@ -52,6 +67,9 @@ pub struct Setup {
     pub seed: u64,
     /// Highest resident memory of the process, in bytes.
     pub peak_memory: Option<u64>,
+    /// What else the machine did meanwhile; `null` in files of earlier versions.
+    #[serde(default)]
+    pub conditions: Option<Conditions>,
 }
 
 /// The machine, as it describes itself.
@@ -71,6 +89,21 @@ pub struct Machine {
     pub hypervisor: Option<String>,
     /// State of transparent huge pages.
     pub transparent_huge_pages: Option<String>,
+}
+
+/// What else the machine did while it was measured on, and how its processors were set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Conditions {
+    /// Load of the last minute before and after the measurement (/proc/loadavg).
+    pub load: [Option<f64>; 2],
+    /// Share of the processors' time that the hypervisor gave to others meanwhile, 0 to 1.
+    pub steal: Option<f64>,
+    /// Frequency governors of the processors, each once; empty where there are none.
+    pub governors: Vec<String>,
+    /// The processors that the process may use, as in `0-3,8`.
+    pub allowed: Option<String>,
+    /// Whether these are fewer than the machine has.
+    pub pinned: bool,
 }
 
 /// The device, as it was opened.

@@ -1,11 +1,12 @@
 //! What a benchmark is taken on.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::utsname::uname;
 
-use super::results::Machine;
+use super::results::{Conditions, Machine};
 
 /// The machine, as it describes itself.
 #[must_use]
@@ -31,6 +32,68 @@ pub(super) fn machine() -> Machine {
         transparent_huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
             .and_then(|text| chosen(&text)),
     }
+}
+
+/// The processors' time and the load when a measurement begins.
+pub(super) struct Before {
+    load: Option<f64>,
+    ticks: Option<Ticks>,
+}
+
+/// Time of all processors since the machine booted, in ticks: all of it, and what was stolen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ticks {
+    all: u64,
+    stolen: u64,
+}
+
+impl Before {
+    pub(super) fn now() -> Before {
+        Before { load: load(), ticks: ticks() }
+    }
+
+    /// What the machine did since then.
+    pub(super) fn conditions(&self) -> Conditions {
+        let steal = self.ticks.zip(ticks()).and_then(|(before, after)| stolen(before, after));
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let allowed = field(&status, "Cpus_allowed_list");
+        let online = fs::read_to_string("/sys/devices/system/cpu/online");
+        let pinned = match (&allowed, &online) {
+            (Some(allowed), Ok(online)) => allowed.trim() != online.trim(),
+            _ => false,
+        };
+        Conditions { load: [self.load, load()], steal, governors: governors(), allowed, pinned }
+    }
+}
+
+fn load() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+fn ticks() -> Option<Ticks> {
+    parse_ticks(&fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// The line `cpu` of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal; what
+/// follows, time of guests, is in the first two already (proc_stat(5)).
+fn parse_ticks(stat: &str) -> Option<Ticks> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().take(8).flat_map(str::parse).collect();
+    Some(Ticks { all: ticks.iter().sum(), stolen: *ticks.get(7)? })
+}
+
+fn stolen(before: Ticks, after: Ticks) -> Option<f64> {
+    let all = after.all.checked_sub(before.all).filter(|&all| all > 0)?;
+    Some(after.stolen.checked_sub(before.stolen)? as f64 / all as f64)
+}
+
+fn governors() -> Vec<String> {
+    let cpus = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    let governor =
+        |cpu: fs::DirEntry| fs::read_to_string(cpu.path().join("cpufreq/scaling_governor")).ok();
+    let found: BTreeSet<String> =
+        cpus.filter_map(governor).map(|text| text.trim().to_owned()).collect();
+    found.into_iter().collect()
 }
 
 /// The most resident memory that this process ever had, in bytes.
@@ -107,6 +170,18 @@ mod tests {
         assert_eq!(known("Vendor", ""), None, "a real machine");
         assert_eq!(known("Vendor", cpuinfo).unwrap(), "Vendor Standard PC (Q35)");
         assert_eq!(hypervisor([None, None, None], None, cpuinfo).unwrap(), "unnamed");
+    }
+
+    #[test]
+    fn stolen_time_is_a_share_of_all_time() {
+        let before = parse_ticks("cpu  10 0 10 70 5 0 0 5 3 0\ncpu0 1 1\n").unwrap();
+        assert_eq!(before, Ticks { all: 100, stolen: 5 });
+        let after = parse_ticks("cpu  60 0 10 90 5 0 0 35 3 0\n").unwrap();
+        assert_eq!(stolen(before, after), Some(0.3));
+        assert_eq!(stolen(before, before), None);
+        assert_eq!(parse_ticks("cpu  1 2 3\n"), None);
+        let conditions = Before::now().conditions();
+        assert!(conditions.load[0].is_some() && conditions.allowed.is_some(), "{conditions:?}");
     }
 
     #[test]

@@ -39,10 +39,21 @@ pub fn is_wide(spread: &Spread) -> bool {
 }
 
 /// Whether a ratio leaves open which of the two is the quicker one: the middle half of the
-/// rounds has 1 in it, or spans too much.
+/// rounds has 1 in it. One that is wide and far from 1 is a finding of little precision.
 #[must_use]
 pub fn is_undecided(ratio: &Spread) -> bool {
-    (ratio.p25 <= 1.0 && ratio.p75 >= 1.0) || is_wide(ratio)
+    ratio.p25 <= 1.0 && ratio.p75 >= 1.0
+}
+
+/// The marks of a ratio: `~` when it is undecided, `!` when it is wide.
+#[must_use]
+pub fn marks(ratio: &Spread) -> &'static str {
+    match (is_undecided(ratio), is_wide(ratio)) {
+        (false, false) => "",
+        (false, true) => "!",
+        (true, false) => "~",
+        (true, true) => "~!",
+    }
 }
 
 #[cfg(test)]
@@ -77,7 +88,11 @@ mod tests {
         assert!(is_undecided(&of(0.95, 0.98, 1.01)));
         assert!(!is_undecided(&of(0.95, 0.97, 0.99)));
         assert!(!is_undecided(&of(1.01, 1.02, 1.03)));
-        assert!(is_undecided(&of(0.5, 0.7, 0.9)));
+        // Wide, but 1 is far from it: segments cost at least nine tenths.
+        assert!(!is_undecided(&of(0.035, 0.05, 0.07)) && is_wide(&of(0.035, 0.05, 0.07)));
+        assert_eq!(marks(&of(0.035, 0.05, 0.07)), "!");
+        assert_eq!([marks(&of(0.5, 1.0, 1.5)), marks(&of(0.9, 1.0, 1.1))], ["~!", "~"]);
+        assert_eq!(marks(&of(0.69, 0.7, 0.71)), "");
         assert!(is_wide(&of(10.0, 20.0, 30.0)) && !is_wide(&of(18.0, 20.0, 22.0)));
     }
 }

@@ -1,18 +1,23 @@
-//! Results as text of at most 100 columns.
+//! Results as text of at most 80 columns: the answer first, then the tables.
 
 use std::fmt::Write as _;
 
-use super::plan::bytes;
-use super::results::{Allocation, Cell, Latency, LinkView, Results, Series, Spread};
-use super::spread::{is_undecided, is_wide};
+use super::results::{
+    Allocation, Cell, Conditions, Latency, LinkView, Noise, Results, Series, Spread,
+};
+use super::spread::{is_wide, marks};
+use super::units::bytes;
+use super::verdict::verdict;
 
 /// The widest line.
-const WIDTH: usize = 100;
+const WIDTH: usize = 80;
 
-/// The tables of a benchmark, its setup before and its notes behind them.
+/// The answer of a benchmark, its setup, its tables, and its notes behind them.
 #[must_use]
 pub fn table(results: &Results) -> String {
-    let mut text = setup(results);
+    let mut text = verdict(results).map_or(String::new(), |answer| wrapped("", &answer) + "\n");
+    text += &noise(&results.noise);
+    text += &setup(results);
     if let Some(why) = &results.ended_early {
         text += &wrapped("ENDED EARLY: ", &format!("{why}; what was measured before follows"));
     }
@@ -22,7 +27,13 @@ pub fn table(results: &Results) -> String {
         &mut text,
         "Contiguous against scatter/gather",
         segment_head(unit),
-        cells(Series::Segments).map(|cell| segment_row(cell, results, unit)),
+        cells(Series::Segments).map(|cell| segment_row(cell, unit)),
+    );
+    section(
+        &mut text,
+        "What a transfer takes, and its buffers in map calls",
+        work_head(),
+        cells(Series::Segments).map(|cell| work_row(cell, results)),
     );
     section(
         &mut text,
@@ -40,7 +51,7 @@ pub fn table(results: &Results) -> String {
     let memcpy = results.memcpy.iter().map(|memcpy| {
         let Spread { median, .. } = memcpy.bytes_per_second;
         format!(
-            "{:>8} {:>7.*} {}",
+            "{:>10} {:>7.*} {}",
             bytes(memcpy.transfer),
             digits(median / 1e9),
             median / 1e9,
@@ -50,22 +61,21 @@ pub fn table(results: &Results) -> String {
     section(
         &mut text,
         "The processor's own copy (memcpy)",
-        format!("{:>8} {:>7} {:>11}", "bytes", "GB/s", "p25-p75"),
+        format!("{:>10} {:>7} {:>11}", "size", "GB/s", "p25-p75"),
         memcpy,
     );
     section(
         &mut text,
-        "Memory for the device: from the request until it is mapped, and until it is freed",
+        "Memory for the device: until it is mapped, and until it is freed",
         allocation_head(),
-        results.allocations.iter().map(allocation_row),
+        allocation_rows(&results.allocations).into_iter(),
     );
     if let Some(view) = &results.link {
         text += &link(view);
     }
     section(
         &mut text,
-        "Calculated, not measured: the transfers above on that link, and what share their rates \
-         take",
+        "Calculated, not measured: these transfers on that link, and what they take of it",
         share_head(),
         cells(Series::Segments).filter_map(share_row),
     );
@@ -119,7 +129,44 @@ fn setup(results: &Results) -> String {
             setup.peak_memory.map_or("unknown".into(), |bytes| format!("{} MiB", bytes >> 20))
         ),
     );
+    if let Some(during) = &setup.conditions {
+        text += &wrapped("load     ", &conditions(during));
+    }
     text
+}
+
+/// How much of what was measured is uncertain; which, is in the JSON.
+fn noise(noise: &Noise) -> String {
+    let Noise { undecided, wide, of } = noise;
+    if undecided.is_empty() && wide.is_empty() {
+        return String::new();
+    }
+    wrapped(
+        "noise    ",
+        &format!(
+            "of {of} variants {} within the noise of contiguous (~: 1 lies in the middle half of \
+             the ratio), {} uncertain in size (!: the middle half spans over a quarter of the \
+             median); --json lists them",
+            undecided.len(),
+            wide.len()
+        ),
+    )
+}
+
+pub(super) fn conditions(conditions: &Conditions) -> String {
+    let number = |load: Option<f64>| load.map_or("unknown".into(), |load| format!("{load:.2}"));
+    let [before, after] = conditions.load.map(number);
+    let steal = conditions.steal.map_or("unknown".into(), |steal| format!("{:.1}%", steal * 100.0));
+    let governors = match conditions.governors.as_slice() {
+        [] => "none".into(),
+        list => list.join(" and "),
+    };
+    let allowed = conditions.allowed.as_deref().unwrap_or("unknown");
+    let pinned = if conditions.pinned { "pinned to" } else { "not pinned," };
+    format!(
+        "{before} before and {after} after, steal {steal}, frequency governor {governors}, \
+         {pinned} processors {allowed}"
+    )
 }
 
 fn section(text: &mut String, title: &str, head: String, rows: impl Iterator<Item = String>) {
@@ -147,53 +194,57 @@ impl Unit {
         match quickest {
             _ if quickest >= 1e8 => Unit { name: "GB/s", bytes: 1e9 },
             _ if quickest >= 1e5 => Unit { name: "MB/s", bytes: 1e6 },
-            _ => Unit { name: "KB/s", bytes: 1e3 },
+            _ => Unit { name: "kB/s", bytes: 1e3 },
         }
     }
 }
 
 fn segment_head(unit: Unit) -> String {
     format!(
-        "{:>8} {:>10} {:>7}  {:<12} {:>5} {:<9} {:>6} {:>7} {:>7} {:>6} {:>5} {:>5}",
-        "transfer",
-        "segment",
-        unit.name,
-        "p25-p75",
-        "of",
-        "p25-p75",
-        "of mem",
-        "p50",
-        "p99",
-        "descr.",
-        "bells",
-        "maps"
+        "{:>10} {:>10} {:>6}  {:<12} {:>5} {:<10} {:>6} {:>6} {:>6}",
+        "transfer", "segment", unit.name, "p25-p75", "of", "p25-p75", "of mem", "p50", "p99"
     )
 }
 
-fn segment_row(cell: &Cell, results: &Results, unit: Unit) -> String {
-    let segment = cell.segment.map_or("contiguous".into(), bytes);
+fn segment_row(cell: &Cell, unit: Unit) -> String {
     let rate = cell.bytes_per_second.median / unit.bytes;
     let (ratio, span) = match &cell.of_contiguous {
-        Some(ratio) => {
-            let mark = if is_undecided(ratio) { "~" } else { "" };
-            (percent(ratio.median), format!("{}{mark}", percents(ratio)))
-        }
+        Some(ratio) => (percent(ratio.median), format!("{}{}", percents(ratio), marks(ratio))),
         None if cell.segment.is_some() => ("-".into(), String::new()),
         None => (String::new(), String::new()),
     };
     let (p50, p99) = quantiles(cell.latency.as_ref());
+    format!(
+        "{:>10} {:>10} {:>6.*}  {:<12} {ratio:>5} {span:<10} {:>6} {p50:>6} {p99:>6}",
+        bytes(cell.transfer),
+        segment_name(cell),
+        digits(rate),
+        rate,
+        scaled(&cell.bytes_per_second, unit.bytes, digits(rate)),
+        cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
+    )
+}
+
+fn segment_name(cell: &Cell) -> String {
+    cell.segment.map_or("contiguous".into(), bytes)
+}
+
+fn work_head() -> String {
+    format!(
+        "{:>10} {:>10} {:>12} {:>9} {:>9}",
+        "transfer", "segment", "descriptors", "doorbells", "map calls"
+    )
+}
+
+fn work_row(cell: &Cell, results: &Results) -> String {
     let maps = match results.setup.device.iommu.as_str() {
         "noiommu" => "-".into(),
         _ => cell.map_calls.to_string(),
     };
     format!(
-        "{:>8} {segment:>10} {:>7.*}  {:<12} {ratio:>5} {span:<9} {:>6} {p50:>7} {p99:>7} {:>6} \
-         {:>5} {maps:>5}",
+        "{:>10} {:>10} {:>12} {:>9} {maps:>9}",
         bytes(cell.transfer),
-        digits(rate),
-        rate,
-        scaled(&cell.bytes_per_second, unit.bytes, digits(rate)),
-        cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
+        segment_name(cell),
         short(cell.descriptors),
         short(cell.doorbells),
     )
@@ -201,7 +252,7 @@ fn segment_row(cell: &Cell, results: &Results, unit: Unit) -> String {
 
 fn batch_head() -> String {
     format!(
-        "{:>8} {:>6} {:>9}  {:<12} {:>7} {:>8} {:>8} {:>10}",
+        "{:>10} {:>6} {:>9}  {:<12} {:>7} {:>7} {:>7} {:>9}",
         "transfer", "batch", "Mop/s", "p25-p75", "GB/s", "p50", "p99", "bells"
     )
 }
@@ -209,7 +260,7 @@ fn batch_head() -> String {
 fn batch_row(cell: &Cell) -> String {
     let (p50, p99) = quantiles(cell.latency.as_ref());
     format!(
-        "{:>8} {:>6} {:>9.3}  {:<12} {:>7.*} {p50:>8} {p99:>8} {:>10.6}",
+        "{:>10} {:>6} {:>9.3}  {:<12} {:>7.*} {p50:>7} {p99:>7} {:>9.6}",
         bytes(cell.transfer),
         cell.batch,
         cell.operations_per_second.median / 1e6,
@@ -222,7 +273,7 @@ fn batch_row(cell: &Cell) -> String {
 
 fn channel_head() -> String {
     format!(
-        "{:>8} {:>8} {:>7}  {:<12} {:>6} {:>8} {:>8}",
+        "{:>10} {:>8} {:>7}  {:<12} {:>6} {:>8} {:>8}",
         "transfer", "channels", "GB/s", "p25-p75", "of mem", "p50", "p99"
     )
 }
@@ -230,7 +281,7 @@ fn channel_head() -> String {
 fn channel_row(cell: &Cell) -> String {
     let (p50, p99) = quantiles(cell.latency.as_ref());
     format!(
-        "{:>8} {:>8} {:>7.*}  {:<12} {:>6} {p50:>8} {p99:>8}",
+        "{:>10} {:>8} {:>7.*}  {:<12} {:>6} {p50:>8} {p99:>8}",
         bytes(cell.transfer),
         cell.channels,
         digits(cell.bytes_per_second.median / 1e9),
@@ -242,14 +293,14 @@ fn channel_row(cell: &Cell) -> String {
 
 fn latency_head() -> String {
     format!(
-        "{:>8} {:>9} {:>8} {:>8} {:>8} {:>9} {:>10}",
+        "{:>10} {:>9} {:>8} {:>8} {:>8} {:>9} {:>10}",
         "transfer", "Mop/s", "p50", "p99", "p99.9", "max", "samples"
     )
 }
 
 fn latency_row(cell: &Cell) -> String {
     let rate = cell.operations_per_second.median / 1e6;
-    let head = format!("{:>8} {rate:>9.3}", bytes(cell.transfer));
+    let head = format!("{:>10} {rate:>9.3}", bytes(cell.transfer));
     match &cell.latency {
         Some(Latency { samples, p50, p99, p999, max, .. }) => format!(
             "{head} {:>8} {:>8} {:>8} {:>9} {samples:>10}",
@@ -264,17 +315,31 @@ fn latency_row(cell: &Cell) -> String {
 
 fn allocation_head() -> String {
     format!(
-        "{:<47} {:>4} {:>7} {:<13} {:>7} {:>7} {:>4} {:>4}",
-        "strategy", "size", "median", "p25-p75", "mapping", "release", "segs", "maps"
+        "{:>10} {:>8} {:<15} {:>8} {:>8} {:>8} {:>9}",
+        "size", "median", "p25-p75", "mapping", "release", "segments", "map calls"
     )
 }
 
+/// A line for each strategy, and under it one for each size.
+fn allocation_rows(rows: &[Allocation]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut strategy = "";
+    for row in rows {
+        if row.strategy != strategy {
+            strategy = &row.strategy;
+            lines.push(format!("  {strategy}"));
+        }
+        lines.push(allocation_row(row));
+    }
+    lines
+}
+
 fn allocation_row(row: &Allocation) -> String {
-    let head = format!("{:<47} {:>4}", row.strategy, bytes(row.len));
+    let head = format!("{:>10}", bytes(row.len));
     let nanoseconds = |figure: f64| time(figure as u64);
     match (&row.allocate, &row.failed) {
         (Some(allocate), None) => format!(
-            "{head} {:>7} {:<13} {:>7} {:>7} {:>4} {:>4}",
+            "{head} {:>8} {:<15} {:>8} {:>8} {:>8} {:>9}",
             nanoseconds(allocate.median),
             format!("{}-{}", nanoseconds(allocate.p25), nanoseconds(allocate.p75)),
             row.map.as_ref().map_or("-".into(), |map| nanoseconds(map.median)),
@@ -284,7 +349,7 @@ fn allocation_row(row: &Allocation) -> String {
         ),
         (_, why) => {
             let why = why.as_deref().unwrap_or("not measured");
-            wrapped("    ", why).trim_end().lines().fold(head, |text, line| text + "\n" + line)
+            wrapped(&format!("{head} failed: "), why).trim_end().to_owned()
         }
     }
 }
@@ -292,7 +357,7 @@ fn allocation_row(row: &Allocation) -> String {
 /// What a link would make of it.
 fn link(view: &LinkView) -> String {
     let mut text = format!(
-        "\nCalculated, not measured: {} on the link {}, Gb/s\n{:>8} {:>22} {:>22} {:>22}\n{:>8}",
+        "\nCalculated, not measured, in Gb/s: {} on\n{}\n{:>8} {:>22} {:>22} {:>22}\n{:>8}",
         bytes(view.transfer),
         view.link,
         "",
@@ -318,7 +383,7 @@ fn link(view: &LinkView) -> String {
 
 fn share_head() -> String {
     format!(
-        "{:>8} {:>10} {:>9} {:>11} {:>11} {:>8} {:>6} {:>9}",
+        "{:>10} {:>10} {:>9} {:>10} {:>10} {:>7} {:>5} {:>8}",
         "transfer", "segment", "packets", "bytes up", "bytes down", "Gb/s", "of", "share"
     )
 }
@@ -326,12 +391,12 @@ fn share_head() -> String {
 fn share_row(cell: &Cell) -> Option<String> {
     let link = cell.link?;
     Some(format!(
-        "{:>8} {:>10} {:>9.1} {:>11.1} {:>11.1} {:>8.2} {:>6} {:>9}",
+        "{:>10} {:>10} {:>9} {:>10} {:>10} {:>7.2} {:>5} {:>8}",
         bytes(cell.transfer),
-        cell.segment.map_or("contiguous".into(), bytes),
-        link.tlps,
-        link.upstream,
-        link.downstream,
+        segment_name(cell),
+        short(link.tlps),
+        short(link.upstream),
+        short(link.downstream),
         link.gbps,
         link.ratio.map_or(String::new(), percent),
         percent(link.share)
@@ -345,7 +410,12 @@ fn range(spread: &Spread) -> String {
 
 /// The digits behind the point of a rate.
 fn digits(rate: f64) -> usize {
-    if rate < 1.0 { 3 } else { 2 }
+    match rate {
+        _ if rate < 1.0 => 3,
+        _ if rate < 100.0 => 2,
+        _ if rate < 1000.0 => 1,
+        _ => 0,
+    }
 }
 
 /// The middle half in a unit, in so many digits as fit, marked when it is wide.
@@ -362,11 +432,17 @@ fn scaled(spread: &Spread, unit: f64, digits: usize) -> String {
 }
 
 fn percent(share: f64) -> String {
-    if share < 0.01 { format!("{:.3}%", share * 100.0) } else { format!("{:.0}%", share * 100.0) }
+    match share {
+        _ if share < 0.0005 => "<0.1%".into(),
+        // The bound is where the digits shown would be one more.
+        _ if share < 0.0995 => format!("{:.1}%", share * 100.0),
+        _ => format!("{:.0}%", share * 100.0),
+    }
 }
 
 fn percents(share: &Spread) -> String {
-    format!("{:.0}-{:.0}", share.p25 * 100.0, share.p75 * 100.0)
+    let digits = usize::from(share.p75 < 0.1);
+    format!("{:.digits$}-{:.digits$}", share.p25 * 100.0, share.p75 * 100.0)
 }
 
 fn quantiles(latency: Option<&Latency>) -> (String, String) {
@@ -436,7 +512,7 @@ mod tests {
         assert_eq!([9_996, 999_600, 9_996_000].map(time), ["10us", "1.00ms", "10ms"]);
         assert_eq!([1.0, 0.03125, 4096.0, 1.5].map(short), ["1", "0.031", "4096", "1.5"]);
         assert_eq!(short(f64::from(1 << 20)), "1.05M");
-        assert_eq!([0.974, 0.000_02].map(percent), ["97%", "0.002%"]);
+        assert_eq!([0.974, 0.0482, 0.000_02].map(percent), ["97%", "4.8%", "<0.1%"]);
     }
 
     #[test]
@@ -483,7 +559,7 @@ mod tests {
     fn long_texts_are_wrapped() {
         let text = wrapped("- ", &"word ".repeat(50));
         assert!(
-            text.lines().count() == 3 && text.lines().all(|line| line.len() <= WIDTH),
+            text.lines().count() == 4 && text.lines().all(|line| line.len() <= WIDTH),
             "{text}"
         );
         assert!(

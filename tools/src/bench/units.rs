@@ -1,6 +1,6 @@
 //! Figures as people read them, three to four digits with a unit.
 
-/// A size: `64 B`, `4 KiB`, `16 MiB`; with decimals where it is no whole number of them.
+/// A size: `64 B`, `4 KiB`, `16 MiB`, `1.50 KiB`; in bytes where two decimals are not exact.
 #[must_use]
 pub fn bytes(size: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -9,7 +9,10 @@ pub fn bytes(size: u64) -> String {
         Some((shift, unit)) if size.trailing_zeros() >= shift => {
             format!("{} {unit}", size >> shift)
         }
-        Some((shift, unit)) => format!("{:.2} {unit}", size as f64 / f64::from(1_u32 << shift)),
+        Some((shift, unit)) if (u128::from(size) * 100).trailing_zeros() >= shift => {
+            format!("{:.2} {unit}", size as f64 / f64::from(1_u32 << shift))
+        }
+        Some(_) => format!("{size} B"),
     }
 }
 
@@ -65,8 +68,8 @@ mod tests {
 
     #[test]
     fn figures_have_few_digits_and_a_unit() {
-        let sizes = [0, 64, 1024, 1536, 1 << 20, 3 << 30].map(bytes);
-        assert_eq!(sizes, ["0 B", "64 B", "1 KiB", "1.50 KiB", "1 MiB", "3 GiB"]);
+        let sizes = [0, 64, 1024, 1536, 65_535, 1 << 20, 3 << 30].map(bytes);
+        assert_eq!(sizes, ["0 B", "64 B", "1 KiB", "1.50 KiB", "65535 B", "1 MiB", "3 GiB"]);
         let times = [0.0, 999.0, 1234.0, 12_345.0, 123_456.0, 1.5e9].map(nanoseconds);
         assert_eq!(times, ["0 ns", "999 ns", "1.23 us", "12.3 us", "123 us", "1.50 s"]);
         let rates = [12.0, 81_920.0, 1.25e9, 123e9].map(rate);

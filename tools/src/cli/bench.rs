@@ -12,10 +12,10 @@ use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_model::link::LinkConfig;
 
 use super::open::DeviceArg;
-use super::size::parse_size;
+use super::size::{parse_size, typed};
 use super::{Failure, interrupted, output, usage};
-use crate::bench::compare::compare;
-use crate::bench::plan::{LONGEST, MOST_BATCH, PlanOptions, SLICE, bytes};
+use crate::bench::compare::{Verdict, compare};
+use crate::bench::plan::{LONGEST, MOST_BATCH, PlanOptions, SLICE};
 use crate::bench::profile::Profile;
 use crate::bench::results::{Results, SCHEMA};
 use crate::bench::{self, BenchError, Kind, Options, Output, Outputs, csv, report, table};
@@ -35,6 +35,10 @@ pub struct Args {
         "segments", "batches", "channels", "seed", "timeout",
     ])]
     compare: Option<Vec<PathBuf>>,
+    /// With --compare: exit with 1 when a figure is worse by more than so many per cent, beyond
+    /// the noise
+    #[arg(long, value_name = "PERCENT", requires = "compare", conflicts_with = "device", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    fail_if_worse: Option<u32>,
     /// How much is measured
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
     profile: Profile,
@@ -117,7 +121,7 @@ fn parse_segment(text: &str) -> Result<Segment, String> {
 /// cannot be written. What was measured until then is printed and written all the same.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some([before, after]) = args.compare.as_deref() {
-        return changes(before, after, args.json.as_deref());
+        return changes(before, after, args.json.as_deref(), args.fail_if_worse);
     }
     let device = args.device.as_deref().ok_or("no DEVICE is given")?;
     args.reach.check(device)?;
@@ -180,11 +184,14 @@ fn in_options(error: BenchError) -> Failure {
         ),
         BenchError::LongSegment { segment, longest } => format!(
             "--segment {}: it is not smaller than any transfer, the longest of which is {}",
-            bytes(segment),
-            bytes(longest)
+            typed(segment),
+            typed(longest)
         ),
         BenchError::TooManySegments { segment, most } => {
-            format!("--segment {segment}: every transfer would have more than {most} segments")
+            format!(
+                "--segment {}: every transfer would have more than {most} segments",
+                typed(segment)
+            )
         }
         BenchError::SameFile { .. } => error.to_string(),
         error => return error.into(),
@@ -220,7 +227,12 @@ fn check(args: &Args, driver: &Driver) -> Result<(), Failure> {
 }
 
 /// Tells what changed between two files.
-fn changes(before: &Path, after: &Path, json: Option<&Path>) -> Result<ExitCode, Failure> {
+fn changes(
+    before: &Path,
+    after: &Path,
+    json: Option<&Path>,
+    fail_if_worse: Option<u32>,
+) -> Result<ExitCode, Failure> {
     let output = json.map(Output::prepare).transpose()?;
     if let Some(output) = &output {
         // What is written replaces the file: it would replace what is compared.
@@ -235,7 +247,13 @@ fn changes(before: &Path, after: &Path, json: Option<&Path>) -> Result<ExitCode,
         output.write(&(serde_json::to_string_pretty(&comparison)? + "\n"))?;
     }
     output::print(&comparison.to_string())?;
-    Ok(ExitCode::SUCCESS)
+    let Some(percent) = fail_if_worse else { return Ok(ExitCode::SUCCESS) };
+    let limit = f64::from(percent) / 100.0;
+    match comparison.with(Verdict::Worse).filter(|row| row.figure.change.abs() > limit).count() {
+        0 => Ok(ExitCode::SUCCESS),
+        1 => Err(format!("1 figure is worse by more than {percent}%").into()),
+        count => Err(format!("{count} figures are worse by more than {percent}%").into()),
+    }
 }
 
 /// Reads results back.
@@ -265,7 +283,32 @@ fn json(results: &Results) -> Result<String, BenchError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use vfio_dma::devices::edu::Edu;
+
     use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn options_are_for_devices_that_have_a_use_for_them() {
+        for (option, value, drivers) in [
+            ("--batch", "4", &[Ioat::NAME, Nvme::NAME][..]),
+            ("--channels", "2", &[Ioat::NAME, Nvme::NAME]),
+            ("--link", "gen3x8", &[Ioat::NAME]),
+            ("--seed", "2", &[Ioat::NAME, Nvme::NAME, Edu::NAME]),
+        ] {
+            let Cli { args } = Cli::try_parse_from(["bench", "x", option, value]).unwrap();
+            for driver in [Ioat::NAME, Nvme::NAME, Edu::NAME] {
+                let checked = check(&args, driver);
+                assert_eq!(checked.is_ok(), drivers.contains(&driver), "{option} {driver}");
+            }
+        }
+    }
 
     #[test]
     fn what_was_asked_for_is_refused_by_the_name_of_its_option() {

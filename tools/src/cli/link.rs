@@ -9,6 +9,7 @@ use vfio_dma_model::link::{IoTlbConfig, LinkConfig};
 
 use super::output;
 use super::size::parse_size;
+use crate::bench::units::bytes;
 
 /// Calculate what a PCI Express link makes of reads, writes and both, in Gb/s of payload
 ///
@@ -135,7 +136,7 @@ impl Report {
         let mut columns =
             format!("{:>14}  {:>8} {:>8} {:>8}", "size in bytes", "write", "read", "both");
         if let Some(segment) = self.segment {
-            let title = format!("in segments of {segment}");
+            let title = format!("in {} segments", bytes(segment));
             let _ = write!(groups, "  {title:^26}");
             let _ = write!(columns, "  {:>8} {:>8} {:>8}", "write", "read", "both");
         }
@@ -164,7 +165,8 @@ impl Report {
         if let (Some(iotlb), Some(window)) = (self.iotlb, self.window) {
             let _ = writeln!(
                 text,
-                "IO-TLB: {iotlb}\nreads through it are spread over {window} bytes: {:.0}% hits",
+                "IO-TLB: {iotlb}\nreads through it are spread over {}: {:.0}% hits",
+                bytes(window),
                 iotlb.hit_rate(window) * 100.0
             );
         }

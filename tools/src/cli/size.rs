@@ -23,6 +23,15 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(1 << shift).ok_or_else(error)
 }
 
+/// A size as it is given to an option: 64, 4K, 16M.
+#[must_use]
+pub fn typed(size: u64) -> String {
+    [(30, "G"), (20, "M"), (10, "K")]
+        .into_iter()
+        .find(|&(shift, _)| size > 0 && size.is_multiple_of(1 << shift))
+        .map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +43,14 @@ mod tests {
         assert_eq!(parse_size("4K"), Ok(4096));
         assert_eq!(parse_size("64m"), Ok(64 << 20));
         assert_eq!(parse_size("1G"), Ok(1 << 30));
+    }
+
+    #[test]
+    fn what_is_typed_is_read() {
+        for size in [0, 64, 1000, 1536, 4096, 16 << 20, 3 << 30] {
+            assert_eq!(parse_size(&typed(size)), Ok(size));
+        }
+        assert_eq!([64, 4096, 16 << 20].map(typed), ["64", "4K", "16M"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A comparison as text of at most 100 columns.
+//! A comparison as text of at most 100 columns, the verdict first.
 
 use std::fmt::{self, Write as _};
 
@@ -14,6 +14,7 @@ const DOUBTFUL: f64 = 0.25;
 
 pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Comparison { before, after, warnings, rows, only_before, only_after } = comparison;
+    wrapped(f, "", &verdict(comparison))?;
     wrapped(f, "", &format!("before: {before}, after: {after}"))?;
     for warning in warnings {
         wrapped(f, "warning: ", warning)?;
@@ -72,6 +73,28 @@ pub(super) fn write(comparison: &Comparison, f: &mut fmt::Formatter<'_>) -> fmt:
         }
     }
     Ok(())
+}
+
+/// What changed, in a sentence or two.
+fn verdict(comparison: &Comparison) -> String {
+    let rows = |verdict| comparison.with(verdict).collect::<Vec<&Row>>();
+    let figures = |count: usize| format!("{count} figure{}", if count == 1 { "" } else { "s" });
+    let side = |rows: &[&Row], word: &str| {
+        let change = |row: &&&Row| (row.figure.change.abs() * 1e6) as u64;
+        let most = rows.iter().max_by_key(change).map(|row| {
+            let name = describe(&row.subject);
+            format!(", most of all {name} ({:+.1}%)", row.figure.change * 100.0)
+        });
+        format!("{} {word}{}", figures(rows.len()), most.unwrap_or_default())
+    };
+    let (worse, better) = (rows(Verdict::Worse), rows(Verdict::Better));
+    let all = comparison.rows.len();
+    if worse.is_empty() && better.is_empty() {
+        let machine = comparison.with(Verdict::Machine).next().is_some();
+        let but = if machine { "; the machine's own speed differs" } else { "" };
+        return format!("No change beyond the noise in {}{but}.", figures(all));
+    }
+    format!("Of {}: {}; {}.", figures(all), side(&worse, "worse"), side(&better, "better"))
 }
 
 fn section(f: &mut fmt::Formatter<'_>, title: &str, rows: Vec<&Row>) -> fmt::Result {

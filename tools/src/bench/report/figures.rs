@@ -7,7 +7,6 @@ use super::chart::{Chart, Line, Point, Rule};
 use super::costs::{allocations, latency};
 use super::svg::SERIES;
 use crate::bench::link::CHEAP;
-use crate::bench::plan::bytes as short;
 use crate::bench::results::{Cell, Results, Series, Spread};
 use crate::bench::spread::{is_undecided, is_wide};
 use crate::bench::units::{bytes, count, percent, rate};
@@ -80,7 +79,7 @@ impl SegmentAxis {
     pub(super) fn new(segments: impl Iterator<Item = u64>, extra: &[&str]) -> SegmentAxis {
         let sizes: BTreeSet<u64> = segments.collect();
         let mut ticks: Vec<(f64, String)> =
-            sizes.iter().map(|&size| (log2(size), short(size))).collect();
+            sizes.iter().map(|&size| (log2(size), bytes(size))).collect();
         let last = ticks.last().map_or(0.0, |tick| tick.0);
         // So far apart that their labels have room on a narrow page.
         let span = ticks.first().map_or(0.0, |first| last - first.0);
@@ -232,7 +231,7 @@ fn ratio(cells: &[&Cell]) -> Option<Figure> {
     let rows = cells.iter().filter_map(|cell| {
         let share = cell.of_contiguous?;
         let meaning = match share {
-            share if is_undecided(&share) => "~ within the noise",
+            share if is_undecided(&share) => "~ 1 is within the middle half",
             Spread { median, .. } if median >= CHEAP => "costs less than 5%",
             _ => "",
         };

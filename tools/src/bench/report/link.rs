@@ -8,7 +8,6 @@ use super::figures::{
     Figure, SegmentAxis, five_percent, log2, over_segments, segment_name, values,
 };
 use crate::bench::link::OPERATIONS;
-use crate::bench::plan::bytes as short;
 use crate::bench::results::{Cell, LinkView, Results, Series};
 use crate::bench::units::{bytes, count, percent};
 
@@ -99,7 +98,7 @@ fn predicted(view: &LinkView) -> Figure {
         Line { name: (*name).to_owned(), pieces: vec![points] }
     });
     let sizes: BTreeSet<u64> = view.rows.iter().map(|row| row.segment).collect();
-    let ticks = sizes.into_iter().map(|size| (log2(size), short(size))).collect();
+    let ticks = sizes.into_iter().map(|size| (log2(size), bytes(size))).collect();
     let cheap = OPERATIONS.iter().zip(view.less_than_5_percent).map(|((_, name), from)| {
         format!("{name}: {}", from.map_or("no segment".to_owned(), bytes))
     });

@@ -8,7 +8,9 @@ use super::link::calculated;
 use super::svg::SERIES;
 use crate::bench::BenchError;
 use crate::bench::results::{Results, Setup};
+use crate::bench::table::conditions;
 use crate::bench::units::{bytes, nanoseconds};
+use crate::bench::verdict::verdict;
 
 /// Colours for light and dark, and the looks of every element.
 pub(super) const STYLE: &str = include_str!("style.css");
@@ -45,9 +47,12 @@ pub fn page(results: &Results) -> Result<String, BenchError> {
             body {
                 header {
                     h1 { (title) }
+                    @if let Some(answer) = verdict(results) {
+                        p { strong { (answer) } }
+                    }
                     p.lead { code { "vfio-dma " (command(&results.setup)) } }
                     (notes(results))
-                    (setup(&results.setup))
+                    (setup(results))
                     nav aria-label="Figures" {
                         ul {
                             @for figure in measured.iter().chain(&calculated) {
@@ -132,7 +137,8 @@ fn note(text: &str) -> Markup {
     }
 }
 
-fn setup(setup: &Setup) -> Markup {
+fn setup(results: &Results) -> Markup {
+    let setup = &results.setup;
     let (machine, device) = (&setup.machine, &setup.device);
     let version = device.version.as_deref().map(|v| format!(" {v}")).unwrap_or_default();
     let processor = machine.processor.as_deref().unwrap_or("unnamed processor");
@@ -179,8 +185,20 @@ fn setup(setup: &Setup) -> Markup {
             ),
         ),
     ];
+    let noise = &results.noise;
+    let uncertain = format!(
+        "of {} variants {} within the noise of contiguous (~), {} uncertain in size (!)",
+        noise.of,
+        noise.undecided.len(),
+        noise.wide.len()
+    );
+    let more = [
+        setup.conditions.as_ref().map(|during| ("Load", conditions(during))),
+        (noise.of > 0).then_some(("Noise", uncertain)),
+    ];
+    let rows = rows.into_iter().chain(more.into_iter().flatten());
     html! {
-        dl { @for (name, value) in &rows { dt { (name) } dd { (value) } } }
+        dl { @for (name, value) in rows { dt { (name) } dd { (value) } } }
     }
 }
 

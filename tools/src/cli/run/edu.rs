@@ -9,7 +9,8 @@ use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
 
-use super::{Args, CompletionArg, Failure};
+use super::{Args, CompletionArg, Failure, count};
+use crate::bench::units::{bytes, rate};
 use crate::progress::Step;
 
 /// What a run of edu came to.
@@ -111,12 +112,19 @@ pub(super) fn describe(edu: &EduOutcome) -> String {
     let segments = [&edu.source, &edu.target].map(|report| report.placed().map_or(0, |p| p.1));
     let placed = match segments {
         [1, 1] => "placed contiguous".into(),
-        [source, target] => format!("placed in {source} and {target} segments"),
+        [source, target] => {
+            format!("placed in {} and {}", count(source, "segment"), count(target, "segment"))
+        }
     };
-    let rate = edu.bytes_per_second as f64 / 1024.0;
+    let rate = rate(edu.bytes_per_second as f64);
     format!(
-        "source: {}\ntarget: {}\n{} edu {}: moved {} bytes to the device and back through {}, \
-         completion {how}, {rate:.1} KiB/s; {placed}; verified: every byte is right",
-        edu.source, edu.target, edu.address, edu.version, edu.bytes, edu.iommu
+        "source: {}\ntarget: {}\n{} edu {}: moved {} to the device and back through {}, \
+         completion {how}, {rate}; {placed}; verified: every byte is right",
+        edu.source,
+        edu.target,
+        edu.address,
+        edu.version,
+        bytes(edu.bytes),
+        edu.iommu
     )
 }

@@ -10,7 +10,8 @@ use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Finished, Ioat, IoatError, Stats, Token, WhenFull};
 use vfio_dma::dma::{Buffer, Direction, Pattern, Placement, Report, Request, SgTable};
 
-use super::{Args, Context, Failure};
+use super::{Args, Context, Failure, count};
+use crate::bench::units::{bytes, rate};
 
 /// What a run of I/OAT came to.
 #[derive(Debug, Serialize)]
@@ -202,21 +203,20 @@ pub(super) fn describe(ioat: &IoatOutcome) -> String {
     let Cost { segments: [from, to], map_calls, descriptors, doorbells, .. } = ioat.cost;
     let placed = match (from, to) {
         (1, 1) => "contiguous".to_string(),
-        _ => format!("in {from} and {to} segments"),
+        _ => format!("in {} and {}", count(from, "segment"), count(to, "segment")),
     };
-    let rate = ioat.cost.bytes_per_second as f64 / 1e9;
-    let count = |n: u64, what| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let rate = rate(ioat.cost.bytes_per_second as f64);
     format!(
-        "source: {}\ntarget: {}\n{} ioat {}: copied {} bytes through {} with {}, {} and {}, \
-         {rate:.2} GB/s; placed {placed}; verified: every byte is right",
+        "source: {}\ntarget: {}\n{} ioat {}: copied {} through {} with {}, {} and {}, \
+         {rate}; placed {placed}; verified: every byte is right",
         ioat.source,
         ioat.target,
         ioat.address,
         ioat.version,
-        ioat.bytes,
+        bytes(ioat.bytes),
         ioat.iommu,
-        count(descriptors, "descriptor"),
-        count(doorbells, "doorbell"),
-        count(map_calls, "map call")
+        count(descriptors as usize, "descriptor"),
+        count(doorbells as usize, "doorbell"),
+        count(map_calls as usize, "map call")
     )
 }

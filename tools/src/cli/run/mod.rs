@@ -274,6 +274,11 @@ struct Context<'a> {
     stats: Cell<Option<Stats>>,
 }
 
+/// A number of things: `1 segment`, `2 segments`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// What runs a device of one driver.
 type Run = fn(&Args, Device, &Context<'_>) -> Result<Outcome, Failure>;
 
