@@ -88,7 +88,7 @@ pub(crate) fn ioat_examples_run() {
     let device = address(0).to_string();
     assert_eq!(run("copy", &[&device]), "the same everywhere\n");
     let said = run("ioat_copy", &[&device]);
-    assert!(said.starts_with("from memory to memory\n1048576 bytes placed in 1 segment"), "{said}");
+    assert!(said.starts_with("from memory to memory\n1 MiB placed in 1 segment"), "{said}");
     for (name, end) in
         [("ioat_stream", "256 blocks of 65536"), ("ioat_async", "16 copies of 100000")]
     {

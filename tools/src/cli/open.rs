@@ -171,9 +171,9 @@ impl Place<'_> {
     }
 }
 
-/// The function whose directory a path leads to, below /sys.
+/// The function whose directory a path leads to, below /sys, whether it is there or not.
 fn in_sysfs(path: &Path) -> Option<Address> {
-    let resolved = path.canonicalize().ok()?;
+    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     if !resolved.starts_with("/sys") {
         return None;
     }

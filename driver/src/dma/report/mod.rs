@@ -1,10 +1,12 @@
 //! What came of each strategy.
 
 mod reason;
+mod size;
 mod strategy;
 
 use std::fmt;
 
+use self::size::Size;
 use super::Direction;
 
 pub use reason::{Cause, Reason};
@@ -95,9 +97,9 @@ impl fmt::Display for Report {
             }) => {
                 write!(
                     f,
-                    "{} bytes placed in {segments} segment{} with {map_calls} map call{}: \
+                    "{} placed in {segments} segment{} with {map_calls} map call{}: \
                      {strategy}",
-                    self.len,
+                    Size(self.len as u64),
                     plural(*segments as u64),
                     plural(*map_calls)
                 )?;
@@ -106,7 +108,7 @@ impl fmt::Display for Report {
                 }
                 write_tries(f, *tries)?;
             }
-            _ => write!(f, "no buffer of {} bytes could be placed", self.len)?,
+            _ => write!(f, "no buffer of {} could be placed", Size(self.len as u64))?,
         }
         for attempt in &self.attempts {
             if let Outcome::Failed(why) = &attempt.outcome {

@@ -8,6 +8,9 @@ use crate::backend::Translation;
 use crate::dma::limits::LimitExceeded;
 use crate::dma::memory::{FrameError, PageSize};
 
+use super::plural;
+use super::size::Size;
+
 /// What is in the way, with the limit that was met.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -203,23 +206,26 @@ impl Reason {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let asked = self.asked;
+        let asked = Size(self.asked);
         match &self.cause {
-            Cause::SmallerThanPage(_) => write!(f, "{asked} bytes do not fill one page"),
+            Cause::SmallerThanPage(_) => write!(f, "{asked} do not fill one page"),
             Cause::NoPool => f.write_str("the request names no pool"),
             Cause::PoolSpent { capacity, free, longest } => write!(
                 f,
-                "{asked} bytes asked for, the longest free piece has {longest}: {free} of \
-                 {capacity} reserved bytes are free"
+                "{asked} asked for, the longest free piece has {}: {} of {} reserved are free",
+                Size(*longest),
+                Size(*free),
+                Size(*capacity)
             ),
             Cause::HugePages { page, free } => {
-                let needed = asked.div_ceil(page.bytes() as u64);
+                let needed = self.asked.div_ceil(page.bytes() as u64);
                 // Only sizes with a pool get here.
                 let path = page.pool().unwrap_or_default();
                 match free {
                     Some(free) => write!(
                         f,
-                        "{needed} pages needed, {free} free: echo {needed} > {path}/nr_hugepages"
+                        "{needed} page{} needed, {free} free: echo {needed} > {path}/nr_hugepages",
+                        plural(needed)
                     ),
                     None => write!(f, "the kernel has no pool of {page}: {path} is missing"),
                 }
@@ -232,16 +238,18 @@ impl fmt::Display for Reason {
             ),
             Cause::MemoryLock { limit, locked } => write!(
                 f,
-                "the limit on locked memory is {limit} bytes, {locked} are locked and {asked} \
-                 more are asked for: raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in \
-                 /etc/security/limits.conf)"
+                "the limit on locked memory is {}, {} are locked and {asked} more are asked for: \
+                 raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in /etc/security/limits.conf)",
+                Size(*limit),
+                Size(*locked)
             ),
             Cause::UserMemoryLock { limit } => write!(
                 f,
-                "all processes of this user may pin {limit} bytes together through iommufd, and \
+                "all processes of this user may pin {} together through iommufd, and \
                  {asked} more are asked for: raise RLIMIT_MEMLOCK (`ulimit -l`, or `memlock` in \
                  /etc/security/limits.conf), end what else pins memory, or open the device \
-                 through type1, which counts for each process by itself"
+                 through type1, which counts for each process by itself",
+                Size(*limit)
             ),
             Cause::AddressMask { mask, lowest } => {
                 write!(f, "the device reaches addresses up to {mask:#x}, ")?;
@@ -252,14 +260,17 @@ impl fmt::Display for Reason {
             }
             Cause::IovaRun { needed, align, mask, free, longest } => write!(
                 f,
-                "no free IOVA run of {needed} bytes aligned to {align:#x} under {mask:#x}: {free} \
-                 bytes are free there, the longest run has {longest}"
+                "no free IOVA run of {} aligned to {align:#x} under {mask:#x}: {} are free there, \
+                 the longest run has {}",
+                Size(*needed),
+                Size(*free),
+                Size(*longest)
             ),
             Cause::Mappings { needed, available } => write!(
                 f,
                 "{needed} mapping{} needed, {available} left: raise \
                  /sys/module/vfio_iommu_type1/parameters/dma_entry_limit",
-                if *needed == 1 { "" } else { "s" }
+                plural(*needed)
             ),
             Cause::Translation(Translation::Iommu) => {
                 f.write_str("an IOMMU translates: physical addresses mean nothing to the device")
@@ -270,8 +281,11 @@ impl fmt::Display for Reason {
             Cause::Frames(error) => error.fmt(f),
             Cause::NotContiguous { needed, longest, held } => write!(
                 f,
-                "no {needed} bytes lie next to each other, the longest run has {longest} ({held} \
-                 bytes were held while trying again)"
+                "no {} lie next to each other, the longest run has {} ({} were held while trying \
+                 again)",
+                Size(*needed),
+                Size(*longest),
+                Size(*held)
             ),
             Cause::NoPatience => f.write_str("the caller does not wait"),
             Cause::Waited { milliseconds, frees } => {

@@ -21,6 +21,8 @@ pub(super) struct Point {
     pub(super) spread: Option<[f64; 2]>,
     /// Whether it has a marker; where points are dense, a few are enough.
     pub(super) marked: bool,
+    /// Whether it is too uncertain to mean much: it is drawn weakly.
+    pub(super) weak: bool,
 }
 
 /// Figures that belong together.
@@ -102,7 +104,7 @@ impl Chart {
 pub(super) fn swatch(series: u8) -> Result<String, BenchError> {
     let drawing = draw((34, 14), |root| {
         path(root, &[(1, 7), (33, 7)], Role::Line(series), 2)?;
-        marker(root, series, (17, 7))
+        marker(root, series, (17, 7), false)
     })?;
     Ok(themed(&drawing, "swatch", None))
 }
@@ -240,10 +242,11 @@ impl<'a, 'b> Plot<'a, 'b> {
             }
             for (point, &pixel) in piece.iter().zip(&pixels) {
                 if let Some(ends) = point.spread {
-                    self.spread(series, ends.map(|end| self.pixel(point.at, end)))?;
+                    let ends = ends.map(|end| self.pixel(point.at, end));
+                    self.spread(series, ends, point.weak)?;
                 }
                 if point.marked {
-                    marker(self.root, series, pixel)?;
+                    marker(self.root, series, pixel, point.weak)?;
                 }
             }
         }
@@ -251,12 +254,13 @@ impl<'a, 'b> Plot<'a, 'b> {
     }
 
     /// A bar with its ends.
-    fn spread(&self, series: u8, [low, high]: [Pixel; 2]) -> Result<(), BenchError> {
+    fn spread(&self, series: u8, [low, high]: [Pixel; 2], weak: bool) -> Result<(), BenchError> {
+        let role = if weak { Role::WeakBar(series) } else { Role::Bar(series) };
         let (x, y) = if self.chart.rows { (0, 3) } else { (3, 0) };
         let end = |(px, py): Pixel| [(px - x, py - y), (px + x, py + y)];
         [[low, high], end(low), end(high)]
             .into_iter()
-            .try_for_each(|bar| path(self.root, &bar, Role::Bar(series), 1))
+            .try_for_each(|bar| path(self.root, &bar, role, 1))
     }
 
     fn text(&self, text: &str, at: Pixel, h: HPos, v: VPos) -> Result<(), BenchError> {
@@ -282,8 +286,9 @@ fn path(root: &Area<'_>, pixels: &[Pixel], role: Role, width: u32) -> Result<(),
 }
 
 /// The marker of a series: each has its own shape.
-fn marker(root: &Area<'_>, series: u8, (x, y): Pixel) -> Result<(), BenchError> {
-    let style = Role::Marker(series).color().filled();
+fn marker(root: &Area<'_>, series: u8, (x, y): Pixel, weak: bool) -> Result<(), BenchError> {
+    let role = if weak { Role::WeakMarker(series) } else { Role::Marker(series) };
+    let style = role.color().filled();
     let m = MARKER;
     let corners: &[Pixel] = match series % SERIES {
         0 => {

@@ -28,6 +28,7 @@ pub(super) fn latency(cells: &[&Cell]) -> Option<Figure> {
                     value: time as f64,
                     spread: None,
                     marked: false,
+                    weak: false,
                 })
                 .collect();
             // There may be a hundred of them: the first one that reaches a label is marked.
@@ -82,7 +83,7 @@ fn percent_short(share: f64) -> String {
 type Part = fn(&Allocation) -> Option<Spread>;
 
 pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
-    let done: Vec<&Allocation> = allocations.iter().filter(|a| a.allocate.is_some()).collect();
+    let measured = allocations.iter().any(|a| a.allocate.is_some());
     let parts: [(&str, Part); 3] = [
         ("from the request until it is mapped", |a| a.allocate),
         ("map calls in it", |a| a.map),
@@ -90,7 +91,7 @@ pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
     ];
     let mut lines = Vec::new();
     for (name, part) in parts {
-        let spreads = done.iter().enumerate().filter_map(|(n, a)| Some((n, part(a)?)));
+        let spreads = allocations.iter().enumerate().filter_map(|(n, a)| Some((n, part(a)?)));
         // Beside each other on their row.
         let points: Vec<Vec<Point>> = spreads
             .map(|(n, spread)| vec![point(n as f64 + 0.13 * (lines.len() as f64 - 0.8), &spread)])
@@ -99,10 +100,11 @@ pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
             lines.push(Line { name: name.to_owned(), pieces: points });
         }
     }
-    let ticks = done
-        .iter()
-        .enumerate()
-        .map(|(n, a)| (n as f64, format!("{}, {}", shortened(&a.strategy), bytes(a.len))));
+    // What failed has its row as well, without a point.
+    let ticks = allocations.iter().enumerate().map(|(n, a)| {
+        let end = if a.failed.is_some() { ": failed" } else { "" };
+        (n as f64, format!("{}, {}{end}", shortened(&a.strategy), bytes(a.len)))
+    });
     let show = |spread: Option<Spread>| {
         spread.map_or(["-".to_owned(), "-".to_owned()], |spread| {
             [nanoseconds(spread.median), middle_half(&spread, nanoseconds)]
@@ -111,9 +113,13 @@ pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
     let rows = allocations.iter().map(|a| {
         let page = a.page_size.map_or("-".to_owned(), bytes);
         let mut row = vec![a.strategy.clone(), page, bytes(a.len)];
-        row.extend([a.allocate, a.map, a.release].into_iter().flat_map(show));
-        row.extend([a.segments.to_string(), a.map_calls.to_string()]);
-        row.push(a.failed.clone().unwrap_or_default());
+        match &a.failed {
+            Some(why) => row.push(format!("failed: {why}")),
+            None => {
+                row.extend([a.allocate, a.map, a.release].into_iter().flat_map(show));
+                row.extend([a.segments.to_string(), a.map_calls.to_string()]);
+            }
+        }
         row
     });
     (!allocations.is_empty()).then(|| Figure {
@@ -123,7 +129,7 @@ pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
             "What it costs to get a buffer that the device can reach, and to give it back. {SPREAD}"
         ),
         rows: rows.collect(),
-        chart: (!done.is_empty()).then(|| Chart {
+        chart: measured.then(|| Chart {
             values: Axis::log("time, log scale", values(&lines), nanoseconds),
             varied: Axis::named("", ticks.collect()),
             lines,
@@ -142,7 +148,6 @@ pub(super) fn allocations(allocations: &[Allocation]) -> Option<Figure> {
             "p25 to p75",
             "segments",
             "map calls",
-            "failed",
         ],
         calculated: false,
     })

@@ -28,7 +28,7 @@ pub(super) struct Figure {
 }
 
 pub(super) const SPREAD: &str =
-    "Bars span the middle half of the rounds, p25 to p75; points are medians.";
+    "Bars span the middle half of the rounds, p25 to p75; points are medians, pale ones uncertain.";
 
 /// Every measured figure that the results have.
 pub(super) fn measured(results: &Results) -> Vec<Figure> {
@@ -46,7 +46,13 @@ pub(super) fn measured(results: &Results) -> Vec<Figure> {
 }
 
 pub(super) fn point(at: f64, spread: &Spread) -> Point {
-    Point { at, value: spread.median, spread: Some([spread.p25, spread.p75]), marked: true }
+    Point {
+        at,
+        value: spread.median,
+        spread: Some([spread.p25, spread.p75]),
+        marked: true,
+        weak: is_wide(spread),
+    }
 }
 
 /// The place of a size on an axis of sizes.
@@ -73,6 +79,8 @@ pub(super) struct SegmentAxis {
     contiguous: f64,
     memcpy: f64,
     step: f64,
+    /// The least distance of two segment sizes.
+    gap: f64,
 }
 
 impl SegmentAxis {
@@ -84,21 +92,35 @@ impl SegmentAxis {
         // So far apart that their labels have room on a narrow page.
         let span = ticks.first().map_or(0.0, |first| last - first.0);
         let step = ((span + 1.0) * 0.32).max(2.0);
+        let gap = least_gap(ticks.iter().map(|tick| tick.0));
         let [contiguous, memcpy] = [last + step, last + 2.0 * step];
         ticks.extend([contiguous, memcpy].into_iter().zip(extra).map(|(at, t)| (at, (*t).into())));
-        let mut axis = Axis::named("bytes of a segment (K = 1024)", ticks);
+        let mut axis = Axis::named("size of a segment", ticks);
         if !extra.is_empty() {
             // Points stand beside each other there.
             axis.range[1] += step * 0.1;
         }
-        SegmentAxis { axis, contiguous, memcpy, step }
+        SegmentAxis { axis, contiguous, memcpy, step, gap }
     }
 
     /// So far from the middle of its place a transfer's point stands, for all of them to be
     /// seen.
     fn beside(&self, number: usize, of: usize) -> f64 {
-        (number as f64 - (of.max(1) - 1) as f64 / 2.0) * self.step * 0.07
+        beside(number, of, self.step)
     }
+}
+
+/// The least distance of two places that follow each other; 1 where there is one place.
+fn least_gap(places: impl Iterator<Item = f64> + Clone) -> f64 {
+    let gaps = places.clone().zip(places.skip(1)).map(|(from, to)| to - from);
+    let least = gaps.fold(f64::INFINITY, f64::min);
+    if least.is_finite() { least } else { 1.0 }
+}
+
+/// How far from their place the points of one of several lines stand, so that no bar hides
+/// another.
+fn beside(number: usize, of: usize, gap: f64) -> f64 {
+    (number as f64 - (of.max(1) - 1) as f64 / 2.0) * gap * 0.07
 }
 
 /// The lines of transfers over segments: segments joined, the contiguous one by itself.
@@ -112,11 +134,14 @@ pub(super) fn over_segments(
     let drawn = sizes.len();
     let line = |(n, transfer): (usize, u64)| {
         let beside = axis.beside(n, drawn);
+        let among = self::beside(n, drawn, axis.gap);
         let own = cells.iter().filter(|cell| cell.transfer == transfer);
         let (mut joined, mut alone) = (Vec::new(), Vec::new());
         for cell in own {
             match (value(cell), cell.segment) {
-                (Some(point), Some(segment)) => joined.push(Point { at: log2(segment), ..point }),
+                (Some(point), Some(segment)) => {
+                    joined.push(Point { at: log2(segment) + among, ..point });
+                }
                 (Some(point), None) => alone.push(Point { at: axis.contiguous + beside, ..point }),
                 (None, _) => {}
             }
@@ -275,13 +300,19 @@ fn varied(
     value: impl Fn(&Cell) -> Spread,
 ) -> (Vec<Line>, String) {
     let (sizes, note) = drawn(cells.iter().map(|cell| cell.transfer).collect());
-    let line = |transfer: u64| {
+    let mut places: Vec<f64> = cells.iter().map(|cell| at(cell)).collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    let (gap, drawn) = (least_gap(places.into_iter()), sizes.len());
+    let line = |(n, transfer): (usize, u64)| {
         let own = cells.iter().filter(|cell| cell.transfer == transfer);
-        let mut points: Vec<Point> = own.map(|cell| point(at(cell), &value(cell))).collect();
+        let beside = beside(n, drawn, gap);
+        let mut points: Vec<Point> =
+            own.map(|cell| point(at(cell) + beside, &value(cell))).collect();
         points.sort_by(|a, b| a.at.total_cmp(&b.at));
         Line { name: format!("{} transfer", bytes(transfer)), pieces: vec![points] }
     };
-    (sizes.into_iter().map(line).collect(), note)
+    (sizes.into_iter().enumerate().map(line).collect(), note)
 }
 
 fn batches(cells: &[&Cell]) -> Option<Figure> {
@@ -367,4 +398,23 @@ fn channels(cells: &[&Cell]) -> Option<Figure> {
         head: vec!["transfer", "channels", "median", "p25 to p75", "min to max", "of memcpy"],
         calculated: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::fixture;
+
+    #[test]
+    fn no_bar_hides_another() {
+        for figure in measured(&fixture::results()) {
+            let Some(chart) = figure.chart.filter(|_| figure.id != "latency") else { continue };
+            let points = chart.lines.iter().flat_map(|line| line.pieces.iter().flatten());
+            let mut places: Vec<f64> = points.map(|point| point.at).collect();
+            let all = places.len();
+            places.sort_by(f64::total_cmp);
+            places.dedup();
+            assert_eq!(places.len(), all, "{}", figure.id);
+        }
+    }
 }

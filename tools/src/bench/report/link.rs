@@ -28,7 +28,7 @@ fn share(cells: &[&Cell], name: &str) -> Option<Figure> {
         let rate = cell.bytes_per_second;
         let at = |bound: f64| link.share * bound / rate.median;
         let spread = (rate.median > 0.0).then(|| [at(rate.p25), at(rate.p75)]);
-        Some(Point { at: 0.0, value: link.share, spread, marked: true })
+        Some(Point { at: 0.0, value: link.share, spread, marked: true, weak: false })
     };
     let (lines, note) = over_segments(cells, &axis, value);
     if lines.is_empty() {
@@ -92,6 +92,7 @@ fn predicted(view: &LinkView) -> Figure {
                 value: row.ratio[n],
                 spread: None,
                 marked: true,
+                weak: false,
             })
             .collect();
         points.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -126,7 +127,7 @@ fn predicted(view: &LinkView) -> Figure {
         ),
         rows: rows.collect(),
         chart: Some(Chart {
-            varied: Axis::named("bytes of a segment (K = 1024)", ticks),
+            varied: Axis::named("size of a segment", ticks),
             values: Axis::linear("share of the contiguous rate", [1.0], |share| {
                 format!("{:.0}%", share * 100.0)
             }),

@@ -245,22 +245,32 @@ fn legend(chart: &super::chart::Chart) -> Result<Markup, BenchError> {
 }
 
 fn table(figure: &Figure) -> Markup {
-    // Reasons are sentences: they may take several lines.
-    const LONG: usize = 48;
     html! {
         table {
             thead { tr { @for head in &figure.head { th scope="col" { (head) } } } }
             tbody {
                 @for row in &figure.rows {
                     tr {
-                        @for cell in row {
-                            td class=[(cell.chars().count() > LONG).then_some("words")] { (cell) }
+                        @for (cell, span) in spanned(row, figure.head.len()) {
+                            @let words = cell.chars().count() > LONG;
+                            td class=[words.then_some("words")] colspan=[(span > 1).then_some(span)] {
+                                (cell)
+                            }
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// Longer cells are sentences: they may take several lines.
+const LONG: usize = 24;
+
+/// The cells of a row; the last one of a row that is short takes what is left of its columns.
+fn spanned(row: &[String], columns: usize) -> impl Iterator<Item = (&String, usize)> {
+    let left = columns.saturating_sub(row.len()) + 1;
+    row.iter().enumerate().map(move |(n, cell)| (cell, if n + 1 == row.len() { left } else { 1 }))
 }
 
 #[cfg(test)]
@@ -374,6 +384,68 @@ mod tests {
         let notes = elements(page.root(), "section")[0];
         assert_eq!(text(elements(notes, "summary")[0]), "left out (a long list)");
         assert!(text(notes).contains(&list));
+    }
+
+    #[test]
+    fn tables_fit_a_page_of_1280_pixels() {
+        // The widest page less its margins; a character and a column's margin in the style's
+        // font, rounded up.
+        const ROOM: usize = 1216;
+        const CHARACTER: usize = 7;
+        const MARGIN: usize = 12;
+        let results = fixture::results();
+        for figure in measured(&results).iter().chain(&calculated(&results)) {
+            let widest = |column: usize| {
+                let cells = figure.rows.iter().filter_map(|row| {
+                    let alone = column + 1 < row.len() || row.len() == figure.head.len();
+                    row.get(column).filter(|_| alone).map(|cell| cell.chars().count().min(LONG))
+                });
+                cells.chain([figure.head[column].chars().count()]).max().unwrap_or(0)
+            };
+            let width: usize =
+                (0..figure.head.len()).map(|column| widest(column) * CHARACTER + MARGIN).sum();
+            assert!(width <= ROOM, "{}: {width} pixels", figure.id);
+        }
+    }
+
+    #[test]
+    fn what_failed_has_its_row_in_the_plot_and_its_reason_in_the_table() {
+        let results = fixture::results();
+        let failed = results.allocations.iter().filter(|row| row.failed.is_some()).count();
+        assert!(failed > 0);
+        let page = page(&results).unwrap();
+        let page = parsed(&page);
+        let figures = elements(page.root(), "figure");
+        let mapping = figures.iter().find(|f| f.attribute("id") == Some("mapping")).unwrap();
+        let labels = elements(*mapping, "text").into_iter().map(text);
+        // In the wide plot and in the narrow one.
+        assert_eq!(labels.filter(|label| label.contains(": failed")).count(), 2 * failed);
+        let reasons: Vec<_> = elements(*mapping, "td")
+            .into_iter()
+            .filter(|cell| text(*cell).starts_with("failed: "))
+            .map(|cell| cell.attribute("colspan").unwrap())
+            .collect();
+        assert_eq!(reasons, vec!["8"; failed]);
+    }
+
+    #[test]
+    fn uncertain_points_are_pale() {
+        let weak = |results: &Results| {
+            let page = page(results).unwrap();
+            let page = parsed(&page);
+            let figures = elements(page.root(), "figure");
+            let ratio = figures.iter().find(|f| f.attribute("id") == Some("ratio")).unwrap();
+            let classes = ratio.descendants().filter_map(|node| node.attribute("class"));
+            classes.filter(|class| class.ends_with(" weak") && !class.contains("bar")).count()
+        };
+        let mut results = fixture::results();
+        for cell in &mut results.cells {
+            cell.of_contiguous = cell.of_contiguous.map(|_| fixture::spread(0.5, 0.01));
+        }
+        assert_eq!(weak(&results), 0);
+        let cell = results.cells.iter_mut().find(|cell| cell.of_contiguous.is_some()).unwrap();
+        cell.of_contiguous = Some(Spread { p25: 0.3, p75: 0.7, ..fixture::spread(0.5, 0.01) });
+        assert_eq!(weak(&results), 2, "in the wide plot and in the narrow one");
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub(super) enum Role {
     Bar(u8),
     /// The markers of a series.
     Marker(u8),
+    /// The spread of an uncertain figure of a series.
+    WeakBar(u8),
+    /// The marker of an uncertain figure of a series.
+    WeakMarker(u8),
 }
 
 /// Series that can be told apart: each has a colour, a dash and a marker.
@@ -30,7 +34,9 @@ pub(super) const SERIES: u8 = 6;
 impl Role {
     fn all() -> impl Iterator<Item = Role> {
         let single = [Role::Text, Role::Axis, Role::Grid, Role::Rule];
-        let series = (0..SERIES).flat_map(|n| [Role::Line(n), Role::Bar(n), Role::Marker(n)]);
+        let series = (0..SERIES).flat_map(|n| {
+            [Role::Line(n), Role::Bar(n), Role::Marker(n), Role::WeakBar(n), Role::WeakMarker(n)]
+        });
         single.into_iter().chain(series)
     }
 
@@ -44,6 +50,8 @@ impl Role {
             Role::Line(n) => RGBColor(1, 1, n),
             Role::Bar(n) => RGBColor(1, 2, n),
             Role::Marker(n) => RGBColor(1, 3, n),
+            Role::WeakBar(n) => RGBColor(1, 4, n),
+            Role::WeakMarker(n) => RGBColor(1, 5, n),
         }
     }
 
@@ -57,6 +65,8 @@ impl Role {
             Role::Line(n) => format!("{kind}-c{n} dash{n}"),
             Role::Bar(n) => format!("{kind}-c{n} bar"),
             Role::Marker(n) => format!("{kind}-c{n}"),
+            Role::WeakBar(n) => format!("{kind}-c{n} bar weak"),
+            Role::WeakMarker(n) => format!("{kind}-c{n} weak"),
         }
     }
 }
