@@ -49,7 +49,9 @@ impl Profile {
 
     pub(super) fn segments(self) -> Vec<u64> {
         match self {
-            Profile::Quick => vec![256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10],
+            Profile::Quick => {
+                vec![256, 1 << 10, 4 << 10, 8 << 10, 16 << 10, 64 << 10, 256 << 10]
+            }
             Profile::Full => {
                 let mut segments: Vec<u64> = (3..=10).map(|n| 1 << (2 * n)).collect();
                 segments.extend([8 << 10, 32 << 10, 2 << 20]);
