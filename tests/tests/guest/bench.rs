@@ -69,3 +69,21 @@ pub(crate) fn edu_is_measured_in_time_and_says_what_was_left_out() {
     let latency = cell.latency.as_ref().unwrap();
     assert!(latency.p50 >= 380_000_000, "{latency:?}");
 }
+
+pub(crate) fn nvme_is_measured_in_time() {
+    let results = quick("nvme");
+    assert!(results.notes.iter().any(|note| note.contains("the medium")), "{:?}", results.notes);
+    let scattered = scattered(&results);
+    // A machine that does much else has no time for all variants, which the notes say.
+    let is_short = results.notes.iter().any(|note| note.contains("for lack of time"));
+    assert!(is_short || !scattered.is_empty(), "{:?}", results.notes);
+    for cell in scattered {
+        assert!(cell.of_contiguous.is_some(), "{cell:?}");
+        // A command moves up to 512 KiB.
+        let commands = cell.transfer.div_ceil(512 << 10);
+        assert_eq!(cell.descriptors, commands as f64, "{cell:?}");
+    }
+    let has = |series| results.cells.iter().any(|cell| cell.series == series);
+    let all = [Series::Batch, Series::Channels, Series::Latency].into_iter().all(has);
+    assert!(is_short || all, "{:?}", results.notes);
+}

@@ -280,6 +280,7 @@ fn main() -> ExitCode {
                 nvme::a_bad_medium_is_told_by_name,
                 nvme::a_reset_ends_every_transfer_once,
                 nvme::a_command_that_is_late_is_given_up,
+                bench::nvme_is_measured_in_time,
                 nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
                 nvme::a_process_that_is_killed_leaves_a_drive_that_works,
                 nvme::the_command_line_writes_a_drive_that_is_named,

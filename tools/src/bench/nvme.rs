@@ -52,7 +52,7 @@ impl Lane {
             && (self.flying.is_empty() || queue.free() >= self.batch)
         {
             let begin = Instant::now();
-            for _ in 0..self.batch {
+            for _ in 0..self.quota.min(self.batch as u64) {
                 let Some((lba, table)) = self.idle.pop_front() else { break };
                 match queue.read(namespace, lba, table, WhenFull::Return) {
                     Ok(token) => self.flying.push_back((token, lba, begin)),
@@ -68,9 +68,10 @@ impl Lane {
                         return Err(refused.error.into());
                     }
                 }
+                // Of those that began: a batch that finds the queue full is begun in part.
+                self.quota -= 1;
             }
             queue.issue()?;
-            self.quota = self.quota.saturating_sub(self.batch as u64);
         }
         Ok(())
     }
