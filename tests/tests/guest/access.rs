@@ -254,7 +254,7 @@ pub(crate) fn iommufd_memory_lock_limit() {
         let args = ["run", "--iommu", "iommufd", "--size", size, &device];
         as_user(&args, Some(65_536))
     };
-    let parts = ["262144", "65536", "all processes of this user", "ulimit -l", "through type1"];
+    let parts = ["256 KiB", "64 KiB", "all processes of this user", "ulimit -l", "through type1"];
     leaves_machine_alone(|| check_refusal(&run("256K"), &parts));
     let said = run("16K");
     assert_eq!(said.status, 0, "below the limit: {said:#?}");

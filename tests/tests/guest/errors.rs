@@ -88,7 +88,7 @@ pub(crate) fn memory_lock_limit() {
     std::os::unix::fs::chown(&node, Some(1000), None).unwrap();
     leaves_machine_alone(|| {
         let said = as_user(&["run", "--size", "256K", &device], Some(65_536));
-        check_refusal(&said, &["262144", "65536", "ulimit -l"]);
+        check_refusal(&said, &["256 KiB", "64 KiB", "ulimit -l"]);
     });
     let said = as_user(&["run", "--size", "16K", &device], Some(65_536));
     assert_eq!(said.status, 0, "below the limit: {said:#?}");

@@ -129,7 +129,7 @@ pub(crate) fn a_fragmented_iova_space_falls_through() {
     }
     let error =
         edu.allocate(&request(len).placement(Placement::Contiguous)).unwrap_err().to_string();
-    assert!(error.contains("no buffer of 16384 bytes"), "{error}");
+    assert!(error.contains("no buffer of 16 KiB"), "{error}");
     drop(held);
     let (source, _) = copy_placed(&mut edu, &request(len));
     assert_eq!(winner(source.report()), CONTIGUOUS);
