@@ -251,6 +251,39 @@ impl Vector {
     }
 }
 
+/// Waits until one of these vectors fired, and takes the counts of all.
+///
+/// # Errors
+///
+/// [`IrqError::Timeout`] for the first of them when none fired in time.
+pub(crate) fn wait_any(vectors: &[&Vector], timeout: Duration) -> Result<()> {
+    let deadline = Deadline::after(timeout);
+    loop {
+        let mut fired = 0;
+        for vector in vectors {
+            fired += vector.take_count()?;
+        }
+        let Some(first) = vectors.first() else { return Ok(()) };
+        if fired > 0 {
+            return Ok(());
+        }
+        let left = deadline.left();
+        if left.is_zero() {
+            let (kind, vector) = (first.kind(), first.index());
+            return Err(IrqError::Timeout { kind, vector, waited: timeout });
+        }
+        let millis = left.as_millis().saturating_add(1).min(60_000) as u16;
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(vectors.len());
+        for vector in vectors {
+            fds.push(PollFd::new(vector.event.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::from(millis)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(IrqError::event("polling eventfds")(errno)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

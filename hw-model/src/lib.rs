@@ -10,5 +10,7 @@ pub mod link;
 pub mod memory;
 pub mod pci;
 pub mod regs;
+pub mod rtl;
+pub mod tlp;
 pub mod vfio_user;
 mod worker;

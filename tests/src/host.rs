@@ -9,7 +9,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::guest::{CaseResult, RUN_CASES};
 use crate::{Dice, Scenario};
 
-/// Names what a user does without; `guest` leaves these suites out, and they show as ignored.
+/// Names what a user does without; `guest` leaves these suites out, and the name of a scenario
+/// that one. They show as ignored.
 const WITHOUT: &str = "VFIO_DMA_WITHOUT";
 
 /// Guests that run at once: each keeps about one processor busy.
@@ -46,14 +47,20 @@ impl Results {
     }
 }
 
+/// Whether `VFIO_DMA_WITHOUT` leaves out what has this name.
+#[must_use]
+pub fn is_left_out(name: &str) -> bool {
+    std::env::var(WITHOUT).is_ok_and(|list| list.split(',').any(|word| word == name))
+}
+
 /// Boots the guests of what was selected and reports every case as a test.
 pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let arguments = Arguments::from_args();
-    let without = std::env::var(WITHOUT).is_ok_and(|list| list.split(',').any(|w| w == "guest"));
     let results = Arc::new(Results::default());
     let mut trials = Vec::new();
     let mut work = Vec::new();
     for scenario in scenarios {
+        let without = is_left_out("guest") || is_left_out(scenario.name);
         let full = |case: &str| format!("{}::{case}", scenario.name);
         let selected: Vec<&'static str> = scenario
             .cases
@@ -67,11 +74,11 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
             let trial = Trial::test(full(name), move || verdict(&results.case(guest, name)));
             trials.push(trial.with_ignored_flag(without));
         }
-        if !selected.is_empty() {
+        if !selected.is_empty() && !without {
             work.push((scenario, selected));
         }
     }
-    if !without && !arguments.list {
+    if !arguments.list {
         boot_all(work, &results);
     }
     libtest_mimic::run(&arguments, trials).exit_code()

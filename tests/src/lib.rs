@@ -16,6 +16,7 @@ use vfio_dma_tools::vm::VmConfig;
 
 pub use dice::Dice;
 pub use guest::{Said, address, vfio_dma};
+pub use host::is_left_out;
 
 /// A test that runs in a guest; it fails by panicking.
 #[derive(Debug, Clone, Copy)]

@@ -70,9 +70,26 @@ fn copy_slots(engine: &mut dyn CopyEngine, limit: Duration) {
 ///
 /// When anything fails, or a byte is not what it should be.
 pub fn run(device: Device, extent: &Extent) {
+    run_in_units(device, extent, 1);
+}
+
+/// As [`run`], for an engine whose lengths and addresses are multiples of so many bytes.
+///
+/// # Panics
+///
+/// As [`run`].
+pub fn run_in_units(device: Device, extent: &Extent, unit: usize) {
+    run_engine(open_copy_engine(device).expect("a copy engine"), extent, unit);
+}
+
+/// As [`run_in_units`], with an engine that another driver has opened.
+///
+/// # Panics
+///
+/// As [`run`].
+pub fn run_engine(mut engine: Box<dyn CopyEngine>, extent: &Extent, unit: usize) {
     let mut dice = Dice::seeded();
-    let space = Arc::clone(device.space());
-    let mut engine = open_copy_engine(device).expect("a copy engine");
+    let space = Arc::clone(engine.space());
     copy_slots(&mut *engine, extent.limit);
     for placement in [Placement::Auto, Placement::Contiguous, Placement::ScatterGather] {
         let longest = extent.longest;
@@ -84,7 +101,9 @@ pub fn run(device: Device, extent: &Extent) {
             (1 + dice.roll(1 << bits) as usize).min(top)
         });
         for len in ladder.chain(random.collect::<Vec<_>>()) {
-            let (from, to) = (dice.roll(AROUND) as usize, dice.roll(AROUND) as usize);
+            let len = len.next_multiple_of(unit);
+            let around = |dice: &mut Dice| dice.roll(AROUND) as usize / unit * unit;
+            let (from, to) = (around(&mut dice), around(&mut dice));
             let size = len + from.max(to) + dice.roll(AROUND) as usize;
             println!("{placement:?}: {len} bytes from {from} to {to} of {size}");
             let moved = Move { len, from, to, size, seed: dice.roll(u64::MAX) };

@@ -3,5 +3,6 @@
 pub mod bench;
 pub mod cli;
 mod progress;
+pub mod rtl;
 pub mod serve;
 pub mod vm;

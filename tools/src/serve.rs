@@ -1,10 +1,11 @@
-//! The I/OAT model on a socket, served from a thread of this process.
+//! A model on a socket, served from a thread of this process.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tempfile::TempDir;
+use vfio_dma_model::function::PciFunction;
 use vfio_dma_model::ioat::{FaultError, Ioat, IoatConfig, IoatError, Personality};
 use vfio_dma_model::vfio_user::{Ended, Server, ServerError, Stop};
 
@@ -35,11 +36,11 @@ pub enum ServeError {
     Os(#[from] std::io::Error),
 }
 
-/// An I/OAT function on a socket of its own, until dropped.
+/// A function on a socket of its own, until dropped.
 #[derive(Debug)]
-pub struct Served {
+pub struct Served<F = Ioat> {
     socket: PathBuf,
-    ioat: Arc<Ioat>,
+    function: Arc<F>,
     stop: Stop,
     thread: Option<JoinHandle<Result<Ended, ServerError>>>,
     /// Holds the socket.
@@ -47,43 +48,62 @@ pub struct Served {
 }
 
 impl Served {
-    /// Makes the function and listens on a socket in a new directory.
+    /// Makes an I/OAT function and listens on a socket in a new directory.
     ///
     /// # Errors
     ///
     /// Fails when the configuration is out of range or the socket cannot be made.
     pub fn start(config: IoatConfig) -> Result<Served, ServeError> {
+        Served::of(Ioat::new(config)?)
+    }
+
+    /// The model itself.
+    #[must_use]
+    pub fn ioat(&self) -> &Arc<Ioat> {
+        &self.function
+    }
+}
+
+impl<F: PciFunction + 'static> Served<F> {
+    /// Listens on a socket in a new directory for any function.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the socket cannot be made.
+    pub fn of(function: F) -> Result<Served<F>, ServeError> {
         let directory = tempfile::Builder::new().prefix("vfio-dma-").tempdir()?;
-        let socket = directory.path().join("ioat");
-        let ioat = Arc::new(Ioat::new(config)?);
+        let socket = directory.path().join("device");
+        let function = Arc::new(function);
         let server = Server::bind(&socket)?;
         let stop = Stop::new()?;
         let thread = std::thread::Builder::new().name("vfio-user".into()).spawn({
-            let (ioat, stop) = (Arc::clone(&ioat), stop.clone());
-            move || server.serve(&*ioat, &stop)
+            let (function, stop) = (Arc::clone(&function), stop.clone());
+            move || server.serve(&*function, &stop)
         })?;
-        Ok(Served { socket, ioat, stop, thread: Some(thread), _directory: directory })
+        Ok(Served { socket, function, stop, thread: Some(thread), _directory: directory })
     }
+}
 
+impl<F> Served<F> {
     /// The device for a guest.
     #[must_use]
     pub fn device(&self) -> Device {
         Device::VfioUser { socket: self.socket.clone() }
     }
 
-    /// The model itself.
+    /// The function.
     #[must_use]
-    pub fn ioat(&self) -> &Arc<Ioat> {
-        &self.ioat
+    pub fn function(&self) -> &Arc<F> {
+        &self.function
     }
 }
 
-impl Drop for Served {
+impl<F> Drop for Served<F> {
     fn drop(&mut self) {
         self.stop.stop();
         match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(Err(error))) => log::error!("serving the I/OAT model: {error}"),
-            Some(Err(_)) => log::error!("the thread that serves the I/OAT model panicked"),
+            Some(Ok(Err(error))) => log::error!("serving a device: {error}"),
+            Some(Err(_)) => log::error!("the thread that serves a device panicked"),
             _ => {}
         }
     }

@@ -3,6 +3,7 @@
 mod copy_engine;
 pub mod edu;
 pub mod ioat;
+pub mod litepcie;
 pub mod nvme;
 mod pci_driver;
 pub mod pci_testdev;

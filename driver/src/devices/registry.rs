@@ -6,7 +6,8 @@
 use std::fmt;
 
 use super::{
-    CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed, edu, ioat, nvme, pci_testdev,
+    CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed, edu, ioat, litepcie, nvme,
+    pci_testdev,
 };
 use crate::device::Device;
 
@@ -52,6 +53,7 @@ pub static DRIVERS: &[Driver] = &[
         Ok(Box::new(edu.map_err(|failed| failed.map(CopyError::from))?))
     }),
     Driver::of::<ioat::Ioat>().copies(ioat::open_copy_engine),
+    Driver::of::<litepcie::LitePcie>().copies(litepcie::open_copy_engine),
     Driver::of::<pci_testdev::PciTestdev>(),
     Driver::of::<nvme::Nvme>(),
 ];

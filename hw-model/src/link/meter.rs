@@ -92,6 +92,12 @@ impl LinkMeter {
         self.count(Work::Interrupt);
     }
 
+    /// One packet of a kind with `len` bytes of data, as a transaction layer sent it.
+    pub fn packet(&self, kind: TlpKind, len: u64) {
+        self.packets[kind as usize].fetch_add(1, Ordering::Relaxed);
+        self.data[kind as usize].fetch_add(len, Ordering::Relaxed);
+    }
+
     /// The device's access of `len` bytes at `iova` goes through the IO-TLB, if there is one.
     pub fn translate(&self, iova: u64, len: u64) {
         if let Some(iotlb) = &self.iotlb {

@@ -46,12 +46,21 @@ pub fn power_management(at: u32) -> Capability {
 /// MSI with one vector and a 64-bit address (PCI Local Bus Specification 3.0, section 6.8.1).
 #[must_use]
 pub fn msi(at: u32) -> Capability {
+    msi_vectors(at, 1)
+}
+
+/// MSI with a 64-bit address and 1, 2, 4, 8, 16 or 32 vectors; another number is rounded up.
+#[must_use]
+pub fn msi_vectors(at: u32, vectors: u8) -> Capability {
     const ADDRESS_64: u64 = 1 << 7;
+    let capable = u64::from(vectors.clamp(1, 32).next_power_of_two().trailing_zeros());
+    // Bit 0 enables, bits 6:4 are how many vectors software gives: only where there are several.
+    let writable = if capable == 0 { 0x1 } else { 0x71 };
     Capability {
         id: 0x05,
         offset: at,
         fields: vec![
-            field("MSI Message Control", at + 2, 2, ADDRESS_64).writable(0x1),
+            field("MSI Message Control", at + 2, 2, ADDRESS_64 | capable << 1).writable(writable),
             field("MSI Message Address", at + 4, 4, 0).writable(0xffff_fffc),
             field("MSI Message Upper Address", at + 8, 4, 0).writable(0xffff_ffff),
             field("MSI Message Data", at + 12, 2, 0).writable(0xffff),
@@ -79,9 +88,16 @@ pub fn msix(at: u32, vectors: u16, bar: u8, table: u32, pending: u32) -> Capabil
 /// function (PCI Express Base Specification 3.0, section 7.8).
 #[must_use]
 pub fn express_integrated_endpoint(at: u32) -> Capability {
+    express_with_payload(at, 256, 128)
+}
+
+/// As [`express_integrated_endpoint`], with the largest payload that the function supports and
+/// the one that Device Control begins with, in bytes: powers of two from 128 to 4096.
+#[must_use]
+pub fn express_with_payload(at: u32, supported: u16, initial: u16) -> Capability {
+    let code = |bytes: u16| u64::from(bytes.clamp(128, 4096).ilog2() - 7);
     const VERSION_2: u64 = 2;
     const INTEGRATED_ENDPOINT: u64 = 9 << 4;
-    const PAYLOAD_256: u64 = 1;
     const ROLE_BASED_ERRORS: u64 = 1 << 15;
     const FLR: u64 = 1 << 28;
     const TIMEOUT_RANGES: u64 = 0xf;
@@ -91,10 +107,12 @@ pub fn express_integrated_endpoint(at: u32) -> Capability {
         offset: at,
         fields: vec![
             field("PCI Express Capabilities", at + 0x02, 2, VERSION_2 | INTEGRATED_ENDPOINT),
-            field("Device Capabilities", at + 0x04, 4, PAYLOAD_256 | ROLE_BASED_ERRORS | FLR),
+            field("Device Capabilities", at + 0x04, 4, code(supported) | ROLE_BASED_ERRORS | FLR),
             // Error reporting, relaxed ordering, payload, no snoop, read request size. Bit 15
             // initiates a reset and is never stored.
-            field("Device Control", at + 0x08, 2, 0x2810).writable(0x78ff).command(),
+            field("Device Control", at + 0x08, 2, 0x2810 | code(initial) << 5)
+                .writable(0x78ff)
+                .command(),
             field("Device Status", at + 0x0a, 2, 0).write_one_to_clear(0xf),
             field("Device Capabilities 2", at + 0x24, 4, TIMEOUT_RANGES | TIMEOUT_DISABLE),
             field("Device Control 2", at + 0x28, 2, 0).writable(0x1f),

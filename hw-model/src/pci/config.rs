@@ -70,6 +70,16 @@ impl Builder {
         self
     }
 
+    /// A 32-bit, non-prefetchable memory BAR of `size` bytes, a power of two of at least 16, in
+    /// the base address register `index`.
+    #[must_use]
+    pub fn memory_bar32(mut self, index: u8, size: u32) -> Self {
+        let at = 0x10 + 4 * u32::from(index);
+        let mask = u64::from(!(size - 1) & 0xffff_fff0);
+        self.fields.push(field("BAR", at, 4, 0).writable(mask));
+        self
+    }
+
     /// Adds a capability; the list links them in the order in which they were added.
     #[must_use]
     pub fn capability(mut self, capability: Capability) -> Self {

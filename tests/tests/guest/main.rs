@@ -18,6 +18,7 @@ mod opening;
 mod ownership;
 mod placement;
 mod populate;
+mod rtl;
 mod sharing;
 mod show;
 mod support;
@@ -144,6 +145,15 @@ fn main() -> ExitCode {
                 show::capabilities_are_those_of_lspci,
                 show::without_root_it_says_what_is_missing,
                 show::the_payload_path_and_the_link_are_told,
+            ],
+        },
+        Scenario {
+            name: "rtl",
+            machine: rtl::machine,
+            cases: cases![
+                rtl::the_same_program_moves_the_same_bytes,
+                rtl::sixteen_mebibytes_arrive_in_segments_of_any_size,
+                rtl::the_command_line_copies,
             ],
         },
         Scenario {

@@ -23,6 +23,7 @@ Environment:
   VFIO_DMA_QEMU        the QEMU to use
   VFIO_DMA_KERNEL      the guest kernel to use
   VFIO_DMA_BUSYBOX     the static busybox to use
+  VFIO_DMA_VERILATOR   the Verilator to use
   VFIO_DMA_ACCEL       kvm or tcg; by default KVM where a probe guest boots under it
   XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma";
 pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
@@ -58,7 +59,19 @@ Environment:
 pub(super) const MODEL: &str = "\
 Examples:
   vfio-dma model --socket ./socket
-  vfio-dma model --socket ./socket --channels 4 --fault 'no-interrupt@/7'";
+  vfio-dma model --socket ./socket --channels 4 --fault 'no-interrupt@/7'
+  vfio-dma model --socket ./socket --device litepcie
+  vfio-dma model --socket ./socket --device rtl,top=my_engine,file=my_engine.sv,trace=w.fst";
+pub(super) const RTL: &str = "\
+Examples:
+  vfio-dma rtl build litepcie
+  vfio-dma rtl bench litepcie
+  vfio-dma rtl bench litepcie,latency=300,channels=2 --size 16M --json
+  vfio-dma rtl build rtl,top=my_engine,file=my_engine.sv
+
+Environment:
+  VFIO_DMA_VERILATOR   the Verilator to use in place of the one in PATH or a fetched one
+  XDG_CACHE_HOME       what is built is kept in $XDG_CACHE_HOME/vfio-dma";
 pub(super) const LINK: &str = "\
 Examples:
   vfio-dma link gen3x8

@@ -17,6 +17,7 @@ pub mod model;
 mod open;
 mod output;
 mod remedy;
+pub mod rtl;
 pub mod run;
 pub mod show;
 pub mod size;
@@ -63,6 +64,8 @@ enum Command {
     Vm(vm::Args),
     #[command(after_long_help = help::MODEL)]
     Model(model::Args),
+    #[command(after_long_help = help::RTL)]
+    Rtl(rtl::Args),
     #[command(after_long_help = help::LINK)]
     Link(link::Args),
     #[command(after_long_help = help::COMPLETIONS)]
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
+        Some(Command::Rtl(args)) => rtl::run(args),
         Some(Command::Link(args)) => link::run(args),
         Some(Command::Completions(args)) => help::completions(args, Cli::command()),
         Some(Command::Man(args)) => help::man(args, Cli::command()),

@@ -1,20 +1,25 @@
-//! `vfio-dma model`: the I/OAT model on a vfio-user socket.
+//! `vfio-dma model`: a model, or simulated hardware, on a vfio-user socket.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use vfio_dma_model::ioat::{Ioat, IoatConfig, Personality};
+use vfio_dma_model::function::PciFunction;
+use vfio_dma_model::ioat::{Ioat, IoatConfig, Personality, UnknownPersonality};
 use vfio_dma_model::link::{LinkConfig, LinkMeter};
 use vfio_dma_model::vfio_user::{Ended, Server, Stop};
 
 use super::output::print;
-use super::run::FaultArg;
-use super::{Failure, interrupted};
+use super::run::{FaultArg, fired_rules};
+use super::{Failure, interrupted, usage};
+use crate::rtl::{self, RtlConfig, RtlFunction};
 
-/// Serve a model of the Intel I/OAT engine on a vfio-user socket, until Ctrl-C
+/// Serve a model of the Intel I/OAT engine, or simulated hardware, on a vfio-user socket, until
+/// Ctrl-C
 ///
 /// QEMU 10.1 or later attaches it with
 /// -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"PATH"}}'
@@ -23,13 +28,16 @@ pub struct Args {
     /// Where the socket is made
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
-    /// Which device it is: ioat-skx (8086:2021, version 3.2) or ioat-icx (8086:0b00, 3.4)
-    #[arg(long, default_value_t = Personality::default())]
-    device: Personality,
-    /// Number of channels, 1 to 8; real functions have 1
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
-    channels: u8,
-    /// What is to go wrong; docs/ioat-model.md has the grammar
+    /// Which device it is: ioat-skx (8086:2021, version 3.2) or ioat-icx (8086:0b00, 3.4); or
+    /// hardware that is simulated from its Verilog: litepcie, or rtl,top=MODULE,file=PATH, with
+    /// properties (docs/bring-your-verilog.md)
+    #[arg(long, default_value_t = ModelDevice::Ioat(Personality::default()))]
+    device: ModelDevice,
+    /// Number of channels of ioat, 1 to 8; real functions have 1 [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
+    channels: Option<u8>,
+    /// What is to go wrong with ioat; docs/ioat-model.md has the grammar. Simulated hardware has
+    /// the property fault=SPEC
     #[arg(long, value_name = "SPEC")]
     fault: Option<FaultArg>,
     /// Count the packets that a card on this link would send and get, such as
@@ -38,21 +46,92 @@ pub struct Args {
     link: Option<LinkConfig>,
 }
 
+/// What is served.
+#[derive(Debug, Clone)]
+enum ModelDevice {
+    Ioat(Personality),
+    Rtl(Box<RtlConfig>),
+}
+
+impl fmt::Display for ModelDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelDevice::Ioat(personality) => personality.fmt(f),
+            ModelDevice::Rtl(config) => f.write_str(config.name),
+        }
+    }
+}
+
+impl FromStr for ModelDevice {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        Ok(match rtl::describe(text)? {
+            Some(config) => ModelDevice::Rtl(Box::new(config)),
+            None => ModelDevice::Ioat(text.parse().map_err(|unknown: UnknownPersonality| {
+                format!("{unknown}; and litepcie and rtl,top=MODULE,file=PATH, which are simulated")
+            })?),
+        })
+    }
+}
+
+/// The function that is served.
+enum Hardware {
+    Ioat(Ioat),
+    Rtl(RtlFunction),
+}
+
+impl Hardware {
+    fn function(&self) -> &dyn PciFunction {
+        match self {
+            Hardware::Ioat(ioat) => ioat,
+            Hardware::Rtl(rtl) => rtl,
+        }
+    }
+}
+
+impl Args {
+    /// Refuses options that the device has no use for.
+    fn check(&self) -> Result<(), Failure> {
+        let ModelDevice::Rtl(config) = &self.device else { return Ok(()) };
+        for (option, given, instead) in [
+            ("--channels", self.channels.is_some(), "channels=N, where it has channels"),
+            ("--fault", self.fault.is_some(), "fault=SPEC"),
+        ] {
+            if given {
+                let name = config.name;
+                return Err(usage(format!(
+                    "{option} is for ioat: {name} has it as a property, --device {name},{instead}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors
 ///
 /// Fails when the socket cannot be made, or an argument is out of range.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    args.check()?;
     let interrupted = interrupted()?;
     let meter = args.link.as_ref().map(|link| Arc::new(LinkMeter::new(*link)));
-    let ioat = Ioat::new(IoatConfig {
-        personality: args.device,
-        channels: args.channels,
-        meter: meter.clone(),
-        faults: args.fault.as_ref().map(|fault| fault.plan.clone()).unwrap_or_default(),
-        ..IoatConfig::default()
-    })?;
+    let hardware = match &args.device {
+        ModelDevice::Ioat(personality) => Hardware::Ioat(Ioat::new(IoatConfig {
+            personality: *personality,
+            channels: args.channels.unwrap_or(1),
+            meter: meter.clone(),
+            faults: args.fault.as_ref().map(|fault| fault.plan.clone()).unwrap_or_default(),
+            ..IoatConfig::default()
+        })?),
+        ModelDevice::Rtl(config) => {
+            let mut config = config.clone();
+            config.set_meter(meter.clone());
+            Hardware::Rtl(config.start()?)
+        }
+    };
     let server = Server::bind(&args.socket)?;
     let stop = Stop::new()?;
     // A thread of its own looks at the flag: a signal handler cannot be given the handle.
@@ -65,12 +144,22 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     });
     print(&format!("{} serves {}; Ctrl-C ends it\n", args.socket.display(), args.device))?;
     let begin = Instant::now();
-    let ended = server.serve(&ioat, &stop)?;
-    if let Some(asked) = &args.fault {
-        print(&asked.fired(&ioat.faults_fired()))?;
-    }
+    let ended = server.serve(hardware.function(), &stop)?;
+    print(&match (&hardware, &args.device) {
+        (Hardware::Rtl(rtl), ModelDevice::Rtl(config)) => {
+            fired_rules(&config.faults, &rtl.faults_fired())
+        }
+        (Hardware::Ioat(ioat), _) => {
+            args.fault.as_ref().map_or_else(String::new, |asked| asked.fired(&ioat.faults_fired()))
+        }
+        _ => String::new(),
+    })?;
     if let (Some(meter), Some(link)) = (&meter, &args.link) {
-        print(&account(meter, link, begin.elapsed()))?;
+        let counted = match &args.device {
+            ModelDevice::Ioat(_) => "By calculation",
+            ModelDevice::Rtl(_) => "As they were sent",
+        };
+        print(&account(counted, meter, link, begin.elapsed()))?;
     }
     Ok(match ended {
         Ended::Stopped => ExitCode::SUCCESS,
@@ -82,11 +171,11 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 /// What a card would have put on its link.
-fn account(meter: &LinkMeter, link: &LinkConfig, elapsed: Duration) -> String {
+fn account(counted: &str, meter: &LinkMeter, link: &LinkConfig, elapsed: Duration) -> String {
     use vfio_dma_model::link::TlpKind;
     let counts = meter.snapshot();
     let mut text = format!(
-        "By calculation, on a link of {link}:\n{:<24} {:>14} {:>16}\n",
+        "{counted}, on a link of {link}:\n{:<24} {:>14} {:>16}\n",
         "packets of a kind", "packets", "bytes of data"
     );
     for kind in TlpKind::ALL {

@@ -32,6 +32,15 @@ pub fn typed(size: u64) -> String {
         .map_or_else(|| size.to_string(), |(shift, unit)| format!("{}{unit}", size >> shift))
 }
 
+/// Reads how many bytes are to be moved: a size that is not 0.
+pub(super) fn parse_length(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("there is nothing to move in 0 bytes".to_owned()),
+        Ok(size) => Ok(size),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::output;
 use super::size::parse_size;
+use crate::rtl::{self, RtlConfig};
 use crate::serve::{self, Served};
 use crate::vm::{
     Accel, CPUS, Device, Guest, Image, Input, Iommu, Kernel, MEMORY, NvmeDrive, Streams, VmConfig,
@@ -34,7 +35,9 @@ pub struct Args {
     /// the first is 0000:00:05.0 in the guest, the second 0000:00:06.0. `ioat`, `ioat-skx` and
     /// `ioat-icx` (with `,channels=N,fault=SPEC`) are the model of the Intel I/OAT engine, served here.
     /// `nvme` (with `,image=PATH`, or `,size=64M` for a new one that is removed afterwards,
-    /// `,read-only=on`, and QEMU's properties) is a drive
+    /// `,read-only=on`, and QEMU's properties) is a drive. Hardware that is simulated from its
+    /// Verilog is served here too: `litepcie`, and `rtl,top=MODULE,file=PATH`
+    /// (docs/bring-your-verilog.md)
     #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
     /// The guest's kernel: `stock` (Debian's), `full` (built here once, with iommufd, no-IOMMU
@@ -83,6 +86,7 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
     let env = PASSED_ON.iter().filter_map(|&name| Some((name.to_owned(), std::env::var_os(name)?)));
     // Models live until the guest has ended.
     let mut models = Vec::new();
+    let mut simulations = Vec::new();
     let (mut devices, mut images, mut qemu_args) = (Vec::new(), Vec::new(), Vec::new());
     for text in &args.devices {
         if let Some((drive, image)) = drive(text)? {
@@ -92,12 +96,14 @@ pub fn run(args: &Args) -> Result<ExitCode, super::Failure> {
             images.push(image);
             continue;
         }
-        devices.push(match described(text)? {
-            Some(config) => {
-                models.push(Served::start(config)?);
-                models[models.len() - 1].device()
-            }
-            None => Device::from(text.as_str()),
+        devices.push(if let Some(config) = described(text)? {
+            models.push(Served::start(config)?);
+            models[models.len() - 1].device()
+        } else if let Some(config) = simulated(text)? {
+            simulations.push(Served::of(config.start()?)?);
+            simulations[simulations.len() - 1].device()
+        } else {
+            Device::from(text.as_str())
         });
     }
     let config = VmConfig {
@@ -179,6 +185,11 @@ fn drive(text: &str) -> Result<Option<(NvmeDrive, Option<Image>)>, super::Failur
 /// What a device's text asks to be served here, if it does.
 fn described(text: &str) -> Result<Option<IoatConfig>, super::Failure> {
     serve::describe(text).map_err(super::usage)
+}
+
+/// The simulated hardware that a device's text means, if it does.
+fn simulated(text: &str) -> Result<Option<RtlConfig>, super::Failure> {
+    rtl::describe(text).map_err(super::usage)
 }
 
 /// Height and width of the terminal, or the classic 24 by 80.

@@ -26,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(3600);
 
 /// A private apt: one release of Debian and its lists.
 #[derive(Debug)]
-pub(super) struct Apt {
+pub(crate) struct Apt {
     root: PathBuf,
     _lock: File,
 }
@@ -36,7 +36,7 @@ impl Apt {
     /// read within the hour.
     ///
     /// One process at a time has it.
-    pub(super) fn open(root: &Path, suites: &[&str]) -> Result<Self, VmError> {
+    pub(crate) fn open(root: &Path, suites: &[&str]) -> Result<Self, VmError> {
         for tool in ["apt-get", "apt-cache", "dpkg-deb"] {
             which::which(tool)
                 .map_err(|_| VmError::CannotFetch { missing: format!("no `{tool}` in PATH") })?;
@@ -79,7 +79,7 @@ impl Apt {
     }
 
     /// Downloads `packages` from `suite` with everything that they depend on.
-    pub(super) fn download_closure(
+    pub(crate) fn download_closure(
         &self,
         suite: &str,
         packages: &[&str],
@@ -94,7 +94,7 @@ impl Apt {
     }
 
     /// Downloads exactly `packages` into `dir`.
-    pub(super) fn download(
+    pub(crate) fn download(
         &self,
         suite: &str,
         packages: &[&str],
@@ -109,7 +109,7 @@ impl Apt {
 
     /// The first package that `package` in `suite` depends on and whose name begins with
     /// `prefix`: what a meta-package stands for.
-    pub(super) fn dependency(
+    pub(crate) fn dependency(
         &self,
         suite: &str,
         package: &str,
@@ -125,7 +125,7 @@ impl Apt {
     }
 
     /// Removes the downloaded packages.
-    pub(super) fn empty_archives(&self) -> Result<(), VmError> {
+    pub(crate) fn empty_archives(&self) -> Result<(), VmError> {
         for deb in self.downloaded(&self.root.join("archives"))? {
             fs::remove_file(&deb).at("remove", &deb)?;
         }
@@ -171,7 +171,7 @@ impl Apt {
 }
 
 /// Unpacks `debs` into `tree`.
-pub(super) fn unpack(debs: &[PathBuf], tree: &Path) -> Result<(), VmError> {
+pub(crate) fn unpack(debs: &[PathBuf], tree: &Path) -> Result<(), VmError> {
     let step = Step::new("unpacking");
     for (n, deb) in debs.iter().enumerate() {
         step.percent(100.0 * n as f32 / debs.len() as f32);
@@ -184,7 +184,7 @@ pub(super) fn unpack(debs: &[PathBuf], tree: &Path) -> Result<(), VmError> {
 
 /// The version of the package `name` among `debs`, with `_` after an epoch: it becomes part of
 /// a path, and paths in lists must not have colons.
-pub(super) fn version(debs: &[PathBuf], name: &str) -> Result<String, VmError> {
+pub(crate) fn version(debs: &[PathBuf], name: &str) -> Result<String, VmError> {
     debs.iter()
         .filter_map(|deb| deb.file_stem()?.to_str())
         .find_map(|stem| stem.strip_prefix(name)?.strip_prefix('_')?.split('_').next())
@@ -193,7 +193,7 @@ pub(super) fn version(debs: &[PathBuf], name: &str) -> Result<String, VmError> {
 }
 
 /// Runs `command` with its output read line by line; its whole output when it succeeds.
-pub(super) fn run_with_lines(
+pub(crate) fn run_with_lines(
     mut command: Command,
     mut line_seen: impl FnMut(&str),
 ) -> Result<String, VmError> {
@@ -275,15 +275,15 @@ fn index_targets() -> Result<String, VmError> {
 
 /// Where this machine's Debian packages come from.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     /// Address of the archive.
-    pub(super) site: String,
+    pub(crate) site: String,
     /// The release that this machine follows.
-    pub(super) release: String,
+    pub(crate) release: String,
 }
 
 /// The Debian archive that this machine is configured for.
-pub(super) fn archive() -> Result<Archive, VmError> {
+pub(crate) fn archive() -> Result<Archive, VmError> {
     main_archive(&index_targets()?)
 }
 

@@ -24,14 +24,14 @@ const TEMPORARY: &str = ".new-";
 
 /// The cache directory.
 #[derive(Debug, Clone)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     root: PathBuf,
     read_only: bool,
 }
 
 impl Cache {
     /// Opens `${XDG_CACHE_HOME:-~/.cache}/vfio-dma`.
-    pub(super) fn open() -> Result<Self, VmError> {
+    pub(crate) fn open() -> Result<Self, VmError> {
         let base = etcetera::base_strategy::Xdg::new().map_err(|e| VmError::Io {
             what: "find the home directory (set XDG_CACHE_HOME)".into(),
             source: std::io::Error::other(e),
@@ -41,7 +41,7 @@ impl Cache {
 
     /// Uses `root`, which is created when something is put into it.
     #[must_use]
-    pub(super) fn at(root: PathBuf) -> Self {
+    pub(crate) fn at(root: PathBuf) -> Self {
         Self { root, read_only: false }
     }
 
@@ -62,7 +62,7 @@ impl Cache {
     }
 
     /// The directory of everything of one kind, created when absent.
-    pub(super) fn kind(&self, kind: &str) -> Result<PathBuf, VmError> {
+    pub(crate) fn kind(&self, kind: &str) -> Result<PathBuf, VmError> {
         let dir = self.root.join(kind);
         if self.read_only {
             return Ok(dir);
@@ -75,7 +75,7 @@ impl Cache {
     ///
     /// `build` fills the directory that it is given and returns the entry's key, such as a
     /// version. It runs in one process at a time.
-    pub(super) fn entry(
+    pub(crate) fn entry(
         &self,
         kind: &str,
         slot: &str,
@@ -114,7 +114,7 @@ impl Cache {
     /// The reply to a question about `subject`, asked once and remembered.
     ///
     /// `subject` must contain everything the reply depends on.
-    pub(super) fn remember(
+    pub(crate) fn remember(
         &self,
         question: &str,
         subject: &str,
@@ -137,12 +137,12 @@ impl Cache {
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of `data`.
-pub(super) fn digest(data: &[u8]) -> String {
+pub(crate) fn digest(data: &[u8]) -> String {
     Sha256::digest(data).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What identifies a file's present content cheaply: path, size and time of change.
-pub(super) fn identity(path: &Path) -> Result<String, VmError> {
+pub(crate) fn identity(path: &Path) -> Result<String, VmError> {
     let meta = fs::metadata(path).at("read", path)?;
     let changed = meta.modified().at("read", path)?;
     let since = changed.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -151,7 +151,7 @@ pub(super) fn identity(path: &Path) -> Result<String, VmError> {
 
 /// Locks the file at `path` until what is returned is dropped; waits for another process
 /// that has it, for a bounded time.
-pub(super) fn lock(path: &Path) -> Result<File, VmError> {
+pub(crate) fn lock(path: &Path) -> Result<File, VmError> {
     let file = File::create(path).at("create", path)?;
     let start = Instant::now();
     let mut step = None;

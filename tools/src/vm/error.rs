@@ -177,7 +177,7 @@ fn section(title: &str, text: &str) -> String {
 }
 
 /// Adds what was attempted to an input or output error.
-pub(super) trait Context<T> {
+pub(crate) trait Context<T> {
     /// Names the action and its object.
     fn during(self, what: impl Into<String>) -> Result<T, VmError>;
     /// Names the action and the file.
@@ -198,7 +198,7 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 }
 
 /// The last `lines` lines of `text`.
-pub(super) fn tail(text: &[u8], lines: usize) -> String {
+pub(crate) fn tail(text: &[u8], lines: usize) -> String {
     let text = String::from_utf8_lossy(text);
     let all: Vec<&str> = text.trim_end().lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

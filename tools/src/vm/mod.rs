@@ -14,11 +14,11 @@
 //! `VFIO_DMA_BUSYBOX` (paths) and `VFIO_DMA_ACCEL` (`kvm` or `tcg`).
 
 mod accel;
-mod apt;
-mod cache;
+pub(crate) mod apt;
+pub(crate) mod cache;
 mod config;
 mod drive;
-mod error;
+pub(crate) mod error;
 mod full;
 mod guest;
 mod initramfs;

@@ -27,9 +27,14 @@ impl FromStr for FaultArg {
 impl FaultArg {
     /// How often each rule took effect, a line each, for who does not see the driver.
     pub(in crate::cli) fn fired(&self, fired: &[u64]) -> String {
-        let lines = self.rules.iter().zip(fired);
-        lines.map(|(rule, &fired)| format!("fault {rule}: {}\n", times(fired))).collect()
+        fired_rules(&self.rules, fired)
     }
+}
+
+/// How often each of these rules took effect, a line each.
+pub(in crate::cli) fn fired_rules(rules: &[String], fired: &[u64]) -> String {
+    let lines = rules.iter().zip(fired);
+    lines.map(|(rule, &fired)| format!("fault {rule}: {}\n", times(fired))).collect()
 }
 
 fn times(fired: u64) -> String {

@@ -3,6 +3,7 @@
 mod edu;
 mod faults;
 mod ioat;
+mod litepcie;
 mod nvme;
 mod testdev;
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Edu};
 use vfio_dma::devices::ioat::{Ioat, Stats};
+use vfio_dma::devices::litepcie::LitePcie;
 use vfio_dma::devices::nvme::Nvme;
 use vfio_dma::devices::pci_testdev::PciTestdev;
 use vfio_dma::devices::{Driver, PciDriver};
@@ -24,30 +26,31 @@ use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
 use edu::EduOutcome;
-pub(super) use faults::FaultArg;
+pub(super) use faults::{FaultArg, fired_rules};
 use faults::{FaultReport, Seen};
 use ioat::IoatOutcome;
 pub(super) use ioat::{Copied, Cost, copy};
+use litepcie::LitePcieOutcome;
 use nvme::NvmeOutcome;
 use testdev::TestdevOutcome;
 
 use super::open::{DeviceArg, MODEL};
-use super::size::parse_size;
+use super::size::parse_length;
 use super::{Failure, interrupted, output, usage};
 
-/// Drive a device: move data and verify every byte (edu, ioat, nvme), or run the device's own
-/// tests (pci-testdev). A drive is read only, unless it is named to be written
+/// Drive a device: move data and verify every byte (edu, ioat, litepcie, nvme), or run the
+/// device's own tests (pci-testdev). A drive is read only, unless it is named to be written
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
     /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
     #[arg(value_name = "DEVICE")]
     device: String,
-    /// Bytes to move, with K, M or G: edu, which is slow, ioat and nvme [default: 64K for
-    /// edu, 64M for ioat, 16M for nvme]
+    /// Bytes to move, with K, M or G: edu, which is slow, ioat, litepcie and nvme [default: 64K
+    /// for edu, 4M for litepcie, 64M for ioat, 16M for nvme]
     #[arg(long, value_parser = parse_length)]
     size: Option<u64>,
-    /// Which placement the buffers get: edu, ioat, nvme [default: auto]
+    /// Which placement the buffers get: edu, ioat, litepcie, nvme [default: auto]
     #[arg(long, value_enum)]
     placement: Option<PlacementArg>,
     #[command(flatten)]
@@ -58,14 +61,14 @@ pub struct Args {
     /// Address bits that the device drives, edu's property dma_mask: edu [default: 28]
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(12..=64))]
     address_bits: Option<u32>,
-    /// Seed of the pattern that is moved: edu, ioat, nvme [default: 1]
+    /// Seed of the pattern that is moved: edu, ioat, litepcie, nvme [default: 1]
     #[arg(long)]
     seed: Option<u64>,
     /// Matching writes of each test: pci-testdev [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MOST_WRITES))]
     writes: Option<u32>,
     /// Seconds that the device may take for one piece of 4 KiB (edu) or a transfer (ioat,
-    /// nvme) [default: 5]
+    /// litepcie, nvme) [default: 5]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: Option<u64>,
     /// The namespace to read: nvme [default: the first]
@@ -89,18 +92,10 @@ pub struct Args {
 /// The most writes of a test: some minutes in a guest.
 const MOST_WRITES: i64 = 10_000_000;
 
-fn parse_length(text: &str) -> Result<u64, String> {
-    match parse_size(text) {
-        Ok(0) => Err("there is nothing to move in 0 bytes".to_owned()),
-        Ok(size) => Ok(size),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 impl Args {
     /// Refuses options that the driver has no use for.
     fn check(&self, driver: &str) -> Result<(), Failure> {
-        let copies: &[&str] = &[Edu::NAME, Ioat::NAME, Nvme::NAME];
+        let copies: &[&str] = &[Edu::NAME, Ioat::NAME, LitePcie::NAME, Nvme::NAME];
         let options: [(&str, bool, &[&str]); 9] = [
             ("--namespace", self.namespace.is_some(), &[Nvme::NAME]),
             ("--destroy-data-on", self.destroy_data_on.is_some(), &[Nvme::NAME]),
@@ -179,6 +174,7 @@ enum Outcome {
     Edu(Box<EduOutcome>),
     PciTestdev(TestdevOutcome),
     Ioat(Box<IoatOutcome>),
+    Litepcie(Box<LitePcieOutcome>),
     Nvme(Box<NvmeOutcome>),
 }
 
@@ -283,11 +279,14 @@ fn count(number: usize, what: &str) -> String {
 type Run = fn(&Args, Device, &Context<'_>) -> Result<Outcome, Failure>;
 
 /// By the driver's name.
-const RUNS: [(&str, Run); 4] = [
+const RUNS: [(&str, Run); 5] = [
     (Edu::NAME, |args, device, with| {
         Ok(Outcome::Edu(Box::new(edu::run(args, device, with.stop)?)))
     }),
     (Ioat::NAME, |args, device, with| Ok(Outcome::Ioat(Box::new(ioat::run(args, device, with)?)))),
+    (LitePcie::NAME, |args, device, with| {
+        Ok(Outcome::Litepcie(Box::new(litepcie::run(args, device, with.stop)?)))
+    }),
     (Nvme::NAME, |args, device, with| {
         Ok(Outcome::Nvme(Box::new(nvme::run(args, device, with.stop)?)))
     }),
@@ -313,6 +312,7 @@ impl Outcome {
             Outcome::Edu(edu) => edu::describe(edu),
             Outcome::PciTestdev(testdev) => testdev::describe(testdev),
             Outcome::Ioat(ioat) => ioat::describe(ioat),
+            Outcome::Litepcie(card) => litepcie::describe(card),
             Outcome::Nvme(nvme) => nvme::describe(nvme),
         }
     }
@@ -320,7 +320,7 @@ impl Outcome {
     /// Whether everything was right; transfers that were not are errors already.
     fn passed(&self) -> bool {
         match self {
-            Outcome::Edu(_) | Outcome::Ioat(_) | Outcome::Nvme(_) => true,
+            Outcome::Edu(_) | Outcome::Ioat(_) | Outcome::Litepcie(_) | Outcome::Nvme(_) => true,
             Outcome::PciTestdev(testdev) => testdev.passed,
         }
     }
