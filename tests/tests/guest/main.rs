@@ -18,6 +18,7 @@ mod opening;
 mod ownership;
 mod placement;
 mod populate;
+mod removal;
 mod sharing;
 mod show;
 mod support;
@@ -171,6 +172,26 @@ fn main() -> ExitCode {
             ],
         },
         Scenario {
+            name: "removal",
+            machine: || vtd(39).into(),
+            cases: cases![
+                removal::unbind_under_a_run_returns,
+                removal::sysfs_remove_under_a_bench_returns,
+                removal::sigterm_ends_a_bench,
+                removal::unbind_under_a_sleeper_returns,
+            ],
+        },
+        Scenario {
+            name: "removal_ioat",
+            machine: ioat::machine,
+            cases: cases![removal::unbind_with_64_transfers_in_flight_ends_each_once],
+        },
+        Scenario {
+            name: "removal_unplugged",
+            machine: || removal::pluggable().into(),
+            cases: cases![removal::an_unplugged_function_ends_its_transfer],
+        },
+        Scenario {
             name: "gigabytes",
             machine: || gigabytes().into(),
             cases: cases![placement::a_huge_page_of_1_gib_is_one_map_call],
@@ -204,6 +225,7 @@ fn main() -> ExitCode {
                 access::edu_moves_64_kib_by_msi_through_iommufd,
                 access::two_devices_share_an_ioas,
                 access::iommufd_enforces_directions,
+                removal::unbind_through_iommufd_returns,
                 access::iommufd_windows_leave_reserved_regions_out,
                 access::iommufd_refuses_what_is_mapped_and_unmaps_exactly,
                 access::iommufd_cycles_leave_nothing_behind,
