@@ -188,8 +188,13 @@ fn main() -> ExitCode {
         },
         Scenario {
             name: "removal_unplugged",
-            machine: || removal::pluggable().into(),
+            machine: || removal::behind_port("edu").into(),
             cases: cases![removal::an_unplugged_function_ends_its_transfer],
+        },
+        Scenario {
+            name: "removal_error",
+            machine: || removal::behind_port("virtio-rng-pci,aer=on,disable-legacy=on").into(),
+            cases: cases![removal::an_uncorrectable_error_ends_a_wait_until_the_reset],
         },
         Scenario {
             name: "gigabytes",
@@ -302,6 +307,7 @@ fn main() -> ExitCode {
                 nvme::a_bad_medium_is_told_by_name,
                 nvme::a_reset_ends_every_transfer_once,
                 nvme::a_command_that_is_late_is_given_up,
+                nvme::an_unbind_with_64_reads_in_flight_ends_each_once,
                 nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
                 nvme::a_process_that_is_killed_leaves_a_drive_that_works,
                 nvme::the_command_line_writes_a_drive_that_is_named,

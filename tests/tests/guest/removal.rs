@@ -1,21 +1,25 @@
 //! A function that is taken away while it is in use: the kernel's unbind returns, everything
 //! in flight ends exactly once, and the buffers come back.
 
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vfio_dma::backend::BackendError;
 use vfio_dma::backend::vfio::Access;
+use vfio_dma::backend::{BackendError, IrqKind};
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Config, Edu};
 use vfio_dma::devices::ioat::{self, Ioat, IoatError, SharedChannel, TransferError, WhenFull};
 use vfio_dma::dma::{Direction, Request};
 use vfio_dma::events::Event;
+use vfio_dma::irq::IrqError;
 use vfio_dma::mmio::MmioError;
 use vfio_dma::pci::Address;
 use vfio_dma_tests::address;
@@ -24,10 +28,10 @@ use vfio_dma_tools::vm::VmConfig;
 use crate::support::{bind, edu_behind_port, open, open_through};
 
 /// The longest that the kernel may take to get a function back.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
 /// A write to a file of sysfs, in a process of its own: the kernel may keep it waiting.
-struct Write {
+pub(crate) struct Write {
     child: Child,
     begin: Instant,
 }
@@ -40,7 +44,7 @@ impl Write {
     }
 
     /// Waits until the kernel is done; how long that took.
-    fn end(mut self) -> Duration {
+    pub(crate) fn end(mut self) -> Duration {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 assert!(status.success(), "{status}");
@@ -52,7 +56,7 @@ impl Write {
     }
 }
 
-fn unbind(address: Address) -> Write {
+pub(crate) fn unbind(address: Address) -> Write {
     Write::begin("/sys/bus/pci/drivers/vfio-pci/unbind", &address.to_string())
 }
 
@@ -192,7 +196,7 @@ pub(crate) fn unbind_with_64_transfers_in_flight_ends_each_once() {
             channel.issue().unwrap();
             writing = unbind(address(0));
             // Until the kernel has asked: the transfers may all be done by then, under TCG.
-            ioat.events().wait(LIMIT).unwrap().expect("it asks");
+            ioat.device_events().wait(LIMIT).unwrap().expect("it asks");
             for token in tokens {
                 let finished = channel.wait(token, LIMIT).unwrap();
                 assert!(finished.tables.is_some(), "the buffers come back");
@@ -248,9 +252,12 @@ fn monitor(command: &str) {
     assert!(status.success(), "{status}");
 }
 
-/// A guest whose QEMU takes commands from it, and a function to be unplugged at 0000:01:00.0.
-pub(crate) fn pluggable() -> VmConfig {
-    let socket = format!("path=vfio-dma-monitor-{},abstract=on", std::process::id());
+/// A guest whose QEMU takes commands from it, with a function at 0000:01:00.0, behind a root
+/// port.
+pub(crate) fn behind_port(function: &str) -> VmConfig {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let socket = format!("path=vfio-dma-monitor-{}-{number},abstract=on", std::process::id());
     let own = [
         "-chardev".into(),
         format!("socket,id=monitor,{socket},server=on,wait=off"),
@@ -259,7 +266,7 @@ pub(crate) fn pluggable() -> VmConfig {
         "-chardev".into(),
         format!("socket,id=guest,{socket}"),
         "-device".into(),
-        "edu,id=victim,bus=first".into(),
+        format!("{function},id=victim,bus=first").into(),
     ];
     let devices = ["pci-serial,chardev=guest", "pcie-root-port,id=first,chassis=1"];
     VmConfig {
@@ -292,4 +299,40 @@ pub(crate) fn an_unplugged_function_ends_its_transfer() {
         assert!(asked.elapsed() < LIMIT, "it is still there");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Has a bridge pass messages of errors on, which is left to the firmware: SERR# Enable in Bridge
+/// Control (PCI-to-PCI Bridge 1.2, 3.2.5.18).
+fn forward_errors(bridge: Address) {
+    const CONTROL: u64 = 0x3e;
+    let config = format!("/sys/bus/pci/devices/{bridge}/config");
+    let config = File::options().read(true).write(true).open(config).unwrap();
+    let mut control = [0; 2];
+    config.read_exact_at(&mut control, CONTROL).unwrap();
+    control[0] |= 1 << 1;
+    config.write_all_at(&control, CONTROL).unwrap();
+}
+
+/// A random number generator that waits for an interrupt: no engine of QEMU reports errors.
+pub(crate) fn an_uncorrectable_error_ends_a_wait_until_the_reset() {
+    forward_errors(address(1));
+    let mut device = open(edu_behind_port());
+    let events = device.events().clone();
+    let vector = device.vectors(IrqKind::MsiX, 1).unwrap().remove(0);
+    let waiting = std::thread::spawn(move || {
+        let failed = vector.wait(20 * LIMIT).unwrap_err();
+        (vector, failed)
+    });
+    // An uncorrectable error: a completion that did not come in time.
+    monitor("pcie_aer_inject_error victim COMP_TIME");
+    let (vector, failed) = waiting.join().unwrap();
+    assert!(matches!(failed, IrqError::Backend(BackendError::BusError { .. })), "{failed}");
+    assert_eq!(events.pending(), Some(Event::Error));
+    let failed = device.check_events().unwrap_err();
+    assert!(failed.remedy().is_some(), "{failed}");
+    device.reset().unwrap();
+    assert_eq!(events.pending(), None);
+    device.check_events().unwrap();
+    let failed = vector.wait(Duration::from_millis(10)).unwrap_err();
+    assert!(matches!(failed, IrqError::Timeout { .. }), "{failed}");
 }
