@@ -266,7 +266,7 @@ pub(crate) fn behind_port(function: &str) -> VmConfig {
         "-chardev".into(),
         format!("socket,id=guest,{socket}"),
         "-device".into(),
-        format!("{function},id=victim,bus=first").into(),
+        format!("{function},id=victim,bus=first"),
     ];
     let devices = ["pci-serial,chardev=guest", "pcie-root-port,id=first,chassis=1"];
     VmConfig {
