@@ -5,7 +5,7 @@
 //! second one, `VFIO_DEVICE_SET_IRQS` in `include/uapi/linux/vfio.h`).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::backend::{Backend, BackendError, IrqKind};
 use crate::deadline::Deadline;
+use crate::events::Events;
 use crate::pci::remedy::{Remedy, suffix};
 
 /// An interrupt operation that failed.
@@ -86,6 +87,7 @@ impl Claim {
     pub(crate) fn enable(
         &self,
         backend: &Arc<dyn Backend>,
+        happened: &Events,
         kind: IrqKind,
         count: u32,
     ) -> Result<Vec<Vector>> {
@@ -105,7 +107,8 @@ impl Claim {
         let fds: Vec<BorrowedFd<'_>> = events.iter().map(AsFd::as_fd).collect();
         backend.irq_enable(kind, &fds)?;
         *claim = Some(kind);
-        let enabled = Arc::new(Enabled { backend: Arc::clone(backend), kind, claim: self.clone() });
+        let (backend, claim, happened) = (Arc::clone(backend), self.clone(), happened.clone());
+        let enabled = Arc::new(Enabled { backend, kind, claim, happened });
         let vector = |(index, event)| Vector { event, index, enabled: Arc::clone(&enabled) };
         Ok((0..count).zip(events).map(vector).collect())
     }
@@ -114,12 +117,13 @@ impl Claim {
     pub(crate) fn enable_up_to(
         &self,
         backend: &Arc<dyn Backend>,
+        happened: &Events,
         kind: IrqKind,
         most: u32,
     ) -> Result<Vec<Vector>> {
         let mut count = most.min(backend.irq_count(kind)?);
         loop {
-            match self.enable(backend, kind, count) {
+            match self.enable(backend, happened, kind, count) {
                 // The number shrinks, so this ends.
                 Err(IrqError::Backend(BackendError::FewerVectors { available, .. }))
                     if (1..count).contains(&available) =>
@@ -138,6 +142,7 @@ struct Enabled {
     backend: Arc<dyn Backend>,
     kind: IrqKind,
     claim: Claim,
+    happened: Events,
 }
 
 impl Drop for Enabled {
@@ -148,6 +153,23 @@ impl Drop for Enabled {
             log::error!("{}: {error}", self.backend.location());
         }
         *claim = None;
+    }
+}
+
+/// Reads an eventfd without waiting: `O_NONBLOCK` belongs to the file, which whoever signals it
+/// has too, and may change.
+fn read_count(event: &EventFd) -> nix::Result<u64> {
+    let mut count = [0; 8];
+    let piece = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: the vector has one piece, which is as long as it says.
+    let read = unsafe {
+        libc::preadv2(event.as_fd().as_raw_fd(), &raw const piece, 1, -1, libc::RWF_NOWAIT)
+    };
+    match Errno::result(read) {
+        Ok(_) => Ok(u64::from_ne_bytes(count)),
+        // Before Linux 5.8.
+        Err(Errno::EOPNOTSUPP) => event.read(),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -187,7 +209,7 @@ impl Vector {
     /// Fails when the kernel refuses.
     pub fn take_count(&self) -> Result<u64> {
         loop {
-            match self.event.read() {
+            match read_count(&self.event) {
                 Ok(count) => return Ok(count),
                 Err(Errno::EAGAIN) => return Ok(0),
                 Err(Errno::EINTR) => {}
@@ -200,7 +222,8 @@ impl Vector {
     ///
     /// # Errors
     ///
-    /// [`IrqError::Timeout`] when it did not fire in time.
+    /// [`IrqError::Timeout`] when it did not fire in time. With an event of the function the
+    /// wait ends with [`BackendError::ToBeRemoved`] or [`BackendError::BusError`].
     pub fn wait(&self, timeout: Duration) -> Result<u64> {
         let deadline = Deadline::after(timeout);
         loop {
@@ -208,6 +231,7 @@ impl Vector {
             if count > 0 {
                 return Ok(count);
             }
+            self.enabled.happened.check()?;
             let left = deadline.left();
             if left.is_zero() {
                 let (kind, vector) = (self.kind(), self.index);
@@ -215,7 +239,8 @@ impl Vector {
             }
             // Round up, so that the last fraction of a millisecond is not polled away.
             let millis = left.as_millis().saturating_add(1).min(60_000) as u16;
-            let mut fds = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+            let fds = [self.event.as_fd(), self.enabled.happened.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut fds, PollTimeout::from(millis)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(IrqError::event("polling an eventfd")(errno)),
@@ -286,6 +311,8 @@ pub(crate) fn wait_any(vectors: &[&Vector], timeout: Duration) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
     use super::*;
 
     #[test]
@@ -295,5 +322,20 @@ mod tests {
         assert!(error.to_string().contains("ulimit -n"), "{error}");
         let error = IrqError::event("creating an eventfd")(Errno::ENOMEM);
         assert_eq!(error.remedy(), None);
+    }
+
+    #[test]
+    fn an_eventfd_whose_flags_another_changes_is_read_without_waiting() {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let theirs = event.as_fd().try_clone_to_owned().unwrap();
+        fcntl(&theirs, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let empty = read_count(&event);
+            event.write(3).unwrap();
+            done.send((empty, read_count(&event))).unwrap();
+        });
+        let read = is_done.recv_timeout(Duration::from_secs(10)).expect("it does not wait");
+        assert_eq!(read, (Err(Errno::EAGAIN), Ok(3)));
     }
 }

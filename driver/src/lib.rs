@@ -9,6 +9,7 @@
 //!   function; [`Remedy`]: what mends an error;
 //! - `host` (feature `host`): what is on the bus, and which driver has what;
 //! - [`backend`]: how a device is reached: VFIO, a vfio-user socket, or a model;
+//! - [`events`]: errors of a function's link, and that the kernel wants it back;
 //! - [`mmio`]: register access, the only place with volatile loads and stores;
 //! - [`irq`]: interrupt vectors over eventfds;
 //! - [`dma`]: IOVAs, memory, buffers and where they are placed;
@@ -26,6 +27,7 @@ mod deadline;
 pub mod device;
 pub mod devices;
 pub mod dma;
+pub mod events;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod irq;

@@ -6,12 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::backend::{
-    Backend, BackendError, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region, RegionInfo,
-    Result, Translation,
+    Backend, BackendError, Event, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region,
+    RegionInfo, Result, Translation,
 };
 use crate::dma::{AddressSpace, Allocator, Buffer, Direction, Memory, PageSize, Request};
+use crate::events::Events;
 
 /// Device addresses that stand for memory of this process.
 #[derive(Debug, Default)]
@@ -115,6 +117,10 @@ pub(crate) struct Scripted<R> {
     pub(crate) maps_bar: AtomicBool,
     /// How often vectors were disabled.
     pub(crate) disabled: AtomicUsize,
+    /// The eventfds of events of the function, by VFIO index.
+    notified: Mutex<BTreeMap<u32, OwnedFd>>,
+    /// The device was closed, whoever used it.
+    pub(crate) revoked: AtomicBool,
     iommu: Arc<dyn Iommu>,
     pub(crate) host: Arc<HostIommu>,
 }
@@ -131,6 +137,8 @@ impl<R: Registers> Scripted<R> {
             config: Mutex::new(config),
             maps_bar: AtomicBool::new(false),
             disabled: AtomicUsize::new(0),
+            notified: Mutex::default(),
+            revoked: AtomicBool::new(false),
             iommu: Arc::clone(&host) as _,
             host,
         })
@@ -139,6 +147,13 @@ impl<R: Registers> Scripted<R> {
     /// The device's end for a driver.
     pub(crate) fn attach(self: &Arc<Self>) -> Attached<R> {
         Attached(Arc::clone(self))
+    }
+
+    /// Signals what the driver was to be told of, and waits until it has been.
+    pub(crate) fn signal(&self, event: Event, events: &Events) {
+        let notified = self.notified.lock().unwrap();
+        nix::unistd::write(&notified[&event.index()], &1u64.to_ne_bytes()).unwrap();
+        assert!(events.wait(Duration::from_secs(10)).unwrap().is_some());
     }
 
     pub(crate) fn registers(&self) -> MutexGuard<'_, R> {
@@ -224,6 +239,15 @@ impl<R: Registers> Backend for Attached<R> {
     fn reset(&self) -> Result<()> {
         self.registers().reset();
         Ok(())
+    }
+    fn notify(&self, event: Event, signalled: BorrowedFd<'_>) -> Result<bool> {
+        let signalled = signalled.try_clone_to_owned().unwrap();
+        self.notified.lock().unwrap().insert(event.index(), signalled);
+        Ok(true)
+    }
+    fn revoke(&self) -> Result<bool> {
+        self.revoked.store(true, Ordering::Release);
+        Ok(true)
     }
     fn iommu(&self) -> &Arc<dyn Iommu> {
         &self.iommu

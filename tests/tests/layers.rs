@@ -253,6 +253,7 @@ fn the_layers_of_the_driver_use_those_below_them() {
         "pci",
         "host",
         "backend",
+        "events",
         "mmio",
         "irq",
         "dma",

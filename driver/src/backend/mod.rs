@@ -7,22 +7,20 @@
 //! in the same process.
 
 mod config;
+mod error;
 mod lock;
 pub mod vfio;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
 
 use std::fmt;
-use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::pci::remedy::{Remedy, suffix};
-use crate::pci::sysfs::SysfsError;
-
 pub(crate) use config::backend_error;
+pub use error::BackendError;
 pub(crate) use lock::lock_limit;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
@@ -117,164 +115,25 @@ impl fmt::Display for IrqKind {
     }
 }
 
-/// An operation of a backend that failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
-    /// A system call failed.
-    #[error("{action}: {source}{}", suffix(.remedy.as_ref()))]
-    Os {
-        /// What was being done, with the values it was done with.
-        action: String,
-        /// The operating system's reason.
-        source: io::Error,
-        /// What the reader can do about it, where that is known.
-        remedy: Option<Remedy>,
-    },
-    /// The device does not implement the region.
-    #[error("the device has no {region}")]
-    NoRegion {
-        /// The region asked for.
-        region: Region,
-    },
-    /// The access does not lie inside the region.
-    #[error("{region}: access of {len} bytes at {offset:#x} is outside of its {size:#x} bytes")]
-    OutOfBounds {
-        /// The region accessed.
-        region: Region,
-        /// Byte offset of the access.
-        offset: u64,
-        /// Length of the access in bytes.
-        len: usize,
-        /// Size of the region in bytes.
-        size: u64,
-    },
-    /// The device has fewer vectors of this kind than were asked for.
-    #[error("the device has {available} {kind} vectors, {requested} were asked for")]
-    NoVectors {
-        /// Kind of interrupt.
-        kind: IrqKind,
-        /// Vectors asked for.
-        requested: u32,
-        /// Vectors that exist.
-        available: u32,
-    },
-    /// The machine can give the device fewer vectors than it has and were asked for; none is
-    /// enabled.
-    #[error(
-        "the machine can give the device {available} of the {requested} {kind} vectors asked \
-         for\n  remedy: {remedy}"
-    )]
-    FewerVectors {
-        /// Kind of interrupt.
-        kind: IrqKind,
-        /// Vectors asked for.
-        requested: u32,
-        /// Vectors that can be had.
-        available: u32,
-        /// What helps.
-        remedy: Remedy,
-    },
-    /// The backend or the device cannot do this at all.
-    #[error("{what} is not supported by {by}")]
-    Unsupported {
-        /// What was asked for.
-        what: String,
-        /// Who cannot do it.
-        by: String,
-    },
-    /// A precondition outside of this process does not hold.
-    #[error("{problem}\n  remedy: {remedy}")]
-    Precondition {
-        /// What is wrong, with the value found.
-        problem: String,
-        /// What mends it.
-        remedy: Remedy,
-    },
-    /// What sysfs tells of the device keeps it from being opened.
-    #[error(transparent)]
-    Sysfs(Box<SysfsError>),
-    /// This process has the function open already.
-    #[error("{location} is open in this process already\n  remedy: {}", Remedy::UseOpenDevice)]
-    AlreadyOpen {
-        /// Which device.
-        location: String,
-    },
-    /// This process has another function of the IOMMU group open, in another address space.
-    #[error(
-        "{location} is in IOMMU group {group}, which this process has open for {holder}\n  \
-         remedy: {}",
-        Remedy::UseSameSession
-    )]
-    GroupAlreadyOpen {
-        /// Which device.
-        location: String,
-        /// Its IOMMU group.
-        group: u32,
-        /// The device that is open.
-        holder: String,
-    },
-    /// The device cannot join an address space that others use already.
-    #[error("{location} cannot share the address space: {reason}")]
-    NotShareable {
-        /// Which device.
-        location: String,
-        /// Why the kernel refused.
-        reason: String,
-    },
-    /// None of the methods that were allowed opens the device.
-    #[error("{location} cannot be opened in any way{}", list_refusals(.refusals))]
-    NoAccess {
-        /// Which device.
-        location: String,
-        /// The methods tried, in order, and why each failed.
-        refusals: Vec<(&'static str, BackendError)>,
-    },
-    /// The device, or the process that serves it, is gone.
-    #[error("{location} is gone: {reason}")]
-    Gone {
-        /// Which device.
-        location: String,
-        /// How that was noticed.
-        reason: String,
-    },
+/// An event of a function that is no interrupt of its own, by its VFIO index
+/// (`VFIO_PCI_ERR_IRQ_INDEX`, `VFIO_PCI_REQ_IRQ_INDEX`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// PCI Express reported an error that the link did not mend (AER).
+    Error,
+    /// The kernel wants the function back: it is to be unbound, or leaves the bus.
+    Removal,
 }
 
-impl BackendError {
-    /// What the reader can do about it, where that is known.
-    ///
-    /// Of [`BackendError::NoAccess`], each refusal has a remedy of its own.
+impl Event {
+    /// The VFIO interrupt index: 3 or 4.
     #[must_use]
-    pub fn remedy(&self) -> Option<&Remedy> {
+    pub fn index(self) -> u32 {
         match self {
-            BackendError::Os { remedy, .. } => remedy.as_ref(),
-            BackendError::Precondition { remedy, .. }
-            | BackendError::FewerVectors { remedy, .. } => Some(remedy),
-            BackendError::Sysfs(error) => error.remedy(),
-            BackendError::AlreadyOpen { .. } => Some(&Remedy::UseOpenDevice),
-            BackendError::GroupAlreadyOpen { .. } => Some(&Remedy::UseSameSession),
-            BackendError::NoRegion { .. }
-            | BackendError::OutOfBounds { .. }
-            | BackendError::NoVectors { .. }
-            | BackendError::Unsupported { .. }
-            | BackendError::NotShareable { .. }
-            | BackendError::NoAccess { .. }
-            | BackendError::Gone { .. } => None,
+            Event::Error => 3,
+            Event::Removal => 4,
         }
     }
-}
-
-impl From<SysfsError> for BackendError {
-    fn from(error: SysfsError) -> BackendError {
-        BackendError::Sysfs(Box::new(error))
-    }
-}
-
-fn list_refusals(refusals: &[(&'static str, BackendError)]) -> String {
-    let item = |(method, error): &(&str, BackendError)| {
-        format!("\n{method}: {error}").replace('\n', "\n  ")
-    };
-    refusals.iter().map(item).collect()
 }
 
 /// The result of a backend's operation.
@@ -348,6 +207,27 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Resets the function: it stops DMA and returns to its power-on state, except for
     /// the parts of configuration space that the host owns.
     fn reset(&self) -> Result<()>;
+
+    /// Has an eventfd signalled with an event of the function; `false` when the backend cannot
+    /// tell of it. It is for as long as the device is open.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the backend refuses the eventfd.
+    fn notify(&self, _event: Event, _signalled: BorrowedFd<'_>) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Closes the device for good, whoever still uses parts of it; `false` when the backend
+    /// cannot do that. The device reaches no memory then, every call fails with
+    /// [`BackendError::ToBeRemoved`], and mapped regions are memory without a meaning.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a mapped region cannot be replaced; the device is still open then.
+    fn revoke(&self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The address space that the device's DMA goes through.
     fn iommu(&self) -> &Arc<dyn Iommu>;
@@ -474,37 +354,6 @@ mod tests {
         assert_eq!(Region::from_index(8), None);
         assert_eq!(Region::Config.index(), 7);
         assert_eq!([IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX].map(IrqKind::index), [0, 1, 2]);
-    }
-
-    #[test]
-    fn errors_name_the_value_and_the_remedy() {
-        let error = BackendError::Os {
-            action: "mapping 4096 bytes at IOVA 0x1000".into(),
-            source: io::Error::from_raw_os_error(12),
-            remedy: Some(Remedy::RaiseMemlock { limit: 1024, needed: 4096 }),
-        };
-        let text = error.to_string();
-        assert!(text.contains("0x1000") && text.contains("ulimit -l"), "{text}");
-    }
-
-    #[test]
-    fn every_method_that_failed_is_listed_with_its_remedy() {
-        let refusal = |node: &str| BackendError::Precondition {
-            problem: format!("{node} is missing"),
-            remedy: "modprobe it".into(),
-        };
-        let error = BackendError::NoAccess {
-            location: "0000:00:05.0".into(),
-            refusals: vec![
-                ("type1", refusal("/dev/vfio/vfio")),
-                ("iommufd", refusal("/dev/iommu")),
-            ],
-        };
-        assert_eq!(
-            error.to_string(),
-            "0000:00:05.0 cannot be opened in any way\n  \
-             type1: /dev/vfio/vfio is missing\n    remedy: modprobe it\n  \
-             iommufd: /dev/iommu is missing\n    remedy: modprobe it"
-        );
+        assert_eq!([Event::Error, Event::Removal].map(Event::index), [3, 4]);
     }
 }

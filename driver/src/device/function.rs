@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{DecodeOff, DeviceError};
-use crate::backend::{Backend, Region};
+use crate::backend::{Backend, Event, Region};
+use crate::events::{Events, Watch};
 use crate::irq;
 use crate::mmio::{Bar, poll_until};
 use crate::pci::capability::{Body, PciExpress, id};
@@ -37,6 +38,8 @@ pub(crate) struct Function {
     vectors: irq::Claim,
     /// Held by every BAR with a mapping.
     mapped: Arc<()>,
+    events: Events,
+    _watches: Vec<Watch>,
 }
 
 #[derive(Default)]
@@ -61,6 +64,8 @@ impl Function {
         let pmcsr = power.filter(|power| matches!(power.body, Body::PowerManagement(_)));
         let device_status =
             capabilities.pci_express().map(|(offset, _)| offset + PciExpress::DEVICE_STATUS);
+        let events = Events::new(location.clone())?;
+        let _watches = events.watch(&backend);
         let function = Function {
             location,
             pmcsr: pmcsr.map(|power| power.offset + PMCSR),
@@ -68,6 +73,8 @@ impl Function {
             control: Mutex::default(),
             vectors: irq::Claim::default(),
             mapped: Arc::default(),
+            events,
+            _watches,
             backend,
         };
         function.set_command(Command::BUS_MASTER, false)?;
@@ -86,6 +93,10 @@ impl Function {
         &self.vectors
     }
 
+    pub(super) fn events(&self) -> &Events {
+        &self.events
+    }
+
     fn lock(&self) -> MutexGuard<'_, Control> {
         // Nothing that can panic runs between two changes that belong together.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
@@ -101,7 +112,24 @@ impl Function {
 
     fn set_command(&self, bits: Command, on: bool) -> Result<(), DeviceError> {
         let _control = self.lock();
-        Ok(self.config().set_command(bits, on)?)
+        self.set_command_bits(bits, on)
+    }
+
+    /// Changes bits of the command register, with the lock held. While a BAR is mapped the
+    /// memory space bit is written as set, whatever it reads: somebody else may have cleared
+    /// it past this process, and VFIO takes a mapping away when it is written as clear.
+    fn set_command_bits(&self, bits: Command, on: bool) -> Result<(), DeviceError> {
+        let config = self.config();
+        if self.is_mapped() {
+            config.set_command_keeping(bits, on, Command::MEMORY_SPACE)?;
+        } else {
+            config.set_command(bits, on)?;
+        }
+        Ok(())
+    }
+
+    fn is_mapped(&self) -> bool {
+        Arc::strong_count(&self.mapped) > 1
     }
 
     /// Opens a BAR, if a mapping of it would be answered.
@@ -113,7 +141,7 @@ impl Function {
         {
             return Err(DeviceError::NotDecoding { location: self.location.clone(), reason });
         }
-        Ok(Bar::open(&self.backend, region, &self.mapped)?)
+        Ok(Bar::open(&self.backend, region, &self.events, &self.mapped)?)
     }
 
     fn decode_off(&self) -> Result<Option<DecodeOff>, DeviceError> {
@@ -140,7 +168,7 @@ impl Function {
             len: data.len(),
             reason,
         };
-        let is_mapped = Arc::strong_count(&self.mapped) > 1;
+        let is_mapped = self.is_mapped();
         if let Some(&state) = self.pmcsr.and_then(byte_at).and_then(|at| data.get(at))
             && let state @ 1.. = state & 3
             && is_mapped
@@ -171,18 +199,18 @@ impl Function {
 
     /// Takes bus mastering away and waits until what the function had begun is done; drops
     /// what was parked then.
+    ///
+    /// A function that is to be removed and does not answer is closed: the kernel stops it
+    /// then, and nobody is to use it any more.
     pub(crate) fn quiesce(&self) -> Result<(), DeviceError> {
         let mut control = self.lock();
-        self.config().set_command(Command::BUS_MASTER, false)?;
-        // Reading the command register back has flushed the function's posted writes
-        // (PCI 3.0, 3.2.5); reads that it has begun may still be on their way.
-        let idle = poll_until(PENDING_LIMIT, || {
-            let pending = self.transactions_pending()?.unwrap_or(false);
-            Ok::<_, DeviceError>((!pending).then_some(()))
-        })?;
-        if idle.is_none() {
-            let location = self.location.clone();
-            return Err(DeviceError::StillBusy { location, waited: PENDING_LIMIT });
+        if !self.events.is_closed()
+            && let Err(error) = self.stop()
+        {
+            let is_leaving = self.events.pending() == Some(Event::Removal);
+            if !is_leaving || !self.events.revoke(&*self.backend) {
+                return Err(error);
+            }
         }
         let parked = std::mem::take(&mut control.parked);
         drop(control);
@@ -191,12 +219,28 @@ impl Function {
         Ok(())
     }
 
+    /// Takes bus mastering away and waits for what is under way, with the lock held.
+    fn stop(&self) -> Result<(), DeviceError> {
+        self.set_command_bits(Command::BUS_MASTER, false)?;
+        // Reading the command register back has flushed the function's posted writes
+        // (PCI 3.0, 3.2.5); reads that it has begun may still be on their way.
+        let idle = poll_until(PENDING_LIMIT, || {
+            let pending = self.transactions_pending()?.unwrap_or(false);
+            Ok::<_, DeviceError>((!pending).then_some(()))
+        })?;
+        idle.ok_or_else(|| DeviceError::StillBusy {
+            location: self.location.clone(),
+            waited: PENDING_LIMIT,
+        })
+    }
+
     /// Resets the function; what was parked is dropped, for a function that was reset has
     /// forgotten every address it was told.
     pub(super) fn reset(&self) -> Result<(), DeviceError> {
         let mut control = self.lock();
         self.backend.reset()?;
-        self.config().set_command(Command::BUS_MASTER, false)?;
+        self.events.was_reset();
+        self.set_command_bits(Command::BUS_MASTER, false)?;
         let parked = std::mem::take(&mut control.parked);
         drop(control);
         drop(parked);

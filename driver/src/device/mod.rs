@@ -40,6 +40,7 @@ use crate::backend::{Backend, BackendError, IrqKind, Region, RegionInfo};
 use crate::dma::{
     AddressSpace, Allocator, Buffer, Coherent, DmaLimits, Pool, Request, Reservation, Shared,
 };
+use crate::events::Events;
 use crate::irq::Vector;
 use crate::mmio::Bar;
 use crate::pci::{Capabilities, ConfigSpace};
@@ -177,7 +178,7 @@ impl Device {
     /// number), or vectors of any kind are handed out already.
     pub fn vectors(&self, kind: IrqKind, count: u32) -> Result<Vec<Vector>, DeviceError> {
         let function = &self.function;
-        Ok(function.vectors().enable(function.backend(), kind, count)?)
+        Ok(function.vectors().enable(function.backend(), function.events(), kind, count)?)
     }
 
     /// Enables as many interrupt vectors of a kind as can be had, `most` or fewer, and hands
@@ -188,7 +189,7 @@ impl Device {
     /// Fails when there is none, or vectors of any kind are handed out already.
     pub fn vectors_up_to(&self, kind: IrqKind, most: u32) -> Result<Vec<Vector>, DeviceError> {
         let function = &self.function;
-        Ok(function.vectors().enable_up_to(function.backend(), kind, most)?)
+        Ok(function.vectors().enable_up_to(function.backend(), function.events(), kind, most)?)
     }
 
     /// What the device demands of the memory that it is given; nothing until
@@ -243,6 +244,29 @@ impl Device {
     /// As [`Allocator::reserve`].
     pub fn reserve(&self, reservations: &[Reservation]) -> Result<Arc<Pool>, DeviceError> {
         Ok(self.allocator.reserve(reservations)?)
+    }
+
+    /// The events of the function: an error of its link, or that the kernel wants it back. They
+    /// outlive the device, and can go to other threads.
+    ///
+    /// Register accesses, waits for interrupts and the crate's drivers look at them by themselves.
+    /// When the function is to be removed, what keeps it open has to be dropped within
+    /// [`GRACE`](crate::events::GRACE): the device, its BARs, vectors and buffers. Then it is
+    /// closed, and everything fails that uses it.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        self.function.events()
+    }
+
+    /// Fails when there is an event of the function, for a driver that is to begin or to wait
+    /// for something; see [`Device::events`].
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::ToBeRemoved`] or [`BackendError::BusError`].
+    #[inline]
+    pub fn check_events(&self) -> Result<(), DeviceError> {
+        Ok(self.events().check()?)
     }
 
     /// Switches the device's right to start DMA and to send MSIs on or off.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::dma::Direction;
+use crate::events::Event;
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
 use crate::pci::PciError;
@@ -260,4 +261,84 @@ fn an_early_return_leaves_no_dma_running_into_freed_memory() {
         Err(DeviceError::Backend(_) | DeviceError::Mmio(MmioError::Backend(_)))
     ));
     assert_eq!((scripted.config()[4] & 4, scripted.host.mappings()), (0, 0));
+}
+
+#[test]
+fn a_wait_ends_with_an_event_of_the_function() {
+    let scripted = Scripted::new((1, 1), |_| Vectors::default());
+    scripted.maps_bar.store(true, Ordering::Relaxed);
+    let mut device = Device::open(scripted.attach()).unwrap();
+    let vector = device.vectors(IrqKind::MsiX, 1).unwrap().remove(0);
+    let waiting = std::thread::spawn(move || {
+        let failed = vector.wait(Duration::MAX).unwrap_err();
+        (vector, failed)
+    });
+    let events = device.events().clone();
+    scripted.signal(Event::Error, &events);
+    let (vector, failed) = waiting.join().unwrap();
+    assert!(matches!(failed, IrqError::Backend(BackendError::BusError { .. })), "{failed}");
+    assert!(device.check_events().is_err());
+    device.reset().unwrap();
+    device.check_events().unwrap();
+    assert!(matches!(vector.wait(Duration::ZERO), Err(IrqError::Timeout { .. })));
+    drop(device);
+    // A part keeps the function open, and so watched, no more than the device does.
+    assert_eq!(events.wait(Duration::from_millis(10)).unwrap(), None);
+}
+
+#[test]
+fn a_function_that_nobody_gives_back_is_taken() {
+    let (scripted, mut device) = with_power_management();
+    let (bar, events) = (device.bar(0).unwrap(), device.events().clone());
+    device.set_bus_master(true).unwrap();
+    let drops = Arc::new(AtomicU32::new(0));
+    device.park(Witness(Arc::clone(&scripted), Arc::clone(&drops)));
+    scripted.signal(Event::Removal, &events);
+    bar.read::<u32>(0).unwrap();
+    assert!(!scripted.revoked.load(Ordering::Acquire), "its owner has some time");
+    let begin = std::time::Instant::now();
+    while !events.is_closed() {
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(begin.elapsed() >= crate::events::GRACE / 2, "{:?}", begin.elapsed());
+    // The backend answers nothing that is believed, and what it may reach is free.
+    scripted.config().fill(0xff);
+    let failed = bar.read::<u32>(0).unwrap_err();
+    assert!(matches!(failed, MmioError::Backend(BackendError::ToBeRemoved { .. })), "{failed}");
+    let failed = bar.write(0, 1u32).unwrap_err();
+    assert!(matches!(failed, MmioError::Backend(BackendError::ToBeRemoved { .. })), "{failed}");
+    device.quiesce().unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed) % 100, 0, "dropped once");
+    assert_ne!(drops.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_function_that_leaves_without_a_word_gives_its_buffers_back() {
+    let (scripted, mut device) = opened();
+    device.set_bus_master(true).unwrap();
+    let drops = Arc::new(AtomicU32::new(0));
+    let mut in_flight = InFlight::new(&device);
+    in_flight.insert(Witness(Arc::clone(&scripted), Arc::clone(&drops)));
+    scripted.config().fill(0xff);
+    assert!(in_flight.quiesce().is_err(), "it may come back");
+    scripted.signal(Event::Removal, device.events());
+    assert_eq!(in_flight.quiesce().unwrap().len(), 1);
+    assert!(scripted.revoked.load(Ordering::Acquire), "the kernel stops what does not answer");
+}
+
+#[test]
+fn memory_space_that_another_process_clears_stays_on_while_a_bar_is_mapped() {
+    let (scripted, mut device) = with_power_management();
+    let bar = device.bar(0).unwrap();
+    scripted.config()[4] &= !2;
+    device.set_bus_master(true).unwrap();
+    assert_eq!(scripted.config()[4] & 6, 6);
+    scripted.config()[4] &= !2;
+    device.quiesce().unwrap();
+    assert_eq!(scripted.config()[4] & 6, 2);
+    drop(bar);
+    scripted.config()[4] &= !2;
+    device.set_bus_master(true).unwrap();
+    assert_eq!(scripted.config()[4] & 6, 4, "nobody needs it");
 }

@@ -36,6 +36,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region};
+use crate::events::Events;
 use guard::Guard;
 
 pub use error::MmioError;
@@ -249,6 +250,8 @@ pub struct Bar {
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
     /// Says that a mapping exists, as long as one does.
     _mapped: Option<Arc<()>>,
+    /// Tell when a mapping does not lead to the device any more.
+    events: Events,
 }
 
 // SAFETY: `fast_base` points into a `MappedRegion` that `areas` owns and that is itself
@@ -277,6 +280,7 @@ impl Bar {
     pub(crate) fn open(
         backend: &Arc<dyn Backend>,
         region: Region,
+        events: &Events,
         mapped: &Arc<()>,
     ) -> Result<Bar> {
         let info = backend.region_info(region)?;
@@ -285,15 +289,18 @@ impl Bar {
         }
         let (mut areas, mut guards) = (Vec::new(), Vec::new());
         for range in info.mappable {
+            let width = range.end.saturating_sub(range.start);
+            let outside = |size| {
+                let offset = range.start;
+                Err(MmioError::OutOfBounds { region, offset, width, size })
+            };
+            if range.is_empty() || range.end > info.size {
+                return outside(info.size);
+            }
             let mapping = backend.map_region(region, range.clone())?;
             let len = mapping.len() as u64;
-            if range.end > info.size || range.end - range.start > len {
-                return Err(MmioError::OutOfBounds {
-                    region,
-                    offset: range.start,
-                    width: range.end - range.start,
-                    size: info.size.min(len),
-                });
+            if width > len {
+                return outside(len);
             }
             // An access is naturally aligned in the region: it has to be in the mapping too.
             let skew = (mapping.base().addr().get() as u64).wrapping_sub(range.start);
@@ -308,8 +315,8 @@ impl Bar {
         let (fast, fast_base) =
             areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
         let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
-        let (backend, size) = (Arc::clone(backend), info.size);
-        Ok(Bar { backend, region, size, fast, fast_base, guards, areas, _mapped })
+        let (backend, size, events) = (Arc::clone(backend), info.size, events.clone());
+        Ok(Bar { backend, region, size, fast, fast_base, guards, areas, _mapped, events })
     }
 
     /// Size of the region in bytes.
@@ -353,7 +360,8 @@ impl Bar {
     ///
     /// # Errors
     ///
-    /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
+    /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses; with
+    /// [`BackendError::ToBeRemoved`] once the kernel has the device back.
     #[inline]
     pub fn read<T: Width>(&self, offset: u64) -> Result<T> {
         match self.locate(offset, T::BYTES as u64) {
@@ -385,7 +393,7 @@ impl Bar {
     ///
     /// # Errors
     ///
-    /// Fails when the offset is misaligned or outside of the BAR, or the backend refuses.
+    /// As [`Bar::read`].
     #[inline]
     pub fn write<T: Width>(&self, offset: u64, value: T) -> Result<()> {
         match self.locate(offset, T::BYTES as u64) {
@@ -458,13 +466,22 @@ impl Bar {
         Ok(high)
     }
 
-    /// Fails when an access to a mapping of the BAR was a bus error.
+    /// Fails when an access to a mapping of the BAR was a bus error, or the device is closed.
     #[inline]
     fn check_answered(&self, offset: u64, width: u64) -> Result<()> {
-        if self.guards.iter().any(Guard::is_lost) {
-            return Err(MmioError::BusError { region: self.region, offset, width });
+        // After the access: a mapping is replaced once the device is marked as revoked.
+        if self.events.is_revoked() || self.guards.iter().any(Guard::is_lost) {
+            return Err(self.unanswered(offset, width));
         }
         Ok(())
+    }
+
+    #[cold]
+    fn unanswered(&self, offset: u64, width: u64) -> MmioError {
+        match self.events.check() {
+            Err(error @ BackendError::ToBeRemoved { .. }) => error.into(),
+            _ => MmioError::BusError { region: self.region, offset, width },
+        }
     }
 
     fn outside(&self, offset: u64, width: u64) -> MmioError {

@@ -22,6 +22,11 @@ struct Sparse {
     mappable: Option<Range<u64>>,
 }
 
+/// The events of a function that has none.
+fn nothing() -> Events {
+    Events::new("here".into()).unwrap()
+}
+
 impl Backend for Arc<Sparse> {
     fn location(&self) -> String {
         "sparse".into()
@@ -72,7 +77,7 @@ impl Backend for Arc<Sparse> {
 fn sparse() -> (Arc<Sparse>, Bar) {
     let sparse = Arc::new(Sparse::default());
     let backend: Arc<dyn Backend> = Arc::new(Arc::clone(&sparse));
-    let bar = Bar::open(&backend, Region::Bar(0), &Arc::default()).unwrap();
+    let bar = Bar::open(&backend, Region::Bar(0), &nothing(), &Arc::default()).unwrap();
     (sparse, bar)
 }
 
@@ -134,17 +139,20 @@ fn halves_are_accessed_in_the_order_named() {
 
 #[test]
 fn a_backend_that_promises_more_than_it_maps_is_refused() {
-    for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE] {
+    #[expect(clippy::reversed_empty_ranges, reason = "what a backend may say")]
+    let inverted = 2 * PAGE..PAGE;
+    for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE, inverted, PAGE..PAGE] {
         let backend: Arc<dyn Backend> =
             Arc::new(Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() }));
         assert!(matches!(
-            Bar::open(&backend, Region::Bar(0), &Arc::default()),
+            Bar::open(&backend, Region::Bar(0), &nothing(), &Arc::default()),
             Err(MmioError::OutOfBounds { .. })
         ));
     }
     let (sparse, _) = sparse();
     let backend: Arc<dyn Backend> = Arc::new(sparse);
-    let missing = Bar::open(&backend, Region::Bar(3), &Arc::default()).unwrap_err().to_string();
+    let missing =
+        Bar::open(&backend, Region::Bar(3), &nothing(), &Arc::default()).unwrap_err().to_string();
     assert!(missing.contains("BAR3"), "{missing}");
 }
 

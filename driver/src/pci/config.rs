@@ -300,8 +300,13 @@ impl<A: ConfigWrite> ConfigSpace<A> {
     }
 
     pub(crate) fn set_command(&self, bits: Command, on: bool) -> Result<()> {
+        self.set_command_keeping(bits, on, Command::empty())
+    }
+
+    /// Changes bits of the command register, and writes `set` as set.
+    pub(crate) fn set_command_keeping(&self, bits: Command, on: bool, set: Command) -> Result<()> {
         self.check_present()?;
-        let mut wrote = self.command()?;
+        let mut wrote = self.command()?.union(set);
         wrote.set(bits, on);
         self.write_u16(reg::COMMAND, wrote.bits())?;
         let read = self.command()?;

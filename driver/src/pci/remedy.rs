@@ -116,6 +116,8 @@ pub enum Remedy {
     },
     /// Use the device that this process has open, or drop it first.
     UseOpenDevice,
+    /// Reset the function: it may have lost or damaged what it was doing.
+    ResetFunction,
     /// Open the device through the session that has its IOMMU group open.
     UseSameSession,
     /// Start a vfio-user server.
@@ -234,6 +236,9 @@ impl fmt::Display for Remedy {
             }
             Remedy::UseOpenDevice => {
                 f.write_str("use the device that this process has open, or drop it first")
+            }
+            Remedy::ResetFunction => {
+                f.write_str("reset the function and begin anew; `dmesg` names the error")
             }
             Remedy::UseSameSession => f.write_str("open it through the same session"),
             Remedy::StartServer { first, .. } => f.write_str(first),

@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::Queue;
 use super::wait::{PATIENCE, service};
 use crate::deadline::Deadline;
+use crate::events::Events;
 use crate::irq::IrqError;
 
 /// How long the thread sleeps between two looks when there are no interrupts.
@@ -112,6 +113,7 @@ struct Inner<Q> {
     /// or the end.
     nudge: EventFd,
     interrupt: Option<OwnedFd>,
+    events: Option<Events>,
     stop: AtomicBool,
 }
 
@@ -133,8 +135,9 @@ where
             .map(|vector| vector.as_fd().try_clone_to_owned())
             .transpose()
             .map_err(failed("duplicating an eventfd"))?;
-        let queue = Mutex::new(queue);
-        let inner = Arc::new(Inner { queue, nudge, interrupt, stop: AtomicBool::new(false) });
+        let events = queue.events().cloned();
+        let (queue, stop) = (Mutex::new(queue), AtomicBool::new(false));
+        let inner = Arc::new(Inner { queue, nudge, interrupt, events, stop });
         let theirs = Arc::clone(&inner);
         let thread = std::thread::Builder::new()
             .name(name.into())
@@ -211,9 +214,12 @@ impl<Q> Inner<Q> {
             (true, Some(_)) => PollTimeout::from(PATIENCE.as_millis() as u8),
             (false, _) => PollTimeout::NONE,
         };
-        let nudge = PollFd::new(self.nudge.as_fd(), PollFlags::POLLIN);
-        let interrupt = self.interrupt.as_ref().map_or(self.nudge.as_fd(), AsFd::as_fd);
-        let mut fds = [nudge, PollFd::new(interrupt, PollFlags::POLLIN)];
+        let nudge = self.nudge.as_fd();
+        let interrupt = self.interrupt.as_ref().map_or(nudge, AsFd::as_fd);
+        // Once it has told, it is there every time.
+        let events = self.events.as_ref().filter(|events| events.pending().is_none());
+        let fds = [nudge, interrupt, events.map_or(nudge, AsFd::as_fd)];
+        let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::backend::IrqKind;
+use crate::backend::{BackendError, IrqKind};
 use crate::deadline::Deadline;
+use crate::events::Events;
 use crate::irq::{IrqError, Vector};
 
 /// How long nothing may move until the device is asked over the bus; also how long one
@@ -86,6 +87,25 @@ pub trait Queue {
     /// How much is submitted and has not ended.
     fn in_flight(&self) -> usize;
 
+    /// The events of the device's function ([`Device::events`]): a wait ends with
+    /// [`Queue::handle_event`] when there is one. `None` where a queue does without.
+    ///
+    /// [`Device::events`]: crate::device::Device::events
+    fn events(&self) -> Option<&Events> {
+        None
+    }
+
+    /// There is an event of the function: stops the device, and ends everything in flight with
+    /// an error that says so. Called by every wait, and by the thread of a
+    /// [`SharedQueue`](super::SharedQueue), as long as the event is pending.
+    ///
+    /// # Errors
+    ///
+    /// The error of the event.
+    fn handle_event(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// The queue's interrupt, where it has one.
     fn vector(&self) -> Option<&Vector>;
 
@@ -122,7 +142,8 @@ struct Clock {
 ///
 /// # Errors
 ///
-/// [`Queue::timeout`] when the condition does not hold in time, and as [`Queue::poll`].
+/// [`Queue::timeout`] when the condition does not hold in time, and as [`Queue::poll`] and
+/// [`Queue::handle_event`].
 pub fn wait_until<Q: Queue>(
     queue: &mut Q,
     mode: WaitMode,
@@ -146,6 +167,12 @@ pub fn wait_until<Q: Queue>(
             continue;
         }
         looks = 0;
+        if queue.events().is_some_and(|events| events.pending().is_some()) {
+            queue.handle_event()?;
+            if is_done(queue) {
+                return Ok(());
+            }
+        }
         let now = Instant::now();
         let done = queue.done();
         let clock = clock.get_or_insert(Clock { moved: now, asked: now, done });
@@ -189,6 +216,10 @@ fn sleep<Q: Queue>(queue: &mut Q, limit: Duration) -> Result<bool, Q::Error> {
             Ok(true)
         }
         Err(IrqError::Timeout { .. }) => Ok(false),
+        // The queue itself says what becomes of what is in flight.
+        Err(IrqError::Backend(
+            BackendError::ToBeRemoved { .. } | BackendError::BusError { .. },
+        )) if queue.events().is_some() => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -200,6 +231,9 @@ fn sleep<Q: Queue>(queue: &mut Q, limit: Duration) -> Result<bool, Q::Error> {
 ///
 /// As [`Queue::poll`].
 pub fn service<Q: Queue>(queue: &mut Q) -> Result<usize, Q::Error> {
+    if queue.events().is_some_and(|events| events.pending().is_some()) {
+        queue.handle_event()?;
+    }
     sleep(queue, Duration::ZERO)?;
     let ended = queue.poll()?;
     if queue.in_flight() == 0 || queue.vector().is_none() {

@@ -20,11 +20,21 @@ struct Window {
 }
 
 impl RateLimit {
+    /// A limit for a static place.
+    pub(crate) const fn new() -> RateLimit {
+        RateLimit(Mutex::new(Window { start: None, admitted: 0, suppressed: 0 }))
+    }
+
     /// Logs a warning, or drops it.
     pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
+        self.log(log::Level::Warn, message);
+    }
+
+    /// Logs a message, or drops it.
+    pub(crate) fn log(&self, level: log::Level, message: fmt::Arguments<'_>) {
         match self.admit() {
-            Some(0) => log::warn!("{message}"),
-            Some(dropped) => log::warn!("{message} ({dropped} more were not logged)"),
+            Some(0) => log::log!(level, "{message}"),
+            Some(dropped) => log::log!(level, "{message} ({dropped} more were not logged)"),
             None => {}
         }
     }

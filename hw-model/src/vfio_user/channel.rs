@@ -25,6 +25,8 @@ const EXIT_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) enum Closed {
     #[error("the client left")]
     Left,
+    #[error("a client that sent nothing for {} s", .0.as_secs_f32())]
+    Idle(Duration),
     #[error("the server was stopped")]
     Stopped,
     #[error("the function asked for the process to end")]
@@ -101,6 +103,8 @@ pub(super) struct Channel<'s> {
     socket: UnixStream,
     stop: &'s Stop,
     function: &'s dyn PciFunction,
+    /// How long the client may be silent between two messages.
+    idle: Option<Duration>,
     payload: Vec<u8>,
     descriptors: Descriptors,
     reply: Vec<u8>,
@@ -111,12 +115,14 @@ impl<'s> Channel<'s> {
         socket: UnixStream,
         stop: &'s Stop,
         function: &'s dyn PciFunction,
+        idle: Option<Duration>,
     ) -> Result<Self, Closed> {
         socket.set_nonblocking(true)?;
         Ok(Channel {
             socket,
             stop,
             function,
+            idle,
             payload: Vec::new(),
             descriptors: Descriptors::default(),
             reply: Vec::new(),
@@ -156,6 +162,8 @@ impl<'s> Channel<'s> {
         mut deadline: Option<Instant>,
     ) -> Result<Option<Instant>, Closed> {
         let mut got = 0;
+        // Until the first byte comes.
+        let idle = self.idle.and_then(|idle| Instant::now().checked_add(idle));
         while got < buffer.len() {
             match self.receive_some(&mut buffer[got..])? {
                 Some(0) if before + got == 0 => return Err(Closed::Left),
@@ -170,12 +178,15 @@ impl<'s> Channel<'s> {
                     let ready = wait(
                         self.socket.as_fd(),
                         PollFlags::POLLIN,
-                        deadline,
+                        deadline.or(idle),
                         self.stop,
                         self.function,
                     )?;
                     if !ready {
-                        return Err(Closed::Stalled);
+                        return Err(match (deadline, self.idle) {
+                            (None, Some(idle)) => Closed::Idle(idle),
+                            _ => Closed::Stalled,
+                        });
                     }
                 }
             }

@@ -16,9 +16,13 @@ use std::time::Duration;
 use super::channel::Closed;
 use super::protocol::MAX_FDS;
 use crate::memory::is_memory;
+use crate::regs::rate::RateLimit;
 
 /// How long a file may take to be closed.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+
+/// Clients decide how often they send what cannot be closed.
+static STUCK: RateLimit = RateLimit::new();
 
 /// The descriptors of one message.
 #[derive(Debug, Default)]
@@ -67,7 +71,7 @@ impl Descriptors {
 impl Drop for Descriptors {
     fn drop(&mut self) {
         if let Err(closed) = self.close() {
-            log::warn!("{closed}");
+            STUCK.warn(format_args!("{closed}"));
         }
     }
 }

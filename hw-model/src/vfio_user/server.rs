@@ -2,20 +2,30 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::PollFlags;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use vfio_dma::backend::IrqKind;
 
 use super::channel::{Channel, Closed, wait};
 use super::session;
 use super::stop::Stop;
 use crate::function::PciFunction;
+use crate::regs::rate::RateLimit;
+
+/// How long another may have the socket's directory locked.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Clients decide how often they come and go, and how.
+static CLIENTS: RateLimit = RateLimit::new();
+static BROKEN: RateLimit = RateLimit::new();
 
 /// Why a server cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +37,30 @@ pub enum ServerError {
         /// The socket's path.
         path: PathBuf,
     },
-    /// There is a file at the socket's path that is not a socket.
-    #[error("{}: there is a file that is not a socket\n  remedy: choose another path", path.display())]
+    /// There is a file at the socket's path that no server of this kind left behind.
+    #[error("{}: there is {found}\n  remedy: choose another path", path.display())]
     NotASocket {
         /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The path has the form that other programs give names without a file.
+    #[error(
+        "{}: names without a file, which begin with @, are not served\n  remedy: choose a path; \
+         ./{} for a file of this name", path.display(), path.display()
+    )]
+    NoFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Somebody else has the socket's directory locked.
+    #[error(
+        "{}: another process has the directory locked for {} s\n  remedy: end it, or choose \
+         another directory", path.display(), LOCK_LIMIT.as_secs()
+    )]
+    Locked {
+        /// The directory.
         path: PathBuf,
     },
     /// The path does not fit into a socket's address.
@@ -71,6 +101,8 @@ pub struct Server {
     path: PathBuf,
     /// Device and inode number of the socket's file: what is removed must still be ours.
     identity: (u64, u64),
+    /// How long a client may be silent.
+    idle: Option<Duration>,
 }
 
 impl Server {
@@ -80,10 +112,14 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// Fails when a live server listens there, when the file is not a socket, and when the
-    /// directory cannot be written or the path is too long for a socket (107 bytes).
+    /// Fails when a live server listens there, when the file is not a socket of this kind, and
+    /// when the directory cannot be written, is locked for 5 s, or the path is too long for a
+    /// socket (107 bytes).
     pub fn bind(path: impl AsRef<Path>) -> Result<Server, ServerError> {
         let path = path.as_ref();
+        if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+            return Err(ServerError::NoFile { path: path.to_owned() });
+        }
         let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
         if nix::sys::socket::UnixAddr::new(path) == Err(nix::errno::Errno::ENAMETOOLONG) {
             return Err(ServerError::TooLong { path: path.to_owned() });
@@ -93,9 +129,7 @@ impl Server {
             _ => Path::new("."),
         };
         // Two servers that find the same stale file must not each remove the other's new one.
-        let directory = File::open(directory).map_err(os("opening the directory"))?;
-        let _lock = Flock::lock(directory, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| os("locking the directory")(errno.into()))?;
+        let _lock = lock(directory, path)?;
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
@@ -107,7 +141,15 @@ impl Server {
         listener.set_nonblocking(true).map_err(os("preparing the socket"))?;
         let status = fs::symlink_metadata(path).map_err(os("looking at the socket"))?;
         let identity = (status.dev(), status.ino());
-        Ok(Server { listener, path: path.to_owned(), identity })
+        Ok(Server { listener, path: path.to_owned(), identity, idle: None })
+    }
+
+    /// Gives a client up that sends nothing for so long; without this, a client that is silent
+    /// holds the server until it leaves.
+    #[must_use]
+    pub fn idle_timeout(mut self, limit: Duration) -> Server {
+        self.idle = Some(limit);
+        self
     }
 
     /// The socket's path.
@@ -144,7 +186,9 @@ impl Server {
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     // Out of descriptors or memory: that may end.
-                    log::error!("{}: accepting a client: {error}", self.path.display());
+                    let message =
+                        format_args!("{}: accepting a client: {error}", self.path.display());
+                    CLIENTS.log(log::Level::Error, message);
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
@@ -152,15 +196,18 @@ impl Server {
     }
 
     fn session(&self, socket: UnixStream, function: &dyn PciFunction, stop: &Stop) -> Closed {
-        log::info!("{}: a client connected", self.path.display());
-        let closed = match Channel::new(socket, stop, function) {
+        let path = self.path.display();
+        log::debug!("{path}: a client connected");
+        let closed = match Channel::new(socket, stop, function, self.idle) {
             Ok(channel) => session::run(channel, function),
             Err(closed) => closed,
         };
         match &closed {
             Closed::Exit => return closed,
-            Closed::Left | Closed::Stopped => log::info!("{}: {closed}", self.path.display()),
-            reason => log::warn!("{}: connection ended: {reason}", self.path.display()),
+            Closed::Left | Closed::Stopped => {
+                CLIENTS.log(log::Level::Info, format_args!("{path}: {closed}"));
+            }
+            reason => BROKEN.warn(format_args!("{path}: connection ended: {reason}")),
         }
         for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX] {
             function.irq_disconnect(kind);
@@ -189,19 +236,49 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted)
 }
 
+/// Locks the socket's directory, for which nobody waits for ever.
+fn lock(directory: &Path, path: &Path) -> Result<Flock<File>, ServerError> {
+    let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
+    let mut file = File::open(directory).map_err(os("opening the directory"))?;
+    let begin = Instant::now();
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
+            Err((_, errno)) => return Err(os("locking the directory")(errno.into())),
+        };
+        if begin.elapsed() >= LOCK_LIMIT {
+            return Err(ServerError::Locked { path: directory.to_owned() });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Connects without waiting: a live server whose queue is full would not answer.
+fn connect(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
+}
+
 /// Removes the socket file of a server that is gone.
 fn remove_stale(path: &Path) -> Result<(), ServerError> {
     let os = |action| move |source| ServerError::Os { path: path.to_owned(), action, source };
     let status = fs::symlink_metadata(path).map_err(os("looking at the file there"))?;
-    if !status.file_type().is_socket() {
-        return Err(ServerError::NotASocket { path: path.to_owned() });
+    let not_a_socket = |found| ServerError::NotASocket { path: path.to_owned(), found };
+    if status.file_type().is_symlink() {
+        return Err(not_a_socket("a symbolic link"));
     }
-    match UnixStream::connect(path) {
-        Ok(_) => Err(ServerError::InUse { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+    if !status.file_type().is_socket() {
+        return Err(not_a_socket("a file that is not a socket"));
+    }
+    match connect(path) {
+        Ok(()) | Err(Errno::EAGAIN) => Err(ServerError::InUse { path: path.to_owned() }),
+        Err(Errno::EPROTOTYPE) => Err(not_a_socket("a socket of another kind, in use")),
+        Err(Errno::ECONNREFUSED) => {
             log::info!("{}: replacing the socket of a dead server", path.display());
             fs::remove_file(path).map_err(os("removing the stale socket"))
         }
-        Err(error) => Err(os("asking whether a server listens")(error)),
+        Err(errno) => Err(os("asking whether a server listens")(errno.into())),
     }
 }

@@ -24,6 +24,10 @@ use super::protocol::{
     MAX_DATA, MAX_FDS, MINOR, RegionAccess, RegionInfo, Version, VersionData, WriteMulti, WriteOne,
 };
 use crate::function::{Event, PciFunction};
+use crate::regs::rate::RateLimit;
+
+/// What clients were refused: they decide how often.
+static REFUSED: RateLimit = RateLimit::new();
 
 /// Why a request is not carried out.
 enum Refusal {
@@ -72,7 +76,8 @@ pub(super) fn run(mut channel: Channel<'_>, function: &dyn PciFunction) -> Close
         };
         if header.flags & Flags::NO_REPLY.bits() != 0 {
             if let Err(errno) = outcome {
-                log::warn!("command {} without reply failed: {errno}", header.command);
+                REFUSED
+                    .warn(format_args!("command {} without reply failed: {errno}", header.command));
             }
         } else if let Err(closed) = channel.reply(&header, outcome) {
             return closed;
@@ -233,7 +238,7 @@ fn dma_map(
         _ => return Err(Errno::EINVAL.into()),
     };
     result.map_err(|error| {
-        log::warn!("DMA_MAP refused: {error}");
+        REFUSED.warn(format_args!("DMA_MAP refused: {error}"));
         error.errno().into()
     })
 }
@@ -244,7 +249,7 @@ fn dma_unmap(function: &dyn PciFunction, request: &DmaUnmap) -> Result<(), Refus
     match request.flags {
         0 => {
             memory.unmap(request.address, request.size).map_err(|error| {
-                log::warn!("DMA_UNMAP refused: {error}");
+                REFUSED.warn(format_args!("DMA_UNMAP refused: {error}"));
                 error.errno()
             })?;
         }
@@ -326,7 +331,8 @@ fn set_irqs(
         } else if descriptors.len() == count as usize && descriptors.iter().all(is_eventfd) {
             let events = descriptors.drain(..).map(|fd| Event::new(fd).map(Some));
             events.collect::<io::Result<_>>().map_err(|error| {
-                log::warn!("DEVICE_SET_IRQS: preparing to signal an eventfd: {error}");
+                REFUSED
+                    .warn(format_args!("DEVICE_SET_IRQS: preparing to signal an eventfd: {error}"));
                 error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
             })?
         } else {
@@ -389,7 +395,7 @@ fn write_multi(
         let data = one.data.get(..one.access.count as usize);
         let result = data.ok_or(Errno::EINVAL).and_then(|data| write(function, &one.access, data));
         if let Err(errno) = result {
-            log::warn!("write {done} of {}: {errno}", request.count);
+            REFUSED.warn(format_args!("write {done} of {}: {errno}", request.count));
             return Ok(done as u64);
         }
     }

@@ -18,6 +18,7 @@ mod opening;
 mod ownership;
 mod placement;
 mod populate;
+mod removal;
 mod rtl;
 mod sharing;
 mod show;
@@ -181,6 +182,31 @@ fn main() -> ExitCode {
             ],
         },
         Scenario {
+            name: "removal",
+            machine: || vtd(39).into(),
+            cases: cases![
+                removal::unbind_under_a_run_returns,
+                removal::sysfs_remove_under_a_bench_returns,
+                removal::sigterm_ends_a_bench,
+                removal::unbind_under_a_sleeper_returns,
+            ],
+        },
+        Scenario {
+            name: "removal_ioat",
+            machine: ioat::machine,
+            cases: cases![removal::unbind_with_64_transfers_in_flight_ends_each_once],
+        },
+        Scenario {
+            name: "removal_unplugged",
+            machine: || removal::behind_port("edu").into(),
+            cases: cases![removal::an_unplugged_function_ends_its_transfer],
+        },
+        Scenario {
+            name: "removal_error",
+            machine: || removal::behind_port("virtio-rng-pci,aer=on,disable-legacy=on").into(),
+            cases: cases![removal::an_uncorrectable_error_ends_a_wait_until_the_reset],
+        },
+        Scenario {
             name: "gigabytes",
             machine: || gigabytes().into(),
             cases: cases![placement::a_huge_page_of_1_gib_is_one_map_call],
@@ -214,6 +240,7 @@ fn main() -> ExitCode {
                 access::edu_moves_64_kib_by_msi_through_iommufd,
                 access::two_devices_share_an_ioas,
                 access::iommufd_enforces_directions,
+                removal::unbind_through_iommufd_returns,
                 access::iommufd_windows_leave_reserved_regions_out,
                 access::iommufd_refuses_what_is_mapped_and_unmaps_exactly,
                 access::iommufd_cycles_leave_nothing_behind,
@@ -291,6 +318,7 @@ fn main() -> ExitCode {
                 nvme::a_reset_ends_every_transfer_once,
                 nvme::a_command_that_is_late_is_given_up,
                 bench::nvme_is_measured_in_time,
+                nvme::an_unbind_with_64_reads_in_flight_ends_each_once,
                 nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
                 nvme::a_process_that_is_killed_leaves_a_drive_that_works,
                 nvme::the_command_line_writes_a_drive_that_is_named,

@@ -44,6 +44,10 @@ pub struct Args {
     /// gen3x8,mps=256,mrrs=512
     #[arg(long)]
     link: Option<LinkConfig>,
+    /// Seconds after which a client that sends nothing is given up; without this, it holds the
+    /// server until it leaves
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    idle_timeout: Option<u64>,
 }
 
 /// What is served.
@@ -132,7 +136,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             Hardware::Rtl(config.start()?)
         }
     };
-    let server = Server::bind(&args.socket)?;
+    let mut server = Server::bind(&args.socket)?;
+    if let Some(seconds) = args.idle_timeout {
+        server = server.idle_timeout(Duration::from_secs(seconds));
+    }
     let stop = Stop::new()?;
     // A thread of its own looks at the flag: a signal handler cannot be given the handle.
     let watch = stop.clone();

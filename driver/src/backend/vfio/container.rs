@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
@@ -22,11 +23,15 @@ use super::{
     os_error, precondition, unmap_error, unsafe_interrupts,
 };
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
+use crate::deadline::Deadline;
 use crate::pci::sysfs::Tree;
 use crate::pci::{Address, Remedy};
 
 /// `VFIO_TYPE1v2_IOMMU` as the argument of requests.
 const KIND: libc::c_int = uapi::VFIO_TYPE1v2_IOMMU as libc::c_int;
+
+/// How long the kernel may take from unmapping all of a container to taking its IOMMU away.
+const LEAVING_LIMIT: Duration = Duration::from_millis(500);
 
 /// A VFIO container; the devices opened through it share one set of IOVAs.
 pub struct Container {
@@ -93,12 +98,10 @@ impl Container {
             }
         };
         let opened = group.device(address, token);
-        let mut owner =
-            GroupDevice { device: None, group: Some(group), container: Arc::clone(self) };
+        let member = Member { group: Some(group), container: Arc::clone(self) };
         // Its end takes the lock as well.
         drop(groups);
-        owner.device = Some(opened?);
-        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+        Device::new(Box::new(opened?), Box::new(member), claim, Arc::clone(self) as _)
     }
 
     /// Has a group join; the first one decides on the kind of IOMMU.
@@ -131,6 +134,29 @@ impl Container {
         }
     }
 
+    /// Whether an IOMMU is set: not before the first group joins, and not after the last has
+    /// left.
+    fn has_iommu(&self) -> bool {
+        let info = ask::<uapi::vfio_iommu_type1_info>(0, |info| {
+            // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
+            // as it says.
+            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
+        });
+        info.err() != Some(Errno::EINVAL)
+    }
+
+    /// Whether the IOMMU is being taken away: first all is unmapped, then it goes.
+    fn loses_iommu(&self) -> bool {
+        let deadline = Deadline::after(LEAVING_LIMIT);
+        while self.has_iommu() {
+            if deadline.has_passed() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
     fn groups(&self) -> MutexGuard<'_, BTreeMap<u32, Weak<Group>>> {
         // The map changes in single steps.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
@@ -157,26 +183,17 @@ pub(super) fn no_container(source: io::Error) -> BackendError {
     })
 }
 
-/// A device of a group in a container. The group leaves with its last device, and is closed
-/// before anybody else looks for it.
-struct GroupDevice {
+/// A device's hold on its group, dropped when the device is closed. The group leaves the
+/// container with its last device, and is closed before anybody else looks for it.
+struct Member {
     /// There until it is dropped.
-    device: Option<OwnedFd>,
     group: Option<Arc<Group>>,
     container: Arc<Container>,
 }
 
-impl AsRawFd for GroupDevice {
-    fn as_raw_fd(&self) -> RawFd {
-        self.device.as_ref().map_or(-1, AsRawFd::as_raw_fd)
-    }
-}
-
-impl Drop for GroupDevice {
+impl Drop for Member {
     fn drop(&mut self) {
         let mut groups = self.container.groups();
-        // The kernel wants them closed in this order.
-        drop(self.device.take());
         drop(self.group.take());
         groups.retain(|_, group| group.strong_count() > 0);
     }
@@ -281,8 +298,14 @@ impl Iommu for Container {
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
         let status = unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) };
-        done(status).map_err(|errno| unmap_error(iova, len, errno))?;
-        check_unmapped(iova, len, unmap.size)
+        match done(status) {
+            // With the last group of a container the kernel unmaps all of it: a device that
+            // leaves the bus takes its group along, whoever has the group open.
+            Ok(()) if unmap.size == 0 && self.loses_iommu() => Ok(()),
+            Ok(()) => check_unmapped(iova, len, unmap.size),
+            Err(Errno::EINVAL) if !self.has_iommu() => Ok(()),
+            Err(errno) => Err(unmap_error(iova, len, errno)),
+        }
     }
 }
 

@@ -1,34 +1,38 @@
 //! An opened PCI device.
 
+use std::any::Any;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem::{ManuallyDrop, offset_of, size_of};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::ProtFlags;
 use vfio_bindings::bindings::vfio as uapi;
 
 use super::claim::Claim;
 use super::describe::Description;
 use super::ioctl::done;
+use super::region::Mappings;
 use super::{ioctl, os_error};
 use crate::backend::{
-    Backend, BackendError, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
+    Backend, BackendError, Event, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
 };
 use crate::pci::Address;
 
 /// A PCI device opened through VFIO, by whichever method: regions, interrupts and reset are
 /// requests to its descriptor in all of them.
 pub struct Device {
-    /// Keeps the descriptor open, and whatever that takes; dropped first.
-    owner: Box<dyn AsRawFd + Send + Sync>,
+    /// The descriptor; none once the device was revoked. Closed first.
+    opened: RwLock<Option<Box<dyn AsRawFd + Send + Sync>>>,
+    /// What has to be open as long as memory is mapped for the device: its group.
+    _keeps: Box<dyn Any + Send + Sync>,
+    mappings: Arc<Mappings>,
     description: Description,
     iommu: Arc<dyn Iommu>,
     /// Given back when the descriptor is closed.
@@ -42,14 +46,16 @@ impl fmt::Debug for Device {
 }
 
 impl Device {
-    /// A device whose descriptor is open as long as `owner` lives.
+    /// A device whose descriptor is open as long as `opened` lives; what `keeps` has open is
+    /// closed after it.
     pub(super) fn new(
-        owner: Box<dyn AsRawFd + Send + Sync>,
+        opened: Box<dyn AsRawFd + Send + Sync>,
+        keeps: Box<dyn Any + Send + Sync>,
         claim: Claim,
         iommu: Arc<dyn Iommu>,
     ) -> Result<Device> {
         let address = claim.address();
-        let description = Description::read(owner.as_raw_fd()).map_err(|errno| {
+        let description = Description::read(opened.as_raw_fd()).map_err(|errno| {
             os_error(format!("{address}: asking for regions and interrupts"), errno, None)
         })?;
         let config = description.region(Region::Config);
@@ -59,22 +65,29 @@ impl Device {
                 by: format!("the kernel's VFIO for {address}"),
             });
         }
-        Ok(Device { owner, description, iommu, claim })
+        let opened = RwLock::new(Some(opened));
+        let mappings = Arc::default();
+        Ok(Device { opened, _keeps: keeps, mappings, description, iommu, claim })
     }
 
     fn address(&self) -> Address {
         self.claim.address()
     }
 
-    fn fd(&self) -> i32 {
-        self.owner.as_raw_fd()
+    /// Runs with the device's descriptor, which stays open meanwhile.
+    fn with_fd<T>(&self, f: impl FnOnce(RawFd) -> T) -> Result<T> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        let to_be_removed = || BackendError::ToBeRemoved { location: self.address().to_string() };
+        Ok(f(opened.as_ref().ok_or_else(to_be_removed)?.as_raw_fd()))
     }
 
-    /// The device's descriptor as a file that is not closed.
-    fn file(&self) -> ManuallyDrop<File> {
-        // SAFETY: the descriptor is open as long as `self`, and `ManuallyDrop` keeps the
-        // file from closing it.
-        ManuallyDrop::new(unsafe { File::from_raw_fd(self.fd()) })
+    /// Runs with the device's descriptor as a file.
+    fn with_file<T>(&self, f: impl FnOnce(&File) -> T) -> Result<T> {
+        self.with_fd(|fd| {
+            // SAFETY: the descriptor is open as long as this runs, and `ManuallyDrop` keeps the
+            // file from closing it.
+            f(&ManuallyDrop::new(unsafe { File::from_raw_fd(fd) }))
+        })
     }
 
     /// Checks an access and returns its position in the device's descriptor.
@@ -109,11 +122,11 @@ impl Device {
     /// VFIO_DEVICE_SET_IRQS with eventfds, or with no data when `events` is `None`.
     fn set_irqs(
         &self,
-        kind: IrqKind,
+        index: u32,
         action: u32,
         count: u32,
         events: Option<&[BorrowedFd<'_>]>,
-    ) -> nix::Result<libc::c_int> {
+    ) -> Result<nix::Result<libc::c_int>> {
         const HEADER: usize = offset_of!(uapi::vfio_irq_set, data);
         let fds = events.unwrap_or_default();
         // u32 elements, so that the structure inside is aligned.
@@ -124,13 +137,15 @@ impl Device {
             uapi::VFIO_IRQ_SET_DATA_NONE
         };
         let bytes = size_of_val(&words[..]) as u32;
-        words[..5].copy_from_slice(&[bytes, data | action, kind.index(), 0, count]);
+        words[..5].copy_from_slice(&[bytes, data | action, index, 0, count]);
         for (word, fd) in words[HEADER / 4..].iter_mut().zip(fds) {
             *word = fd.as_raw_fd() as u32;
         }
-        // SAFETY: the descriptor is a device, and the structure is followed by as many
-        // descriptors as its size says.
-        unsafe { ioctl::device_set_irqs(self.fd(), words.as_ptr().cast()) }
+        self.with_fd(|fd| {
+            // SAFETY: the descriptor is a device, and the structure is followed by as many
+            // descriptors as its size says.
+            unsafe { ioctl::device_set_irqs(fd, words.as_ptr().cast()) }
+        })
     }
 }
 
@@ -145,15 +160,13 @@ impl Backend for Device {
 
     fn region_read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<()> {
         let position = self.position(region, offset, data.len())?;
-        self.file()
-            .read_exact_at(data, position)
+        self.with_file(|file| file.read_exact_at(data, position))?
             .map_err(|e| self.access_error("reading", region, offset, data.len(), e))
     }
 
     fn region_write(&self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
         let position = self.position(region, offset, data.len())?;
-        self.file()
-            .write_all_at(data, position)
+        self.with_file(|file| file.write_all_at(data, position))?
             .map_err(|e| self.access_error("writing", region, offset, data.len(), e))
     }
 
@@ -179,11 +192,8 @@ impl Backend for Device {
             || format!("{}: mapping {len} bytes of {region} at {:#x}", self.address(), area.start);
         let position = libc::off_t::try_from(position)
             .map_err(|_| os_error(action(), Errno::EOVERFLOW, None))?;
-        let file = self.file();
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &*file, position) }
-            .map_err(|errno| os_error(action(), errno, None))?;
-        Ok(Box::new(Mapping { base: base.cast(), len: len.get() }))
+        let mapping = self.with_file(|file| self.mappings.map(file, position, len, protection))?;
+        Ok(Box::new(mapping.map_err(|errno| os_error(action(), errno, None))?))
     }
 
     fn irq_count(&self, kind: IrqKind) -> Result<u32> {
@@ -197,7 +207,8 @@ impl Backend for Device {
             return Err(BackendError::NoVectors { kind, requested, available });
         }
         let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
-        let status = self.set_irqs(kind, trigger, requested, Some(events)).map_err(|errno| {
+        let enabled = self.set_irqs(kind.index(), trigger, requested, Some(events))?;
+        let status = enabled.map_err(|errno| {
             let action = format!("{}: enabling {requested} {kind} vectors", self.address());
             let remedy = match errno {
                 Errno::EINVAL => Some(
@@ -216,7 +227,13 @@ impl Backend for Device {
     }
 
     fn irq_disable(&self, kind: IrqKind) -> Result<()> {
-        match done(self.set_irqs(kind, uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None)) {
+        let disabled = match self.set_irqs(kind.index(), uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None)
+        {
+            // With the device everything went that was enabled.
+            Err(_) => return Ok(()),
+            Ok(status) => done(status),
+        };
+        match disabled {
             Ok(()) => Ok(()),
             // The kernel says EINVAL when vectors of the kind are not enabled.
             Err(Errno::EINVAL) => Ok(()),
@@ -229,7 +246,7 @@ impl Backend for Device {
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
         let action =
             if masked { uapi::VFIO_IRQ_SET_ACTION_MASK } else { uapi::VFIO_IRQ_SET_ACTION_UNMASK };
-        done(self.set_irqs(IrqKind::Intx, action, 1, None)).map_err(|errno| {
+        done(self.set_irqs(IrqKind::Intx.index(), action, 1, None)?).map_err(|errno| {
             let verb = if masked { "masking" } else { "unmasking" };
             os_error(format!("{}: {verb} INTx", self.address()), errno, None)
         })
@@ -237,7 +254,7 @@ impl Backend for Device {
 
     fn reset(&self) -> Result<()> {
         // SAFETY: the descriptor is a device.
-        let status = unsafe { ioctl::device_reset(self.fd()) };
+        let status = self.with_fd(|fd| unsafe { ioctl::device_reset(fd) })?;
         done(status).map_err(|errno| {
             let remedy = (errno == Errno::ENOTTY || errno == Errno::EINVAL).then(|| {
                 format!(
@@ -249,6 +266,32 @@ impl Backend for Device {
             });
             os_error(format!("{}: resetting the function", self.address()), errno, remedy)
         })
+    }
+
+    fn notify(&self, event: Event, signalled: BorrowedFd<'_>) -> Result<bool> {
+        let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
+        match done(self.set_irqs(event.index(), trigger, 1, Some(&[signalled]))?) {
+            Ok(()) => Ok(true),
+            // A function without PCI Express has no errors of its link, and older kernels have
+            // neither event.
+            Err(Errno::EINVAL | Errno::ENOTTY) => Ok(false),
+            Err(errno) => {
+                let action = format!("{}: asking to be told of {event:?}", self.address());
+                Err(os_error(action, errno, None))
+            }
+        }
+    }
+
+    fn revoke(&self) -> Result<bool> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        // Each mapping keeps the device open as its descriptor does.
+        self.mappings.replace().map_err(|errno| {
+            os_error(format!("{}: replacing its mapped BARs", self.address()), errno, None)
+        })?;
+        // With the last descriptor the kernel takes bus mastering away (`vfio_pci_core_disable`
+        // in `drivers/vfio/pci/vfio_pci_core.c`).
+        drop(opened.take());
+        Ok(true)
     }
 
     fn iommu(&self) -> &Arc<dyn Iommu> {
@@ -272,38 +315,6 @@ fn check_enabled(kind: IrqKind, requested: u32, status: libc::c_int) -> Result<(
                 _ => format!("ask for {available}"),
             };
             Err(BackendError::FewerVectors { kind, requested, available, remedy: remedy.into() })
-        }
-    }
-}
-
-/// A piece of a BAR mapped into this process.
-#[derive(Debug)]
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping is the value's own, of `len` bytes, device memory that no Rust
-// reference points into, and lives until the value is dropped.
-unsafe impl MappedRegion for Mapping {
-    fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-    fn len(&self) -> usize {
-        self.len
-    }
-}
-
-// SAFETY: an address range is not bound to a thread.
-unsafe impl Send for Mapping {}
-// SAFETY: the value only tells where the range is; accesses are the caller's.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is the value's own; the trait's users do not outlive it.
-        if let Err(errno) = unsafe { munmap(self.base.cast(), self.len) } {
-            log::error!("unmapping {} bytes of a BAR at {:?}: {errno}", self.len, self.base);
         }
     }
 }

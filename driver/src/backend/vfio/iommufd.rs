@@ -114,7 +114,7 @@ impl Ioas {
         let inner = VfioDevice::new_from_bound_fd(device, Arc::clone(&self.inner), true)
             .map_err(|error| explain(error, address))?;
         let owner = CdevDevice { inner: ManuallyDrop::new(inner), address };
-        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+        Device::new(Box::new(owner), Box::new(()), claim, Arc::clone(self) as _)
     }
 
     /// Gives a device to this iommufd.

@@ -17,6 +17,7 @@ mod ioctl;
 #[cfg(feature = "iommufd")]
 mod iommufd;
 mod noiommu;
+mod region;
 mod reply;
 mod token;
 

@@ -5,7 +5,7 @@
 //! translated and nothing is protected: a device that is told a wrong address writes there.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
@@ -82,9 +82,11 @@ impl NoIommu {
         done(unsafe { ioctl::set_iommu(container.as_raw_fd(), KIND) })
             .map_err(|errno| failed("setting the container to no-IOMMU mode", errno))?;
         let device = group.device(address, None)?;
-        let owner = NoIommuDevice { device, _group: group, _container: container };
         warn(address);
-        Device::new(Box::new(owner), claim, Arc::clone(self) as _)
+        // In a container of its own: containers are there to share mappings, and there are none.
+        // The kernel wants the device closed first, then the group.
+        let keeps = Box::new((group, container));
+        Device::new(Box::new(device), keeps, claim, Arc::clone(self) as _)
     }
 }
 
@@ -116,20 +118,6 @@ fn refused(what: String) -> BackendError {
     BackendError::Unsupported {
         what,
         by: "VFIO's no-IOMMU mode, where devices see physical addresses".into(),
-    }
-}
-
-/// A device of a made-up group, in a container of its own: containers are there to share
-/// mappings, and there are none. The kernel wants them closed in the order of the fields.
-struct NoIommuDevice {
-    device: OwnedFd,
-    _group: Group,
-    _container: File,
-}
-
-impl AsRawFd for NoIommuDevice {
-    fn as_raw_fd(&self) -> RawFd {
-        self.device.as_raw_fd()
     }
 }
 

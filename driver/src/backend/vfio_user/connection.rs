@@ -30,6 +30,9 @@ use crate::pci::Remedy;
 /// The most descriptors that the kernel passes in one message (`SCM_MAX_FD` in `net/scm.h`).
 pub(super) const MAX_FDS: usize = 253;
 
+/// How many warnings a server can cause.
+const MOST_WARNINGS: u32 = 16;
+
 /// After so many writes that ask for no reply, one asks for it: a server that is silent is
 /// noticed, and one that replies to them all the same cannot fill the socket.
 const POSTED_LIMIT: u16 = 64;
@@ -127,6 +130,7 @@ impl Connection {
             socket,
             next_id: 0,
             posted: 0,
+            warned: 0,
             broken: None,
             out: Vec::new(),
             payload: Vec::new(),
@@ -272,6 +276,8 @@ struct Stream {
     next_id: u16,
     /// Requests without reply since the last one with.
     posted: u16,
+    /// Warnings so far of what the server does.
+    warned: u32,
     /// Why the connection is of no use any more.
     broken: Option<String>,
     /// The message being sent.
@@ -307,7 +313,8 @@ impl Stream {
             if header.command == Command::RegionWrite as u16 && (1..=self.posted).contains(&age) {
                 // A server may reply to what wants no reply.
                 if header.flags & ERROR != 0 {
-                    log::warn!("a posted write was refused with errno {}", header.error);
+                    let level = self.level();
+                    log::log!(level, "a posted write was refused with errno {}", header.error);
                 }
                 continue;
             }
@@ -343,9 +350,16 @@ impl Stream {
         Ok(id)
     }
 
+    /// How loud a line is that the server causes, which decides how often: the first are
+    /// warnings.
+    fn level(&mut self) -> log::Level {
+        self.warned += 1;
+        if self.warned <= MOST_WARNINGS { log::Level::Warn } else { log::Level::Debug }
+    }
+
     /// Answers a request of the server: nothing that it could ask for is offered.
     fn refuse(&mut self, header: &Header, deadline: Deadline) -> std::result::Result<(), Broken> {
-        log::warn!("the server sent command {}, which is refused", header.command);
+        log::log!(self.level(), "the server sent command {}, which is refused", header.command);
         if header.flags & NO_REPLY != 0 {
             return Ok(());
         }

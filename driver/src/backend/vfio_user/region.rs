@@ -151,9 +151,12 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Decode
         let end = end.ok_or_else(|| {
             format!("an area of {:#x} bytes at {:#x} of {size:#x}", area.size, area.offset)
         })?;
-        // What does not start on a page cannot be mapped, and is trapped.
-        let start = described.offset.checked_add(area.offset);
-        if area.size > 0 && start.is_some_and(|start| start.is_multiple_of(page)) {
+        // What does not start on a page, of the region as of the file, cannot be mapped so that
+        // registers keep their alignment, and is trapped.
+        let starts = [Some(area.offset), described.offset.checked_add(area.offset)];
+        if area.size > 0
+            && starts.into_iter().all(|start| start.is_some_and(|start| start.is_multiple_of(page)))
+        {
             info.mappable.push(area.offset..end);
         }
     }

@@ -329,7 +329,8 @@ impl Edu {
         Ok(self.device.allocate(request)?)
     }
 
-    /// Resets the function and sets it up again as it was opened.
+    /// Resets the function and sets it up again as it was opened, also after an error of its
+    /// link ([`Event::Error`](crate::events::Event)).
     ///
     /// # Errors
     ///
@@ -388,7 +389,10 @@ impl Edu {
         deadline: Deadline,
         is_done: impl Fn(&Edu) -> Result<bool, EduError>,
     ) -> Result<(), EduError> {
-        let done = poll_until(deadline.left(), || Ok::<_, EduError>(is_done(self)?.then_some(())))?;
+        let done = poll_until(deadline.left(), || {
+            self.device.check_events()?;
+            Ok::<_, EduError>(is_done(self)?.then_some(()))
+        })?;
         done.ok_or_else(|| self.timeout(what))
     }
 

@@ -89,8 +89,9 @@ impl<T: Send + 'static> Transfer<'_, T> {
     ///
     /// # Errors
     ///
-    /// When a piece does not finish in time or the device is gone. The device is stopped
-    /// then, and the buffers come back with the error if that succeeded.
+    /// When a piece does not finish in time, the device is gone or to be removed, or its link
+    /// has an error. The device is stopped then, and the buffers come back with the error if
+    /// that succeeded.
     pub fn wait(self) -> Result<T, Failed<T>> {
         self.finish(Duration::MAX)
     }
@@ -217,9 +218,9 @@ impl Edu {
         buffers: T,
         plan: Result<VecDeque<Piece>, EduError>,
     ) -> Started<'_, T> {
-        let ready = self.refuse_when_busy().and_then(|()| match self.is_quiesced {
-            true => self.revive(Duration::ZERO),
-            false => Ok(()),
+        let ready = self.refuse_when_busy().and_then(|()| {
+            self.device.check_events()?;
+            if self.is_quiesced { self.revive(Duration::ZERO) } else { Ok(()) }
         });
         let mut pieces = match ready.and(plan) {
             Ok(pieces) => pieces,
@@ -374,8 +375,11 @@ impl Edu {
             return None;
         }
         // The engine reaches no memory now. Let it run out, so that the next transfer does
-        // not meet it, and give bus mastering back for that one.
-        if let Err(error) = self.revive(Duration::from_secs(1)) {
+        // not meet it, and give bus mastering back for that one; after an event of the function
+        // there is none.
+        if self.device.events().pending().is_none()
+            && let Err(error) = self.revive(Duration::from_secs(1))
+        {
             log::warn!("{}: {error}; bus mastering stays off", self.location());
         }
         self.in_flight.complete(slot)

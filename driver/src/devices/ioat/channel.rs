@@ -8,6 +8,7 @@ use super::regs::{self, ChannelRegs, State};
 use super::ring::Ring;
 use super::transfer::{Job, Remaining};
 use super::{ChannelErrors, Engine, IoatError, SlotsFailed};
+use crate::device::DeviceError;
 use crate::mmio::{SplitOrder, poll_until};
 use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
@@ -133,6 +134,7 @@ impl Channel {
         if !self.lost {
             return Ok(());
         }
+        self.engine.events.check().map_err(DeviceError::from)?;
         let location = self.engine.location.clone();
         Err(IoatError::ChannelLost { location, channel: self.index })
     }

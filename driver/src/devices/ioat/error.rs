@@ -257,6 +257,14 @@ pub enum TransferError {
     /// The completion word made no sense, so how far the transfer came is not known.
     #[error("the completion word is wrong: {0}")]
     Completion(QueueError),
+    /// The kernel wants the function back, which was stopped: part of the target may be
+    /// written.
+    #[error("not done: the function is to be removed")]
+    Removed,
+    /// PCI Express reported an error of the function, which was stopped: part of the target may
+    /// be written.
+    #[error("not done: PCI Express reported an error")]
+    BusError,
     /// The channel cannot be used any more.
     #[error("the channel was lost: {0}")]
     Lost(String),

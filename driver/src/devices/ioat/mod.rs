@@ -69,6 +69,7 @@ use super::{CopyEngine, CopyError, Identity, Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
 use crate::device::Device;
 use crate::dma::{AddressSpace, Allocator, Buffer, DmaLimits, Request};
+use crate::events::Events;
 use crate::irq::Vector;
 use crate::mmio::Bar;
 
@@ -127,6 +128,7 @@ struct Engine {
     /// For what is seldom: the parts that are used often are beside it.
     device: Mutex<Device>,
     allocator: Allocator,
+    events: Events,
     location: String,
     config: Config,
     channels: u8,
@@ -193,6 +195,7 @@ impl PciDriver for Ioat {
             vectors: Vec::new(),
             bar,
             allocator: device.allocator().clone(),
+            events: device.events().clone(),
             location: device.location().to_string(),
             device: Mutex::new(device),
             config,
@@ -278,6 +281,13 @@ impl Ioat {
     #[must_use]
     pub fn can_fill(&self) -> bool {
         self.engine.can_fill
+    }
+
+    /// The events of the function, see [`Device::events`]. Each channel looks at them with every
+    /// doorbell, and whenever nothing is new: what it has in flight ends then.
+    #[must_use]
+    pub fn device_events(&self) -> &Events {
+        &self.engine.events
     }
 
     /// How a user names the device: an address such as `0000:00:05.0`, a socket's path, `model`.

@@ -9,11 +9,16 @@ use std::ops::Range;
 
 use super::regs::State;
 use super::{Channel, ChannelErrors, IoatError, OnError, TransferError};
+use crate::device::DeviceError;
 use crate::dma::Iova;
+use crate::events::Event;
 use crate::queue::{QueueError, Slot};
 
 /// How many wrong completion words a transfer survives without any progress.
 const BOGUS_COMPLETIONS: u32 = 2;
+
+/// How many recoveries of a channel are warned of.
+const MOST_WARNINGS: u64 = 16;
 
 /// Why the channel is set up again, and so who fails.
 #[derive(Debug)]
@@ -72,6 +77,9 @@ impl Channel {
         if !self.is_busy() {
             return Ok(0);
         }
+        if self.engine.events.check().is_err() {
+            return self.end_by_event();
+        }
         let status = match self.status() {
             Ok(status) => status,
             Err(error) => return self.lose(error),
@@ -111,7 +119,10 @@ impl Channel {
 
     #[cold]
     pub(super) fn recover_from_bogus(&mut self, bogus: QueueError) -> Result<usize, IoatError> {
-        log::warn!("{} channel {}: {bogus}", self.engine.location, self.index);
+        // The device decides how often: the first are warnings, the rest is counted.
+        let is_seldom = self.stats.recoveries < MOST_WARNINGS;
+        let level = if is_seldom { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "{} channel {}: {bogus}", self.engine.location, self.index);
         self.recover(Cause::Bogus(bogus))
     }
 
@@ -277,6 +288,15 @@ impl Channel {
         }
     }
 
+    /// Gives the channel up when there is an event of the function.
+    #[cold]
+    pub(super) fn end_by_event(&mut self) -> Result<usize, IoatError> {
+        let Err(event) = self.engine.events.check() else { return Ok(0) };
+        let lost = self.lose(DeviceError::from(event).into());
+        self.run_wakers();
+        lost
+    }
+
     /// Gives the channel up: every transfer in flight ends. Its buffers come back if the
     /// device is known to be quiet; while other channels are open it is not stopped, and keeps
     /// them.
@@ -286,7 +306,8 @@ impl Channel {
         self.lost = true;
         self.feeding = None;
         self.not_quiesced = true;
-        if self.engine.is_alone(self.index) {
+        // An event ends the other channels too.
+        if self.engine.is_alone(self.index) || self.engine.events.pending().is_some() {
             match self.engine.device().quiesce() {
                 Ok(()) => self.not_quiesced = false,
                 Err(why) => log::error!(
@@ -295,17 +316,20 @@ impl Channel {
                 ),
             }
         }
-        let reason = error.to_string();
+        let lost = match self.engine.events.pending() {
+            Some(Event::Removal) => TransferError::Removed,
+            Some(Event::Error) => TransferError::BusError,
+            None => TransferError::Lost(error.to_string()),
+        };
         while let Some(slot) = self.order.pop_front() {
             if self.not_quiesced
                 && let Some(tables) = self.jobs.get_mut(slot).and_then(|job| job.tables.take())
             {
                 self.engine.device().park(tables);
             }
-            self.end(slot, Err(TransferError::Lost(reason.clone())));
+            self.end(slot, Err(lost.clone()));
         }
         let (done, filled) = (self.ring.producer().done(), self.ring.producer().filled());
-        let lost = TransferError::Lost(reason);
         if self.fail_slots(done..filled, lost.clone(), &lost) > 0 && self.not_quiesced {
             self.slots.park();
         }

@@ -1,6 +1,7 @@
 //! The driver against registers that are scripted: what a device may do to it.
 
 mod device;
+mod events;
 mod waiting;
 
 use std::sync::Arc;

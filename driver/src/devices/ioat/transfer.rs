@@ -248,7 +248,9 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Fails when the register cannot be reached.
+    /// Fails when the register cannot be reached, and when there is an event of the function
+    /// ([`Ioat::device_events`](super::Ioat::device_events)): the channel is lost then, and every
+    /// transfer in flight ended.
     #[inline]
     pub fn issue(&mut self) -> Result<(), IoatError> {
         if self.lost {
@@ -261,6 +263,9 @@ impl Channel {
     #[inline(always)]
     pub(super) fn ring_doorbell(&mut self) -> Result<(), IoatError> {
         if let Some(count) = self.ring.publish() {
+            if self.engine.events.check().is_err() {
+                return self.end_by_event().map(drop);
+            }
             self.engine.bar.set(self.regs.count, count)?;
             self.stats.doorbells += 1;
         }
@@ -284,7 +289,8 @@ impl Channel {
             return Ok(0);
         }
         let ended = match self.ring.look() {
-            Ok(Look::Same) => Ok(0),
+            Ok(Look::Same) if self.engine.events.check().is_ok() => Ok(0),
+            Ok(Look::Same) => self.end_by_event(),
             Ok(Look::Done(newly)) => self.advanced(newly),
             Ok(Look::Halted) => self.recover_from_halt(),
             Err(bogus) => self.recover_from_bogus(bogus),

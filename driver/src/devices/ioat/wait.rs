@@ -5,6 +5,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::{Channel, Finished, IoatError, Token};
+use crate::events::Events;
 use crate::irq::Vector;
 use crate::queue::{self, Queue, Transfers, Wakers};
 
@@ -33,6 +34,15 @@ impl Queue for Channel {
 
     fn vector(&self) -> Option<&Vector> {
         self.engine.vector(self.index)
+    }
+
+    fn events(&self) -> Option<&Events> {
+        Some(&self.engine.events)
+    }
+
+    fn handle_event(&mut self) -> Result<(), IoatError> {
+        self.refuse_when_lost()?;
+        self.end_by_event().map(drop)
     }
 
     fn arm_interrupt(&mut self) -> Result<(), IoatError> {

@@ -159,6 +159,7 @@ impl Controller {
         what: &'static str,
         limit: Duration,
     ) -> Result<Completed, NvmeError> {
+        self.check_events()?;
         queue.memory.pair.push(command, Waiting::Caller)?;
         queue.memory.pair.ring(&self.bar)?;
         let mut looks = 0;
@@ -166,6 +167,7 @@ impl Controller {
             let ours = self.reap_admin(queue)?;
             looks += 1;
             if ours.is_none() && looks % LOOKS == 0 {
+                self.check_events()?;
                 self.check_status()?;
             }
             Ok::<_, NvmeError>(ours)
@@ -389,7 +391,7 @@ impl Controller {
     pub(super) fn take_events(&self) -> Result<Vec<Event>, NvmeError> {
         let mut queue = self.admin();
         self.check_alive()?;
-        if let Err(error) = self.reap_admin(&mut queue) {
+        if let Err(error) = self.check_events().and_then(|()| self.reap_admin(&mut queue)) {
             self.reset(&mut queue, &error.to_string());
             return Err(error);
         }

@@ -10,8 +10,9 @@ use super::identify::{ControllerInfo, Namespace};
 use super::quirks::Quirks;
 use super::regs::{self, Cap};
 use super::{Config, NvmeError, Shutdown};
-use crate::device::Device;
+use crate::device::{Device, DeviceError};
 use crate::dma::Allocator;
+use crate::events::{Event, Events};
 use crate::irq::Vector;
 use crate::mmio::{Bar, SplitOrder, poll_until};
 
@@ -27,6 +28,8 @@ pub(super) struct Condition {
     pub(super) epoch: u64,
     /// Why it was reset last.
     pub(super) why: String,
+    /// The event of the function that it was given up for.
+    pub(super) event: Option<Event>,
     pub(super) state: State,
 }
 
@@ -53,6 +56,7 @@ pub(super) struct Controller {
     /// A copy of the condition's, for a look without the lock.
     epoch: AtomicU64,
     device: Mutex<Device>,
+    pub(super) events: Events,
     pub(super) allocator: Allocator,
     pub(super) location: String,
     pub(super) config: Config,
@@ -92,13 +96,15 @@ impl Controller {
     pub(super) fn new(parts: Parts) -> Controller {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let Parts { device, bar, cap, version, page, quirks, config, admin } = parts;
-        let condition = Condition { epoch: 0, why: String::new(), state: State::Alive };
+        let condition =
+            Condition { epoch: 0, why: String::new(), event: None, state: State::Alive };
         Controller {
             vectors: Vec::new(),
             bar,
             admin: Mutex::new(admin),
             condition: RwLock::new(condition),
             epoch: AtomicU64::new(0),
+            events: device.events().clone(),
             allocator: device.allocator().clone(),
             location: device.location().to_string(),
             device: Mutex::new(device),
@@ -236,9 +242,13 @@ impl Controller {
     }
 
     /// Resets the controller: everything in flight on any queue is over then, and queues have to
-    /// be made anew. It is given up when it does not come back.
+    /// be made anew. It is given up when it does not come back, or there is an event of the
+    /// function.
     pub(super) fn reset(&self, admin: &mut Admin, why: &str) {
         let mut condition = self.condition.write().unwrap_or_else(PoisonError::into_inner);
+        if self.events.pending().is_some() {
+            return self.end_by_event(admin, &mut condition);
+        }
         log::warn!("{}: resetting the controller: {why}", self.location);
         condition.epoch += 1;
         condition.why = why.to_string();
@@ -263,12 +273,49 @@ impl Controller {
         self.epoch.store(condition.epoch, Ordering::Release);
     }
 
+    /// Gives the controller up for an event of the function.
+    fn end_by_event(&self, admin: &mut Admin, condition: &mut Condition) {
+        let (Some(event), State::Alive) = (self.events.pending(), condition.state) else { return };
+        let error = self.events.error_of(event);
+        log::warn!("{error}");
+        // A drive that is only unbound is to write what its caches hold.
+        if event == Event::Removal
+            && let Err(error) = self.shut_down(Shutdown::Normal)
+        {
+            log::warn!("{error}");
+        }
+        let stopped = self.stop();
+        match &stopped {
+            Ok(()) => admin.release(),
+            Err(error) => log::error!("{error}: what it may reach stays mapped and allocated"),
+        }
+        condition.epoch += 1;
+        condition.why = error.to_string();
+        condition.event = Some(event);
+        condition.state = State::Dead { is_quiet: stopped.is_ok() };
+        self.epoch.store(condition.epoch, Ordering::Release);
+    }
+
+    /// Fails when there is an event of the function.
+    #[inline]
+    pub(super) fn check_events(&self) -> Result<(), NvmeError> {
+        Ok(self.events.check().map_err(DeviceError::from)?)
+    }
+
     /// Refuses when the controller was given up.
     pub(super) fn check_alive(&self) -> Result<(), NvmeError> {
         let condition = self.condition();
         match condition.state {
             State::Alive => Ok(()),
-            State::Dead { .. } => Err(self.lost(&condition.why)),
+            State::Dead { .. } => Err(self.given_up(&condition)),
+        }
+    }
+
+    /// Says why the controller was given up.
+    pub(super) fn given_up(&self, condition: &Condition) -> NvmeError {
+        match condition.event {
+            Some(event) => DeviceError::from(self.events.error_of(event)).into(),
+            None => self.lost(&condition.why),
         }
     }
 

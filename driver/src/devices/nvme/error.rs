@@ -326,6 +326,12 @@ pub enum TransferError {
     /// The controller was reset while the transfer was in flight.
     #[error("the controller was reset: {0}")]
     Reset(String),
+    /// The kernel wants the function back, which was stopped: some of it may be done.
+    #[error("not done: the function is to be removed")]
+    Removed,
+    /// PCI Express reported an error of the function, which was stopped: some of it may be done.
+    #[error("not done: PCI Express reported an error")]
+    BusError,
     /// The controller cannot be used any more.
     #[error("the controller was lost: {0}")]
     Lost(String),

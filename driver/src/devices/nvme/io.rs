@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::controller::{Shared, State};
+use super::controller::{Condition, Shared, State};
 use super::data::Shape;
 use super::pair::{ListPool, Pair};
 use super::transfer::{Job, Remaining};
@@ -268,7 +268,12 @@ impl IoQueue {
     pub(super) fn refuse_when_lost(&self) -> Result<(), NvmeError> {
         match &self.lost {
             None => Ok(()),
-            Some(why) => Err(self.controller.lost(why)),
+            Some(why) => match &*self.controller.condition() {
+                condition @ Condition { state: State::Dead { .. }, .. } => {
+                    Err(self.controller.given_up(condition))
+                }
+                _ => Err(self.controller.lost(why)),
+            },
         }
     }
 

@@ -69,6 +69,7 @@ use super::{Identity, Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
 use crate::device::Device;
 use crate::dma::{AddressSpace, Allocator, Buffer, DmaLimits, PageSize, Request};
+use crate::events::Events;
 use crate::mmio::{Bar, SplitOrder};
 use crate::queue::WaitMode;
 
@@ -284,6 +285,14 @@ impl Nvme {
     #[must_use]
     pub fn irq(&self) -> Option<IrqKind> {
         self.controller.vectors.first().map(crate::irq::Vector::kind)
+    }
+
+    /// The events of the function, see [`Device::events`]. A queue looks at them with every
+    /// doorbell, and whenever nothing is new: what it has in flight ends then, and the controller
+    /// is shut down.
+    #[must_use]
+    pub fn device_events(&self) -> &Events {
+        &self.controller.events
     }
 
     /// How a user names the device: an address such as `0000:00:05.0`, a socket's path, `model`.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::controller::State;
 use super::io::InCommand;
 use super::{IoQueue, NvmeError, Token, TransferError};
+use crate::events::Event;
 use crate::queue::Slot;
 
 impl IoQueue {
@@ -24,6 +25,9 @@ impl IoQueue {
     /// As [`IoQueue::poll`].
     pub fn check_device(&mut self) -> Result<usize, NvmeError> {
         let mut ended = self.poll()?;
+        if self.running > 0 && self.controller.events.check().is_err() {
+            return self.end_by_event();
+        }
         if self.running > 0 {
             ended += match self.controller.check_status() {
                 Ok(()) => self.check_deadlines()?,
@@ -78,6 +82,15 @@ impl IoQueue {
         }
         drop(admin);
         self.resync()
+    }
+
+    /// Ends every transfer in flight when there is an event of the function; returns how many.
+    #[cold]
+    pub(super) fn end_by_event(&mut self) -> Result<usize, NvmeError> {
+        if self.controller.events.pending().is_none() {
+            return Ok(0);
+        }
+        self.reset_controller("an event of the function")
     }
 
     /// Follows a reset of the controller: ends every transfer in flight, and makes the queue
@@ -135,9 +148,11 @@ impl IoQueue {
         let is_kept = condition.state == (State::Dead { is_quiet: false });
         for (slot, late) in slots {
             let why = condition.why.clone();
-            let error = late.unwrap_or(match condition.state {
-                State::Alive => TransferError::Reset(why),
-                State::Dead { .. } => TransferError::Lost(why),
+            let error = late.unwrap_or(match (condition.state, condition.event) {
+                (State::Alive, _) => TransferError::Reset(why),
+                (State::Dead { .. }, Some(Event::Removal)) => TransferError::Removed,
+                (State::Dead { .. }, Some(Event::Error)) => TransferError::BusError,
+                (State::Dead { .. }, None) => TransferError::Lost(why),
             });
             if let Some(job) = self.jobs.get_mut(slot) {
                 job.outstanding = 0;

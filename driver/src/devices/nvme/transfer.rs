@@ -220,9 +220,14 @@ impl IoQueue {
     ///
     /// # Errors
     ///
-    /// Fails when the register cannot be reached.
+    /// Fails when the register cannot be reached, and when there is an event of the function
+    /// ([`Nvme::device_events`](super::Nvme::device_events)): the queue is lost then, and every
+    /// transfer in flight ended.
     #[inline]
     pub fn issue(&mut self) -> Result<(), NvmeError> {
+        if self.controller.events.check().is_err() && self.lost.is_none() {
+            return self.end_by_event().map(drop);
+        }
         let condition = self.controller.condition();
         // After a reset there is no queue that a doorbell could be of.
         if condition.epoch == self.epoch && self.memory.pair.ring(&self.controller.bar)? {
@@ -266,6 +271,9 @@ impl IoQueue {
         // A lap at most, however fast a device completes.
         for _ in 0..self.config.size {
             match self.memory.pair.reap() {
+                Ok(None) if !is_new && self.controller.events.check().is_err() => {
+                    return self.end_by_event();
+                }
                 Ok(None) => break,
                 Ok(Some((completed, command))) => self.command_ended(&completed, &command),
                 Err(nonsense) => {

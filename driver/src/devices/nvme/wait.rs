@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Finished, IoQueue, NvmeError, Token};
 use crate::backend::IrqKind;
+use crate::events::Events;
 use crate::irq::Vector;
 use crate::queue::{self, Queue, Transfers, Wakers};
 
@@ -34,6 +35,15 @@ impl Queue for IoQueue {
 
     fn vector(&self) -> Option<&Vector> {
         self.wait.irq().and_then(|_| self.controller.vector(self.id))
+    }
+
+    fn events(&self) -> Option<&Events> {
+        Some(&self.controller.events)
+    }
+
+    fn handle_event(&mut self) -> Result<(), NvmeError> {
+        self.refuse_when_lost()?;
+        self.end_by_event().map(drop)
     }
 
     fn arm_interrupt(&mut self) -> Result<(), NvmeError> {

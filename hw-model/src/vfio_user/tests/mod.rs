@@ -369,6 +369,25 @@ fn the_socket_file_is_owned_by_one_live_server() {
     assert!(path.exists());
     drop(other);
 
+    // A live server whose queue is full answers nobody.
+    let full = directory.path().join("full");
+    let listener = UnixListener::bind(&full).unwrap();
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let _waits = std::os::unix::net::UnixStream::connect(&full).unwrap();
+    assert!(matches!(Server::bind(&full), Err(ServerError::InUse { .. })));
+
+    let says = |path: &std::path::Path| Server::bind(path).unwrap_err().to_string();
+    let datagrams = directory.path().join("datagrams");
+    let _datagrams = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+    assert!(says(&datagrams).contains("a socket of another kind"), "{}", says(&datagrams));
+    let (link, dead) = (directory.path().join("link"), directory.path().join("dead"));
+    drop(UnixListener::bind(&dead).unwrap());
+    std::os::unix::fs::symlink(&dead, &link).unwrap();
+    assert!(says(&link).contains("a symbolic link"), "{}", says(&link));
+    assert!(dead.exists());
+    assert!(says("@name".as_ref()).contains("./@name"));
+    assert!(!std::path::Path::new("@name").exists());
+
     let long = directory.path().join("x".repeat(120));
     assert!(matches!(Server::bind(long), Err(ServerError::TooLong { .. })));
     assert!(matches!(Server::bind("/nonexistent/s"), Err(ServerError::Os { .. })));
@@ -400,4 +419,40 @@ fn a_server_stops_when_told_and_when_its_function_wants_to() {
     let ended = server.serve(&*Probe::new(), &stop).unwrap();
     assert_eq!(ended, Ended::Stopped);
     assert!(!Stop::new().unwrap().is_stopped());
+}
+
+#[test]
+fn a_lock_on_the_directory_is_not_waited_for_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let held = File::open(directory.path()).unwrap();
+    let held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let error = Server::bind(&path).unwrap_err();
+    assert!(matches!(error, ServerError::Locked { .. }), "{error}");
+    drop(held);
+    drop(Server::bind(&path).unwrap());
+}
+
+#[test]
+fn a_client_that_is_silent_for_too_long_makes_room_for_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let server = Server::bind(&path).unwrap().idle_timeout(std::time::Duration::from_millis(300));
+    let stop = Stop::new().unwrap();
+    let serving = {
+        let stop = stop.clone();
+        std::thread::spawn(move || server.serve(&*Probe::new(), &stop).unwrap())
+    };
+    let mut silent = Client::connect(&path);
+    silent.greet();
+    let mut next = Client::connect(&path);
+    next.greet();
+    assert!(silent.is_closed());
+    // Its silence begins anew with each message.
+    for _ in 0..4 {
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        assert_eq!(next.read(0, 0, 4).error, 0);
+    }
+    stop.stop();
+    assert_eq!(serving.join().unwrap(), Ended::Stopped);
 }

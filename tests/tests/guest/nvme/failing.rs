@@ -8,7 +8,10 @@ use vfio_dma::devices::nvme::{
 };
 use vfio_dma::dma::{Buffer, Direction, Request, SgTable};
 
+use vfio_dma_tests::address;
+
 use super::{BROKEN, LARGE, LIMIT, SIZE, SLOW, SMALL, ended, initial, nvme, only};
+use crate::removal;
 
 pub(crate) fn what_cannot_be_is_refused_before_the_controller_sees_it() {
     let (nvme, other) = (nvme(SMALL), nvme(LARGE));
@@ -71,14 +74,14 @@ pub(crate) fn a_bad_medium_is_told_by_name() {
     assert!(!nvme.error_log().unwrap().is_empty() || nvme.smart_log().is_ok());
 }
 
-/// Starts reads that take 2 seconds.
-fn slow_reads(nvme: &Nvme, queue: &mut IoQueue) -> Vec<Token> {
+/// Starts reads that take a quarter of a second each.
+fn slow_reads(nvme: &Nvme, queue: &mut IoQueue, count: u64) -> Vec<Token> {
     let namespace = only(nvme);
     let read = |n: u64| {
         let buffer = nvme.allocate(&Request::new(128 << 10, Direction::FromDevice)).unwrap();
-        queue.read(&namespace, n * 256, buffer.into(), WhenFull::Return).unwrap()
+        queue.read(&namespace, n % 32 * 256, buffer.into(), WhenFull::Return).unwrap()
     };
-    let tokens = (0..8).map(read).collect();
+    let tokens = (0..count).map(read).collect();
     queue.issue().unwrap();
     tokens
 }
@@ -96,7 +99,7 @@ fn check_read(nvme: &Nvme, queue: &mut IoQueue, drive: u8) {
 pub(crate) fn a_reset_ends_every_transfer_once() {
     let nvme = nvme(SLOW);
     let mut queues = [0, 1].map(|_| nvme.queue(QueueConfig::default()).unwrap());
-    let tokens = queues.each_mut().map(|queue| slow_reads(&nvme, queue));
+    let tokens = queues.each_mut().map(|queue| slow_reads(&nvme, queue, 8));
     nvme.reset().unwrap();
     // QEMU lets what it has begun run to its end before it stops.
     let mut resets = 0;
@@ -130,7 +133,7 @@ pub(crate) fn a_command_that_is_late_is_given_up() {
     };
     let mut queue = nvme.queue(config).unwrap();
     let begin = Instant::now();
-    let tokens = slow_reads(&nvme, &mut queue);
+    let tokens = slow_reads(&nvme, &mut queue, 8);
     let mut late = 0;
     for token in tokens {
         match queue.wait(token, LIMIT).unwrap().result {
@@ -152,7 +155,7 @@ pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_queue() {
     let before = space.usage().mappings;
     for round in 0..2 {
         let mut queue = nvme.queue(QueueConfig::default()).unwrap();
-        slow_reads(&nvme, &mut queue);
+        slow_reads(&nvme, &mut queue, 8);
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _queue = queue;
             if round == 1 {
@@ -167,4 +170,35 @@ pub(crate) fn a_drop_and_a_panic_in_mid_transfer_stop_the_queue() {
     drop(queue);
     drop(nvme);
     assert_eq!(space.usage().mappings, 0, "all is unmapped");
+}
+
+pub(crate) fn an_unbind_with_64_reads_in_flight_ends_each_once() {
+    let nvme = nvme(SLOW);
+    let space = Arc::clone(nvme.space());
+    let mut queue = nvme.queue(QueueConfig::default()).unwrap();
+    let tokens = slow_reads(&nvme, &mut queue, 64);
+    let unbound = removal::unbind(address(SLOW));
+    let mut removed = 0;
+    for token in tokens {
+        let finished = queue.wait(token, LIMIT).unwrap();
+        assert!(finished.table.is_some(), "the buffers come back");
+        match finished.result {
+            Ok(()) => {}
+            Err(TransferError::Removed) => removed += 1,
+            Err(other) => panic!("{other}"),
+        }
+        assert!(matches!(queue.take(token), Err(NvmeError::NoSuchTransfer)), "once");
+    }
+    let buffer = nvme.allocate(&Request::new(512, Direction::FromDevice)).unwrap();
+    let refused = queue.read(&only(&nvme), 0, buffer.into(), WhenFull::Return).unwrap_err();
+    assert!(refused.to_string().contains("is to be removed"), "{refused}");
+    drop((refused, queue, nvme));
+    let took = unbound.end();
+    println!("{removed} of 64 removed, unbind took {took:?}");
+    assert!(removed > 0);
+    assert!(took < removal::LIMIT, "{took:?}");
+    assert_eq!(space.usage().mappings, 0, "all is unmapped");
+    // The drive works for who binds it again.
+    let nvme = super::nvme(SLOW);
+    check_read(&nvme, &mut nvme.queue(QueueConfig::default()).unwrap(), SLOW);
 }

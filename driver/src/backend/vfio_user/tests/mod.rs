@@ -330,7 +330,12 @@ fn vectors_that_are_refused_half_way_are_all_taken_away() {
 
 /// A reply to GET_REGION_INFO for a mappable BAR0 with one sparse capability.
 fn sparse(argsz: u32, areas: &[u64]) -> Vec<u8> {
-    let head = [words(&[argsz, 0xf, 0, 40]), longs(&[0x4000, 0x1000])].concat();
+    sparse_at(argsz, 0x1000, areas)
+}
+
+/// As [`sparse`], with the region at this position of the file.
+fn sparse_at(argsz: u32, position: u64, areas: &[u64]) -> Vec<u8> {
+    let head = [words(&[argsz, 0xf, 0, 40]), longs(&[0x4000, position])].concat();
     // An unknown capability at 40 leads to the areas at 56.
     let other = [words(&[99 | 1 << 16, 56]), longs(&[0])].concat();
     let header = words(&[1 | 1 << 16, 0, (areas.len() / 2) as u32, 0]);
@@ -351,7 +356,8 @@ fn what_the_server_offers_is_mapped_and_the_rest_is_trapped() {
     let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
     let info = device.region_info(Region::Bar(0)).unwrap();
     assert_eq!(info.mappable, [0x2000..0x3000, 0..0x800]);
-    let bar = crate::mmio::Bar::open(&device, Region::Bar(0), &Arc::default());
+    let events = crate::events::Events::new("here".into()).unwrap();
+    let bar = crate::mmio::Bar::open(&device, Region::Bar(0), &events, &Arc::default());
     let bar = bar.unwrap();
     assert_eq!(bar.read::<u8>(0x2008).unwrap(), 0xab);
     assert_eq!(bar.read::<u8>(0x1008).unwrap(), 0x5a);
@@ -366,6 +372,17 @@ fn what_the_server_offers_is_mapped_and_the_rest_is_trapped() {
         let error = device.map_region(Region::Bar(0), other).unwrap_err();
         assert!(matches!(error, BackendError::OutOfBounds { .. }), "{error}");
     }
+}
+
+#[test]
+fn an_area_whose_registers_would_lose_their_alignment_is_trapped() {
+    let server = Scripted::start(|came| {
+        let bar0 = came.command == 5 && word(&came.payload, 8) == 0;
+        // The sum of both is a page's start.
+        bar0.then(|| Act::With(sparse_at(100, 0xffc, &[4, 0x1000]), memfd(0x5000)))
+    });
+    let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
+    assert!(device.region_info(Region::Bar(0)).unwrap().mappable.is_empty());
 }
 
 #[test]

@@ -162,6 +162,11 @@ impl Controller {
         }
     }
 
+    /// CC.EN.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.cc & 1 != 0
+    }
+
     fn stop(&mut self) {
         (self.csts, self.cc) = (0, 0);
         self.queues.clear();

@@ -1,6 +1,7 @@
 //! What becomes of transfers when the controller goes wrong: each ends once, within a bound.
 
 mod device;
+mod events;
 
 use std::time::Duration;
 
