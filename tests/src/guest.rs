@@ -84,8 +84,6 @@ pub(crate) fn run_case(scenarios: &[Scenario], scenario: &str, name: &str) -> Ex
         .and_then(|s| s.cases.iter().find(|case| case.name == name));
     match found {
         Some(case) => {
-            // What the library warns of is in the output of a case that fails.
-            env_logger::init();
             (case.run)();
             ExitCode::SUCCESS
         }
