@@ -280,7 +280,8 @@ impl Vector {
 ///
 /// # Errors
 ///
-/// [`IrqError::Timeout`] for the first of them when none fired in time.
+/// [`IrqError::Timeout`] for the first of them when none fired in time. With an event of the
+/// function the wait ends as that of [`Vector::wait`].
 pub(crate) fn wait_any(vectors: &[&Vector], timeout: Duration) -> Result<()> {
     let deadline = Deadline::after(timeout);
     loop {
@@ -292,13 +293,15 @@ pub(crate) fn wait_any(vectors: &[&Vector], timeout: Duration) -> Result<()> {
         if fired > 0 {
             return Ok(());
         }
+        first.enabled.happened.check()?;
         let left = deadline.left();
         if left.is_zero() {
             let (kind, vector) = (first.kind(), first.index());
             return Err(IrqError::Timeout { kind, vector, waited: timeout });
         }
         let millis = left.as_millis().saturating_add(1).min(60_000) as u16;
-        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(vectors.len());
+        let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(vectors.len() + 1);
+        fds.push(PollFd::new(first.enabled.happened.as_fd(), PollFlags::POLLIN));
         for vector in vectors {
             fds.push(PollFd::new(vector.event.as_fd(), PollFlags::POLLIN));
         }

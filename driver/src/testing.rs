@@ -149,10 +149,15 @@ impl<R: Registers> Scripted<R> {
         Attached(Arc::clone(self))
     }
 
-    /// Signals what the driver was to be told of, and waits until it has been.
-    pub(crate) fn signal(&self, event: Event, events: &Events) {
+    /// Signals an event.
+    pub(crate) fn raise(&self, event: Event) {
         let notified = self.notified.lock().unwrap();
         nix::unistd::write(&notified[&event.index()], &1u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Signals an event, and waits until it is told; nobody may reset the function meanwhile.
+    pub(crate) fn signal(&self, event: Event, events: &Events) {
+        self.raise(event);
         assert!(events.wait(Duration::from_secs(10)).unwrap().is_some());
     }
 

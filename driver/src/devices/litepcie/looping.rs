@@ -45,6 +45,7 @@ impl LitePcie {
         source: Option<SgTable>,
         target: Option<SgTable>,
     ) -> Result<Looping<'_>, LitePcieError> {
+        self.device.check_events()?;
         self.check_channel(channel)?;
         let sides = [(&source, Direction::ToDevice), (&target, Direction::FromDevice)];
         for (table, need) in sides {
@@ -88,8 +89,10 @@ impl Looping<'_> {
     ///
     /// # Errors
     ///
-    /// Fails when the register cannot be read.
+    /// Fails when the register cannot be read, or there is an event of the function: the loop is
+    /// to be stopped then.
     pub fn read(&self) -> Result<Lap, LitePcieError> {
+        self.card.device.check_events()?;
         let (index, count) = self.channel().reader.lap(&self.card.bar)?;
         Ok(Lap { count, index })
     }
@@ -98,8 +101,9 @@ impl Looping<'_> {
     ///
     /// # Errors
     ///
-    /// Fails when the register cannot be read.
+    /// As [`Looping::read`].
     pub fn written(&self) -> Result<Lap, LitePcieError> {
+        self.card.device.check_events()?;
         let (index, count) = self.channel().writer.lap(&self.card.bar)?;
         Ok(Lap { count, index })
     }
@@ -137,6 +141,12 @@ impl LitePcie {
     /// Stops a channel; when this succeeds it writes no more, and what it reads it discards.
     fn stop_loop(&mut self, channel: u8) -> Result<(), LitePcieError> {
         let found = &mut self.channels[usize::from(channel)];
+        if self.device.check_events().is_err() {
+            // Whatever the card says: it is the function that is stopped.
+            self.device.quiesce()?;
+            (self.is_lost, found.looping) = (true, false);
+            return Ok(());
+        }
         found.writer.stop(&self.bar)?;
         found.reader.stop(&self.bar)?;
         let idle = crate::mmio::poll_until(std::time::Duration::from_secs(1), || {

@@ -36,6 +36,8 @@ mod csr;
 mod error;
 mod looping;
 mod table;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub(in crate::devices) use copy_engine::open_copy_engine;

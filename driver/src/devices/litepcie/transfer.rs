@@ -7,6 +7,7 @@ use super::table::{DEPTH, Descriptors, Table};
 use super::{Channel, LitePcie};
 use crate::deadline::Deadline;
 use crate::dma::{Direction, SgTable};
+use crate::events::Event;
 use crate::irq::{IrqError, wait_any};
 use crate::mmio::Bar;
 
@@ -26,8 +27,9 @@ impl LitePcie {
     /// # Errors
     ///
     /// Refuses tables that differ in length, overlap, are of another address space or not for
-    /// this direction, before the card is told anything. Fails when the card does, or is not
-    /// done in time: it is stopped and reset then, and part of the target may be written.
+    /// this direction, before the card is told anything. Fails when the card does, is not done
+    /// in time, or there is an event of the function: it is stopped and reset then, and part of
+    /// the target may be written.
     pub fn copy(
         &mut self,
         channel: u8,
@@ -68,6 +70,7 @@ impl LitePcie {
         if self.is_lost && !self.recover() {
             return Err(LitePcieError::NotReset { location: self.location() });
         }
+        self.device.check_events()?;
         self.check_channel(channel)?;
         self.check_table(source, Direction::ToDevice)?;
         self.check_table(target, Direction::FromDevice)?;
@@ -130,6 +133,7 @@ impl LitePcie {
                 Ok(()) | Err(IrqError::Timeout { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
+            self.device.check_events()?;
             writer.update(&self.bar, gone)?;
             if !from.is_done() && reader.free() < QUARTER as u32 || is_late {
                 reader.update(&self.bar, gone)?;
@@ -155,6 +159,9 @@ impl LitePcie {
         let stopped = self.device.quiesce();
         if let Err(error) = &stopped {
             log::warn!("{}: it does not stop by itself: {error}", self.device.location());
+        }
+        if self.device.events().pending() == Some(Event::Removal) {
+            return stopped.is_ok();
         }
         // Reads that were lost leave the card without their tags: only a reset helps.
         let reset = self.device.reset();
