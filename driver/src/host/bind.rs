@@ -65,11 +65,43 @@ impl Sysfs {
     /// When a step fails half-way, everything is put back as it was, and
     /// [`HostError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
-        let uses = self.uses(address)?;
-        if uses.is_empty() {
-            return self.bind_in_use(address);
+        self.check_not_in_use(address)?;
+        self.bind_in_use(address)
+    }
+
+    /// Fails when the host uses a function, or a process has it open through VFIO: before it is
+    /// written to, reset or removed.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Occupied`] when [`Sysfs::uses`] finds something, and for a bridge;
+    /// [`HostError::InUse`] when a process has it open.
+    pub fn check_unused(&self, address: Address) -> Result<()> {
+        let device = self.device(address)?;
+        if device.class.is_pci_bridge() {
+            return Err(occupied(address, vec![HostUse::Platform { class: device.class }]));
         }
-        Err(occupied(address, uses))
+        self.check_not_in_use(address)?;
+        self.check_not_open(&device)
+    }
+
+    pub(super) fn check_not_in_use(&self, address: Address) -> Result<()> {
+        let uses = self.uses(address)?;
+        if uses.is_empty() { Ok(()) } else { Err(occupied(address, uses)) }
+    }
+
+    pub(super) fn check_not_open(&self, device: &PciDeviceInfo) -> Result<()> {
+        let holders = self.holders(device);
+        if holders.is_empty() {
+            return Ok(());
+        }
+        let own = holders.iter().filter(|holder| holder.is_this_process()).count();
+        let remedy = match (own, holders.len() - own) {
+            (0, _) => Remedy::EndHolders { node: None },
+            (_, 0) => Remedy::UseOpenDevice,
+            _ => "drop the device that this process has open, and end the others".into(),
+        };
+        Err(HostError::InUse { address: device.address, holders, remedy })
     }
 
     /// Binds a function to vfio-pci as [`Sysfs::bind`] does, also when the host uses it. What
@@ -157,16 +189,7 @@ impl Sysfs {
 
     fn give_back(&self, device: &PciDeviceInfo, former: Option<&Former>) -> Result<Unbound> {
         let address = device.address;
-        let holders = self.holders(device);
-        if !holders.is_empty() {
-            let own = holders.iter().filter(|holder| holder.is_this_process()).count();
-            let remedy = match (own, holders.len() - own) {
-                (0, _) => Remedy::EndHolders { node: None },
-                (_, 0) => Remedy::UseOpenDevice,
-                _ => "drop the device that this process has open, and end the others".into(),
-            };
-            return Err(HostError::InUse { address, holders, remedy });
-        }
+        self.check_not_open(device)?;
         // They vanish with vfio-pci as with any other driver.
         if let Some(used) = self.virtual_functions(address)? {
             return Err(occupied(address, vec![used]));

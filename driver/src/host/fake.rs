@@ -60,6 +60,7 @@ impl Fake {
         let (root, kernel) = (self.path(""), self.kernel.clone());
         Sysfs {
             records: self.path("run"),
+            rules: self.path("rules"),
             proc: self.path("proc"),
             dev: self.path("dev"),
             modprobe: vec![],

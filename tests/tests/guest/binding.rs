@@ -42,6 +42,56 @@ pub(crate) fn run_binds_and_restores() {
     assert_eq!(machine_state(), before);
 }
 
+pub(crate) fn several_are_bound_and_given_back() {
+    let kind = "1234:11e8";
+    let _ = vfio_dma(&["unbind", kind]);
+    let before = machine_state();
+    let said = vfio_dma(&["bind", kind, &address(1).to_string()]);
+    assert_eq!((said.status, said.out.lines().count()), (0, 4), "{said:#?}");
+    let bound = || {
+        let all = Sysfs::new().enumerate().unwrap();
+        all.iter().filter(|info| info.driver.as_deref() == Some("vfio-pci")).count()
+    };
+    assert_eq!(bound(), 4, "{said:#?}");
+    let said = vfio_dma(&["unbind", kind, &address(1).to_string()]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    assert_eq!(machine_state(), before);
+    // A whole group, by its number and by a member; without the port that is above it.
+    let group = Sysfs::new().device(address(0)).unwrap().group.unwrap().number;
+    let said = vfio_dma(&["bind", &format!("group:{group}")]);
+    assert!(said.status == 0 && said.out.starts_with(&address(0).to_string()), "{said:#?}");
+    let behind = crate::support::edu_behind_port().to_string();
+    let said = vfio_dma(&["bind", &behind, "--group"]);
+    assert!(said.status == 0 && said.out.contains(&behind), "{said:#?}");
+    let said = vfio_dma(&["unbind", "--group", &behind, &address(0).to_string()]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    assert_eq!(machine_state(), before);
+    // One of them is not there: nothing is bound.
+    let said = vfio_dma(&["bind", kind, "dead:beef"]);
+    crate::support::check_refusal(&said, &["no PCI function is dead:beef", "vfio-dma list"]);
+    assert_eq!(machine_state(), before);
+}
+
+pub(crate) fn status_tells_who_uses_what() {
+    let device = address(0).to_string();
+    crate::support::bind(address(0));
+    let opened = crate::support::open(address(0));
+    let said = vfio_dma(&["status"]);
+    assert_eq!(said.status, 0, "{said:#?}");
+    let line = said.out.lines().find(|line| line.contains(&device)).unwrap();
+    assert!(line.contains("vfio-pci") && line.contains("yes: process"), "{line}");
+    let heading = said.out.lines().any(|line| line == "PCI bridge" || line == "PCI");
+    assert!(heading || said.out.contains("bridge"), "{said:#?}");
+    drop(opened);
+    let said = vfio_dma(&["status", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+    let functions = json["functions"].as_array().unwrap();
+    assert_eq!(functions.len(), Sysfs::new().enumerate().unwrap().len());
+    let own = functions.iter().find(|function| function["address"] == *device).unwrap();
+    assert_eq!((&own["in_use"], &own["driver"]), (&false.into(), &"vfio-pci".into()));
+    let _ = vfio_dma(&["unbind", &device]);
+}
+
 pub(crate) fn list_names_the_devices() {
     let said = vfio_dma(&["list"]);
     assert_eq!(said.status, 0, "{said:#?}");

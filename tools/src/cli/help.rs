@@ -29,8 +29,54 @@ Environment:
 pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
 pub(super) const SHOW: &str =
     "Examples:\n  vfio-dma show 0000:00:05.0\n  vfio-dma show 0000:00:05.0 --json";
-pub(super) const BIND: &str = "Examples:\n  vfio-dma bind 0000:00:05.0";
-pub(super) const UNBIND: &str = "Examples:\n  vfio-dma unbind 0000:00:05.0";
+pub(super) const PEEK: &str = "\
+Examples:
+  vfio-dma peek 0000:00:05.0 0 0x4
+  vfio-dma peek 0000:00:05.0 2 0x10:8
+  vfio-dma peek 0000:00:05.0 0 STATUS.computing --registers docs/edu.registers.toml";
+pub(super) const POKE: &str = "\
+Examples:
+  vfio-dma poke 0000:00:05.0 0 0x4 0x12345678
+  vfio-dma poke 0000:00:05.0 0 STATUS irq-factorial=1 --registers docs/edu.registers.toml";
+pub(super) const DUMP: &str = "\
+Examples:
+  vfio-dma dump 0000:00:05.0 0 0x0..0x40
+  vfio-dma dump 0000:00:05.0 0 0x80+32 --width 8
+  vfio-dma dump 0000:00:05.0 0 --registers docs/edu.registers.toml --watch";
+pub(super) const CONFIG: &str = "\
+Examples:
+  vfio-dma config 0000:00:05.0
+  vfio-dma config 0000:00:05.0 COMMAND MSI_FLAGS.enable 0x40:4
+  vfio-dma config 0000:00:05.0 COMMAND.bus-master=1 COMMAND.memory-space=1";
+pub(super) const STATUS: &str = "Examples:\n  vfio-dma status\n  vfio-dma status --json";
+pub(super) const IRQ: &str = "\
+Examples:
+  vfio-dma irq 0000:00:05.0
+  vfio-dma irq 0000:00:05.0 --kind msi --wait 5 --raise 0:0x60=1
+  vfio-dma irq model --watch --for 10";
+pub(super) const RESET: &str = "\
+Examples:
+  vfio-dma reset 0000:03:00.0
+  vfio-dma reset 0000:03:00.0 --method flr
+  vfio-dma reset 0000:03:00.0 --scope bus --dry-run";
+pub(super) const REMOVE: &str = "\
+Examples:
+  vfio-dma remove 0000:03:00.0";
+pub(super) const RESCAN: &str = "\
+Examples:
+  vfio-dma rescan 0000:03:00.0
+  vfio-dma rescan 0000:03:00.0 --wait 60
+  vfio-dma rescan";
+pub(super) const BIND: &str = "\
+Examples:
+  vfio-dma bind 0000:00:05.0
+  vfio-dma bind 1234:11e8 0000:03:00.0 --persist
+  vfio-dma bind group:17
+  vfio-dma bind 0000:03:00.0 --group";
+pub(super) const UNBIND: &str = "\
+Examples:
+  vfio-dma unbind 0000:00:05.0
+  vfio-dma unbind 1234:11e8 --persist";
 pub(super) const DOCTOR: &str = "Examples:\n  vfio-dma doctor\n  vfio-dma doctor 0000:00:05.0";
 pub(super) const RUN: &str = "\
 Examples:

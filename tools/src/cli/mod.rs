@@ -5,22 +5,32 @@
 
 pub mod bench;
 pub mod bind;
+mod card;
+pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod dump;
 mod exit;
 #[cfg(test)]
 mod fixture;
 mod help;
+pub mod irq;
 pub mod link;
 pub mod list;
 pub mod model;
 mod open;
 mod output;
+pub mod peek;
+pub mod poke;
 mod remedy;
+pub mod remove;
+pub mod rescan;
+pub mod reset;
 pub mod rtl;
 pub mod run;
 pub mod show;
 pub mod size;
+pub mod status;
 pub mod unbind;
 pub mod vm;
 
@@ -48,8 +58,26 @@ struct Cli {
 enum Command {
     #[command(after_long_help = help::LIST)]
     List(list::Args),
+    #[command(after_long_help = help::STATUS)]
+    Status(status::Args),
     #[command(after_long_help = help::SHOW)]
     Show(show::Args),
+    #[command(after_long_help = help::PEEK)]
+    Peek(peek::Args),
+    #[command(after_long_help = help::POKE)]
+    Poke(poke::Args),
+    #[command(after_long_help = help::DUMP)]
+    Dump(dump::Args),
+    #[command(after_long_help = help::CONFIG)]
+    Config(config::Args),
+    #[command(after_long_help = help::IRQ)]
+    Irq(irq::Args),
+    #[command(after_long_help = help::RESET)]
+    Reset(reset::Args),
+    #[command(after_long_help = help::REMOVE)]
+    Remove(remove::Args),
+    #[command(after_long_help = help::RESCAN)]
+    Rescan(rescan::Args),
     #[command(after_long_help = help::BIND)]
     Bind(bind::Args),
     #[command(after_long_help = help::UNBIND)]
@@ -83,7 +111,16 @@ pub fn main() -> ExitCode {
     let result = match &Cli::parse().command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
+        Some(Command::Status(args)) => status::run(args),
         Some(Command::Show(args)) => show::run(args),
+        Some(Command::Peek(args)) => peek::run(args),
+        Some(Command::Poke(args)) => poke::run(args),
+        Some(Command::Dump(args)) => dump::run(args),
+        Some(Command::Config(args)) => config::run(args),
+        Some(Command::Irq(args)) => irq::run(args),
+        Some(Command::Reset(args)) => reset::run(args),
+        Some(Command::Remove(args)) => remove::run(args),
+        Some(Command::Rescan(args)) => rescan::run(args),
         Some(Command::Bind(args)) => bind::run(args),
         Some(Command::Unbind(args)) => unbind::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),

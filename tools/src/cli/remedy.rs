@@ -78,6 +78,11 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
         Remedy::AskForNoIommu => option("--iommu noiommu"),
         Remedy::EndUses { .. } => option("--force, to take it all the same"),
         Remedy::GiveVfToken { .. } => option("--vf-token UUID"),
+        Remedy::BringBack => command("vfio-dma rescan".into()),
+        Remedy::EnableDecoding { address, ports } => {
+            let bit = if *ports { "io-space" } else { "memory-space" };
+            command(format!("vfio-dma config {address} COMMAND.{bit}=1"))
+        }
         Remedy::UseIommu => option("--iommu type1 or --iommu iommufd"),
         Remedy::UseType1 => option("--iommu type1"),
         Remedy::StartServer { socket, .. } => {
