@@ -43,3 +43,27 @@ impl Drop for Awake {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::fake::Fake;
+
+    #[test]
+    fn a_function_that_may_be_suspended_is_kept_awake_for_the_time() {
+        let fake = Fake::new();
+        let address = fake.device("0000:00:05.0", 0x1234, 0x11e8, None, None);
+        let sysfs = fake.sysfs();
+        drop(sysfs.keep_awake(address).unwrap());
+        assert_eq!(fake.writes(), [""; 0], "there is nothing to write to");
+        fs::create_dir(fake.path("bus/pci/devices/0000:00:05.0/power")).unwrap();
+        let control = fake.path("bus/pci/devices/0000:00:05.0/power/control");
+        for (before, writes) in [("auto", &["control=on", "control=auto"][..]), ("on", &[])] {
+            fs::write(&control, format!("{before}\n")).unwrap();
+            drop(sysfs.keep_awake(address).unwrap());
+            assert_eq!(fake.writes(), writes);
+        }
+        assert!(sysfs.keep_awake("0000:00:1f.7".parse().unwrap()).is_err());
+    }
+}

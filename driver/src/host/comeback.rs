@@ -241,3 +241,74 @@ impl Drop for Autoprobe<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::fake::Fake;
+    use super::*;
+
+    const BDF: &str = "0000:00:05.0";
+    const LIMIT: Duration = Duration::from_millis(1);
+
+    fn machine(driver: Option<&str>) -> (Fake, Address) {
+        let fake = Fake::new();
+        fake.register("vfio-pci", &[]);
+        fs::write(fake.path("bus/pci/drivers_autoprobe"), "1\n").unwrap();
+        let address = fake.device(BDF, 0x1234, 0x11e8, driver, None);
+        (fake, address)
+    }
+
+    #[test]
+    fn a_function_of_vfio_pci_comes_back_so_and_its_former_driver_is_known_still() {
+        let (fake, address) = machine(Some("edu"));
+        let sysfs = fake.sysfs();
+        sysfs.bind(address).unwrap();
+        let _ = fake.writes();
+        let back = sysfs.rescan(address, false, LIMIT).unwrap();
+        assert_eq!(back[0].after.as_ref().unwrap().driver.as_deref(), Some("vfio-pci"));
+        assert_eq!(
+            fake.writes(),
+            [
+                "remove=1",
+                "drivers_autoprobe=0",
+                "rescan=1",
+                "driver_override=vfio-pci",
+                "drivers_probe=0000:00:05.0",
+                "drivers_autoprobe=1",
+            ]
+        );
+        assert_eq!(sysfs.unbind(address).unwrap().driver.as_deref(), Some("edu"));
+    }
+
+    #[test]
+    fn a_later_process_knows_what_was_removed() {
+        let (fake, address) = machine(Some("edu"));
+        assert_eq!(fake.sysfs().remove(address, false).unwrap(), [address]);
+        assert!(fake.sysfs().device(address).is_err());
+        let back = fake.sysfs().rescan(address, false, LIMIT).unwrap();
+        assert_eq!(back[0].before, None);
+        assert_eq!(back[0].after.as_ref().unwrap().driver.as_deref(), Some("edu"));
+        assert_eq!(fake.sysfs().recall_removed(address), None);
+    }
+
+    #[test]
+    fn a_function_without_a_driver_comes_back_without_one() {
+        let (fake, address) = machine(None);
+        fake.register("edu", &[(0x1234, 0x11e8)]);
+        let back = fake.sysfs().rescan(address, false, LIMIT).unwrap();
+        assert_eq!(back[0].after.as_ref().unwrap().driver, None);
+    }
+
+    #[test]
+    fn one_that_does_not_come_back_is_an_error_and_the_kernel_probes_again() {
+        let (fake, address) = machine(None);
+        let sysfs = fake.sysfs();
+        fs::remove_dir_all(fake.path("bus/pci/devices").join(BDF)).unwrap();
+        let error = sysfs.rescan(address, false, LIMIT).unwrap_err();
+        assert!(matches!(error, HostError::NotBack { .. }), "{error}");
+        let autoprobe = fs::read_to_string(fake.path("bus/pci/drivers_autoprobe")).unwrap();
+        assert_eq!(autoprobe, "1\n");
+    }
+}

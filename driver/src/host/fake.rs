@@ -251,6 +251,23 @@ impl State {
                     _ => Ok(()),
                 }
             }
+            // A function that is removed lies aside until a scan finds it again.
+            "remove" => {
+                fs::create_dir_all(root.join("removed"))?;
+                fs::rename(parent, root.join("removed").join(owner))
+            }
+            "rescan" => {
+                for entry in fs::read_dir(root.join("removed")).into_iter().flatten().flatten() {
+                    let dir = root.join("bus/pci/devices").join(entry.file_name());
+                    fs::rename(entry.path(), &dir)?;
+                    let _ = fs::remove_file(dir.join("driver"));
+                    fs::write(dir.join("driver_override"), "(null)\n")?;
+                }
+                Ok(())
+            }
+            "control" | "drivers_autoprobe" | "reset" | "reset_method" | "reset_subordinate" => {
+                fs::write(path, format!("{value}\n"))
+            }
             other => panic!("unexpected write to {other}"),
         }
     }

@@ -230,3 +230,55 @@ impl Sysfs {
         Ok(all.filter(is_below).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::fake::Fake;
+    use super::*;
+
+    const BDF: &str = "0000:01:00.0";
+
+    #[test]
+    fn the_methods_that_are_asked_for_are_used_and_the_order_is_put_back() {
+        let fake = Fake::new();
+        let address = fake.device(BDF, 0x1234, 0x11e8, None, None);
+        let dir = fake.path("bus/pci/devices").join(BDF);
+        let sysfs = fake.sysfs();
+        let error = sysfs.plan_reset(address, ResetScope::Function).unwrap_err();
+        assert!(matches!(error, HostError::NoReset { .. }), "{error}");
+        for scope in [ResetScope::Bus, ResetScope::Slot] {
+            assert!(sysfs.plan_reset(address, scope).is_err(), "{scope}");
+        }
+        fs::write(dir.join("reset"), "").unwrap();
+        fs::write(dir.join("reset_method"), "flr pm\n").unwrap();
+        let mut plan = sysfs.plan_reset(address, ResetScope::Function).unwrap();
+        assert_eq!((plan.hits.len(), plan.others().count()), (1, 0));
+        sysfs.reset(&plan, false, Duration::ZERO).unwrap();
+        assert_eq!(fake.writes(), ["reset=1"]);
+        plan.way = ResetWay::Kernel { methods: vec!["pm".into()] };
+        fake.fail("reset", libc::ENOTTY);
+        assert!(sysfs.reset(&plan, false, Duration::ZERO).is_err());
+        assert_eq!(fake.writes(), ["reset_method=pm", "reset=1", "reset_method=flr pm"]);
+    }
+
+    #[test]
+    fn what_the_host_uses_is_not_reset_unless_forced() {
+        let fake = Fake::new();
+        let address = fake.device(BDF, 0x1b36, 0x0010, Some("nvme"), None);
+        fs::write(fake.path("bus/pci/devices").join(BDF).join("reset"), "").unwrap();
+        fake.node(BDF, "nvme/nvme0/nvme0n1", "block", "259:1", "nvme0n1");
+        let process = fake.path("proc/10");
+        fs::create_dir_all(process.join("fd")).unwrap();
+        std::os::unix::fs::symlink("/dev/nvme0n1", process.join("fd/3")).unwrap();
+        let sysfs = fake.sysfs();
+        let plan = sysfs.plan_reset(address, ResetScope::Function).unwrap();
+        assert_eq!(plan.hits[0].uses.len(), 1);
+        let error = sysfs.reset(&plan, false, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, HostError::Occupied { .. }), "{error}");
+        assert_eq!(fake.writes(), [""; 0]);
+        sysfs.reset(&plan, true, Duration::ZERO).unwrap();
+        assert_eq!(fake.writes(), ["reset=1"]);
+    }
+}
