@@ -17,7 +17,7 @@ const TESTDEV: u8 = 1;
 /// The registers of edu as a file in the guest.
 fn registers() -> String {
     let path = "/tmp/edu.toml";
-    fs::write(path, include_str!("../../../docs/edu.registers.toml")).unwrap();
+    fs::write(path, include_str!("../../../driver/examples/edu.registers.toml")).unwrap();
     path.to_owned()
 }
 

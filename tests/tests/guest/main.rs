@@ -15,6 +15,7 @@ mod interrupts;
 mod ioat;
 mod ioatdma;
 mod irq;
+mod loopback;
 mod memory;
 mod nvme;
 mod opening;
@@ -176,6 +177,10 @@ fn main() -> ExitCode {
                 irq::rates_are_shown_live,
                 control::a_function_is_reset_where_there_is_a_way,
                 control::a_bus_reset_says_what_else_it_hits,
+                loopback::a_recipe_moves_and_verifies,
+                loopback::a_recipe_that_is_wrong_is_told,
+                loopback::the_library_runs_recipes,
+                loopback::lines_of_the_shell_are_commands_for_a_card,
                 control::a_function_comes_back_with_its_driver,
             ],
         },

@@ -25,7 +25,8 @@ Environment:
   VFIO_DMA_BUSYBOX     the static busybox to use
   VFIO_DMA_VERILATOR   the Verilator to use
   VFIO_DMA_ACCEL       kvm or tcg; by default KVM where a probe guest boots under it
-  XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma";
+  XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma
+  XDG_STATE_HOME       lines of the shell are kept in $XDG_STATE_HOME/vfio-dma";
 pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
 pub(super) const SHOW: &str =
     "Examples:\n  vfio-dma show 0000:00:05.0\n  vfio-dma show 0000:00:05.0 --json";
@@ -33,16 +34,16 @@ pub(super) const PEEK: &str = "\
 Examples:
   vfio-dma peek 0000:00:05.0 0 0x4
   vfio-dma peek 0000:00:05.0 2 0x10:8
-  vfio-dma peek 0000:00:05.0 0 STATUS.computing --registers docs/edu.registers.toml";
+  vfio-dma peek 0000:00:05.0 0 STATUS.computing --registers driver/examples/edu.registers.toml";
 pub(super) const POKE: &str = "\
 Examples:
   vfio-dma poke 0000:00:05.0 0 0x4 0x12345678
-  vfio-dma poke 0000:00:05.0 0 STATUS irq-factorial=1 --registers docs/edu.registers.toml";
+  vfio-dma poke 0000:00:05.0 0 STATUS irq-factorial=1 --registers driver/examples/edu.registers.toml";
 pub(super) const DUMP: &str = "\
 Examples:
   vfio-dma dump 0000:00:05.0 0 0x0..0x40
   vfio-dma dump 0000:00:05.0 0 0x80+32 --width 8
-  vfio-dma dump 0000:00:05.0 0 --registers docs/edu.registers.toml --watch";
+  vfio-dma dump 0000:00:05.0 0 --registers driver/examples/edu.registers.toml --watch";
 pub(super) const CONFIG: &str = "\
 Examples:
   vfio-dma config 0000:00:05.0
@@ -85,6 +86,14 @@ Examples:
   vfio-dma run model --fault chanerr=8@40
   vfio-dma run --bind 0000:00:05.0
   vfio-dma run ./socket --size 1M";
+pub(super) const LOOPBACK: &str = "\
+Examples:
+  vfio-dma loopback model
+  vfio-dma loopback --bind 0000:00:05.0 --recipe driver/examples/edu.recipe.toml --size 8K";
+pub(super) const SHELL: &str = "\
+Examples:
+  vfio-dma shell 0000:00:05.0
+  vfio-dma shell model --registers card.toml";
 pub(super) const BENCH: &str = "\
 Examples:
   vfio-dma bench model

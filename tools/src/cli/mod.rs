@@ -17,6 +17,7 @@ mod help;
 pub mod irq;
 pub mod link;
 pub mod list;
+pub mod loopback;
 pub mod model;
 mod open;
 mod output;
@@ -28,6 +29,7 @@ pub mod rescan;
 pub mod reset;
 pub mod rtl;
 pub mod run;
+pub mod shell;
 pub mod show;
 pub mod size;
 pub mod status;
@@ -86,6 +88,10 @@ enum Command {
     Doctor(doctor::Args),
     #[command(after_long_help = help::RUN)]
     Run(run::Args),
+    #[command(after_long_help = help::LOOPBACK)]
+    Loopback(loopback::Args),
+    #[command(after_long_help = help::SHELL)]
+    Shell(shell::Args),
     #[command(after_long_help = help::BENCH)]
     Bench(Box<bench::Args>),
     #[command(after_long_help = help::VM)]
@@ -108,7 +114,15 @@ pub fn main() -> ExitCode {
     let filter = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(filter).init();
     output::learn_program();
-    let result = match &Cli::parse().command {
+    let result = execute(Cli::parse().command.as_ref());
+    result.unwrap_or_else(|failure| {
+        output::complain(&remedy::explain(&*failure));
+        exit::status(&failure)
+    })
+}
+
+fn execute(command: Option<&Command>) -> Result<ExitCode, Failure> {
+    match command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
         Some(Command::Status(args)) => status::run(args),
@@ -125,6 +139,8 @@ pub fn main() -> ExitCode {
         Some(Command::Unbind(args)) => unbind::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::Loopback(args)) => loopback::run(args),
+        Some(Command::Shell(args)) => shell::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
@@ -132,11 +148,7 @@ pub fn main() -> ExitCode {
         Some(Command::Link(args)) => link::run(args),
         Some(Command::Completions(args)) => help::completions(args, Cli::command()),
         Some(Command::Man(args)) => help::man(args, Cli::command()),
-    };
-    result.unwrap_or_else(|failure| {
-        output::complain(&remedy::explain(&*failure));
-        exit::status(&failure)
-    })
+    }
 }
 
 #[cfg(test)]

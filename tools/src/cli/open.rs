@@ -19,7 +19,7 @@ use super::{Failure, output, usage};
 pub(super) const MODEL: &str = "model";
 
 /// How a device is reached.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct DeviceArg {
     /// How the device is reached; auto takes type1 or else iommufd, never noiommu
     /// [default: auto]
@@ -213,8 +213,9 @@ fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure
     recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
             "{location} is {identity}, which is not a device that vfio-dma drives\n  \
-             remedy: `{}` marks those it drives",
-            output::as_typed("vfio-dma list")
+             remedy: `{}` marks those it drives; `{} --recipe FILE` moves data through any",
+            output::as_typed("vfio-dma list"),
+            output::as_typed("vfio-dma loopback")
         )
         .into()
     })

@@ -53,7 +53,7 @@ pub(super) struct Card {
 
 enum How {
     /// Through the files of its directory.
-    Sysfs { info: Box<PciDeviceInfo>, inode: u64, awake: Option<Awake> },
+    Sysfs { info: Box<PciDeviceInfo>, inode: u64, awake: Option<Box<Awake>> },
     /// As an opened device.
     Opened { device: Box<Device>, address: Option<Address> },
 }
@@ -152,7 +152,7 @@ impl Card {
             };
             if awake.is_none() {
                 match self.sysfs.keep_awake(address) {
-                    Ok(kept) => *awake = Some(kept),
+                    Ok(kept) => *awake = Some(Box::new(kept)),
                     // If it sleeps, that is told below.
                     Err(error) => log::info!("{error}"),
                 }
