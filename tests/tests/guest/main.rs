@@ -10,6 +10,7 @@ mod control;
 mod edu;
 mod errors;
 mod examples;
+mod first_day;
 mod in_use;
 mod interrupts;
 mod ioat;
@@ -165,6 +166,11 @@ fn main() -> ExitCode {
                 card::a_function_that_vfio_has_is_not_reset_unless_asked,
                 card::a_card_that_goes_away_is_an_error_and_no_signal,
             ],
+        },
+        Scenario {
+            name: "first_day",
+            machine: || first_day::machine().into(),
+            cases: cases![first_day::the_page_says_what_the_commands_say],
         },
         Scenario {
             name: "control",

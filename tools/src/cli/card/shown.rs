@@ -46,10 +46,14 @@ pub(crate) fn place(register: &Register) -> String {
 
 /// `0x0020 STATUS     0x00000081  computing irq`.
 pub(crate) fn line(register: &Register, value: u64) -> String {
+    // A register without a name is alone, or in configuration space.
+    let name = match &*register.name {
+        "" => String::new(),
+        name => format!("{name:20} "),
+    };
     let line = format!(
-        "{:#06x}  {:20} {}  {}{}",
+        "{:#06x}  {name}{}  {}{}",
         register.offset,
-        register.name,
         hex(register, value),
         fields(register, value),
         mark(register).map_or_else(String::new, |mark| format!(" [{mark}]"))
