@@ -173,6 +173,11 @@ fn main() -> ExitCode {
             cases: cases![first_day::the_page_says_what_the_commands_say],
         },
         Scenario {
+            name: "udev",
+            machine: || binding::with_udev().into(),
+            cases: cases![binding::a_binding_outlives_a_reboot],
+        },
+        Scenario {
             name: "control",
             machine: || control::machine().into(),
             cases: cases![
