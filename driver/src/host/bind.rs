@@ -1,6 +1,7 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Aftermath, Former, HostError, HostUse, PciDeviceInfo, Result, Sysfs};
+use super::unused::occupied;
+use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
 use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
 use crate::pci::{Address, Remedy};
 
@@ -67,41 +68,6 @@ impl Sysfs {
     pub fn bind(&self, address: Address) -> Result<Binding> {
         self.check_not_in_use(address)?;
         self.bind_in_use(address)
-    }
-
-    /// Fails when the host uses a function, or a process has it open through VFIO: before it is
-    /// written to, reset or removed.
-    ///
-    /// # Errors
-    ///
-    /// [`HostError::Occupied`] when [`Sysfs::uses`] finds something, and for a bridge;
-    /// [`HostError::InUse`] when a process has it open.
-    pub fn check_unused(&self, address: Address) -> Result<()> {
-        let device = self.device(address)?;
-        if device.class.is_pci_bridge() {
-            return Err(occupied(address, vec![HostUse::Platform { class: device.class }]));
-        }
-        self.check_not_in_use(address)?;
-        self.check_not_open(&device)
-    }
-
-    pub(super) fn check_not_in_use(&self, address: Address) -> Result<()> {
-        let uses = self.uses(address)?;
-        if uses.is_empty() { Ok(()) } else { Err(occupied(address, uses)) }
-    }
-
-    pub(super) fn check_not_open(&self, device: &PciDeviceInfo) -> Result<()> {
-        let holders = self.holders(device);
-        if holders.is_empty() {
-            return Ok(());
-        }
-        let own = holders.iter().filter(|holder| holder.is_this_process()).count();
-        let remedy = match (own, holders.len() - own) {
-            (0, _) => Remedy::EndHolders { node: None },
-            (_, 0) => Remedy::UseOpenDevice,
-            _ => "drop the device that this process has open, and end the others".into(),
-        };
-        Err(HostError::InUse { address: device.address, holders, remedy })
     }
 
     /// Binds a function to vfio-pci as [`Sysfs::bind`] does, also when the host uses it. What
@@ -250,11 +216,6 @@ impl Sysfs {
         }
         self.expect_driver(address, former.driver.as_deref())
     }
-}
-
-fn occupied(address: Address, uses: Vec<HostUse>) -> HostError {
-    let commands = uses.iter().filter_map(HostUse::command).collect();
-    HostError::Occupied { address, uses, remedy: Remedy::EndUses { commands } }
 }
 
 #[cfg(test)]

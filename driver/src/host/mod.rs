@@ -26,6 +26,7 @@ mod selector;
 mod several;
 mod silence;
 mod status;
+mod unused;
 
 #[cfg(test)]
 mod fake;

