@@ -243,6 +243,16 @@ impl<F: PciFunction + 'static> Backend for Attached<F> {
         Ok(())
     }
 
+    fn irq_trigger(&self, kind: IrqKind, vector: u32) -> Result<()> {
+        let available = self.irq_count(kind)?;
+        if vector >= available {
+            let requested = vector.saturating_add(1);
+            return Err(BackendError::NoVectors { kind, requested, available });
+        }
+        self.model.function.irq_trigger(kind, vector);
+        Ok(())
+    }
+
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
         self.model.function.irq_set_masked(IrqKind::Intx, 0, masked);
         Ok(())

@@ -9,6 +9,11 @@
 mod config;
 mod error;
 mod lock;
+#[cfg(feature = "host")]
+mod mapping;
+mod regions;
+#[cfg(feature = "host")]
+mod sysfs;
 pub mod vfio;
 #[cfg(feature = "vfio-user")]
 pub mod vfio_user;
@@ -22,6 +27,9 @@ use std::sync::Arc;
 pub(crate) use config::backend_error;
 pub use error::BackendError;
 pub(crate) use lock::lock_limit;
+pub(crate) use regions::Regions;
+#[cfg(feature = "host")]
+pub(crate) use sysfs::Resource;
 
 /// A region of a PCI device, by its VFIO index (`VFIO_PCI_*_REGION_INDEX` in
 /// `include/uapi/linux/vfio.h`).
@@ -200,6 +208,19 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Takes all vectors of this kind away again; succeeds when none were enabled.
     fn irq_disable(&self, kind: IrqKind) -> Result<()>;
+
+    /// Has a vector that is enabled fire as if the device had raised it: what arrives shows
+    /// that the way from the kernel to this process works, without the device.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the backend has no such test, and when the vector is not enabled.
+    fn irq_trigger(&self, kind: IrqKind, vector: u32) -> Result<()> {
+        Err(BackendError::Unsupported {
+            what: format!("triggering {kind} vector {vector} without the device"),
+            by: self.location(),
+        })
+    }
 
     /// Masks or unmasks INTx. The line is masked by itself each time it fires.
     fn intx_set_masked(&self, masked: bool) -> Result<()>;

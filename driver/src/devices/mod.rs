@@ -7,6 +7,8 @@ pub mod litepcie;
 pub mod nvme;
 mod pci_driver;
 pub mod pci_testdev;
+#[cfg(feature = "host")]
+pub mod recipe;
 mod registry;
 
 pub use copy_engine::{CopyEngine, CopyError, CopyFailed, SlotCopy, SlotCopyFailed, SlotEngine};

@@ -1,6 +1,7 @@
 //! Handing a function to vfio-pci, and back.
 
-use super::{Aftermath, Former, HostError, HostUse, PciDeviceInfo, Result, Sysfs};
+use super::unused::occupied;
+use super::{Aftermath, Former, HostError, PciDeviceInfo, Result, Sysfs};
 use crate::pci::sysfs::{IommuGroup, SysfsError, VFIO_PCI};
 use crate::pci::{Address, Remedy};
 
@@ -65,11 +66,8 @@ impl Sysfs {
     /// When a step fails half-way, everything is put back as it was, and
     /// [`HostError::Bind`] tells the reason and whether that worked.
     pub fn bind(&self, address: Address) -> Result<Binding> {
-        let uses = self.uses(address)?;
-        if uses.is_empty() {
-            return self.bind_in_use(address);
-        }
-        Err(occupied(address, uses))
+        self.check_not_in_use(address)?;
+        self.bind_in_use(address)
     }
 
     /// Binds a function to vfio-pci as [`Sysfs::bind`] does, also when the host uses it. What
@@ -157,16 +155,7 @@ impl Sysfs {
 
     fn give_back(&self, device: &PciDeviceInfo, former: Option<&Former>) -> Result<Unbound> {
         let address = device.address;
-        let holders = self.holders(device);
-        if !holders.is_empty() {
-            let own = holders.iter().filter(|holder| holder.is_this_process()).count();
-            let remedy = match (own, holders.len() - own) {
-                (0, _) => Remedy::EndHolders { node: None },
-                (_, 0) => Remedy::UseOpenDevice,
-                _ => "drop the device that this process has open, and end the others".into(),
-            };
-            return Err(HostError::InUse { address, holders, remedy });
-        }
+        self.check_not_open(device)?;
         // They vanish with vfio-pci as with any other driver.
         if let Some(used) = self.virtual_functions(address)? {
             return Err(occupied(address, vec![used]));
@@ -227,11 +216,6 @@ impl Sysfs {
         }
         self.expect_driver(address, former.driver.as_deref())
     }
-}
-
-fn occupied(address: Address, uses: Vec<HostUse>) -> HostError {
-    let commands = uses.iter().filter_map(HostUse::command).collect();
-    HostError::Occupied { address, uses, remedy: Remedy::EndUses { commands } }
 }
 
 #[cfg(test)]

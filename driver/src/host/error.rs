@@ -9,7 +9,7 @@ use crate::pci::remedy::{Remedy, suffix};
 use crate::pci::sysfs::{SysfsError, join};
 use crate::pci::{Address, AddressError, ClassCode, PciError};
 
-use super::HostUse;
+use super::{HostUse, ResetScope, Selector};
 
 /// The result of an operation on the host's side of a function.
 pub type Result<T> = std::result::Result<T, HostError>;
@@ -48,6 +48,34 @@ pub enum HostError {
         reason: String,
         /// What mends it.
         remedy: Remedy,
+    },
+    /// No function is what was asked for.
+    #[error("no PCI function is {selector}\n  remedy: {}", Remedy::ListFunctions)]
+    NoMatch {
+        /// What was asked for.
+        selector: Selector,
+    },
+    /// There is no way to reset so much of a function.
+    #[error("{address} cannot be reset ({scope}): {reason}")]
+    NoReset {
+        /// The function.
+        address: Address,
+        /// How much was to be reset.
+        scope: ResetScope,
+        /// What is missing.
+        reason: String,
+    },
+    /// A function that was removed is not found again.
+    #[error(
+        "{address} did not come back within {:.1} s\n  remedy: check that the card has its power \
+         and, if it is programmable, that it is programmed; then have the bus scanned again",
+        waited.as_secs_f32()
+    )]
+    NotBack {
+        /// The function.
+        address: Address,
+        /// How long it was looked for.
+        waited: Duration,
     },
     /// vfio-pci takes endpoints only.
     #[error("{address} is a {} (class {class}), which vfio-pci does not take", class.name())]
@@ -143,12 +171,15 @@ impl HostError {
             HostError::Module { remedy, .. }
             | HostError::Occupied { remedy, .. }
             | HostError::InUse { remedy, .. } => Some(remedy),
+            HostError::NoMatch { .. } => Some(&Remedy::ListFunctions),
             HostError::WrongDriver { .. } => Some(&Remedy::ReadKernelLog),
             HostError::Bind { aftermath: Aftermath::Pending { remedy }, .. } => Some(remedy),
             HostError::Bind { cause, .. } => cause.remedy(),
-            HostError::Address(_) | HostError::NotAnEndpoint { .. } | HostError::Stuck { .. } => {
-                None
-            }
+            HostError::Address(_)
+            | HostError::NoReset { .. }
+            | HostError::NotBack { .. }
+            | HostError::NotAnEndpoint { .. }
+            | HostError::Stuck { .. } => None,
         }
     }
 }

@@ -60,6 +60,7 @@ impl Fake {
         let (root, kernel) = (self.path(""), self.kernel.clone());
         Sysfs {
             records: self.path("run"),
+            rules: self.path("rules"),
             proc: self.path("proc"),
             dev: self.path("dev"),
             modprobe: vec![],
@@ -249,6 +250,23 @@ impl State {
                     }
                     _ => Ok(()),
                 }
+            }
+            // A function that is removed lies aside until a scan finds it again.
+            "remove" => {
+                fs::create_dir_all(root.join("removed"))?;
+                fs::rename(parent, root.join("removed").join(owner))
+            }
+            "rescan" => {
+                for entry in fs::read_dir(root.join("removed")).into_iter().flatten().flatten() {
+                    let dir = root.join("bus/pci/devices").join(entry.file_name());
+                    fs::rename(entry.path(), &dir)?;
+                    let _ = fs::remove_file(dir.join("driver"));
+                    fs::write(dir.join("driver_override"), "(null)\n")?;
+                }
+                Ok(())
+            }
+            "control" | "drivers_autoprobe" | "reset" | "reset_method" | "reset_subordinate" => {
+                fs::write(path, format!("{value}\n"))
             }
             other => panic!("unexpected write to {other}"),
         }

@@ -81,7 +81,7 @@ impl fmt::Display for HostUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             HostUse::Platform { class } => {
-                write!(f, "it is a part of the machine: a {} (class {class})", class.name())
+                write!(f, "it is a part of the machine: {} (class {class})", class.name())
             }
             HostUse::VirtualFunctions { functions, .. } => {
                 write!(f, "its virtual functions exist: {}", join(functions))

@@ -3,7 +3,9 @@
 //! [`Sysfs`] enumerates the PCI functions, binds them to vfio-pci and gives them back. What
 //! only opening a device needs to know is in [`crate::pci::sysfs`].
 
+mod awake;
 mod bind;
+mod comeback;
 mod config_file;
 mod driver;
 mod enumerate;
@@ -16,7 +18,15 @@ mod in_use;
 mod inspect;
 mod module;
 mod nodes;
+mod persist;
 mod record;
+mod reset;
+mod reset_scope;
+mod selector;
+mod several;
+mod silence;
+mod status;
+mod unused;
 
 #[cfg(test)]
 mod fake;
@@ -31,7 +41,9 @@ use std::time::Duration;
 
 use crate::pci::sysfs::Tree;
 
+pub use awake::Awake;
 pub use bind::{Binding, Choice, Unbound};
+pub use comeback::Returned;
 pub use config_file::ConfigFile;
 pub use enumerate::{Bar, BarKind, PciDeviceInfo};
 pub use error::{Aftermath, Holder, HostError, Result};
@@ -40,6 +52,11 @@ pub use host_use::HostUse;
 pub use ids::PciIds;
 pub use inspect::{Errors, Hop, Inspection, Link, LinkRate, Power, VirtualFunctions};
 pub use record::Former;
+pub use reset::{ResetPlan, ResetWay};
+pub use reset_scope::ResetScope;
+pub use selector::{Selector, SelectorError};
+pub use silence::Silence;
+pub use status::FunctionStatus;
 
 /// How long the kernel may take for one probe or removal of a driver. Removing a network or
 /// storage driver takes seconds; a driver that waits for a user may take for ever.
@@ -53,6 +70,8 @@ pub struct Sysfs {
     tree: Tree,
     /// Where the former driver of a bound function is kept for a later process.
     records: PathBuf,
+    /// Where udev's rules of this machine are.
+    rules: PathBuf,
     /// Where processes and their open files are found.
     proc: PathBuf,
     /// Where device nodes are found.
@@ -89,6 +108,7 @@ impl Sysfs {
         Sysfs {
             tree: Tree::at(root),
             records: PathBuf::from("/run/vfio-dma"),
+            rules: PathBuf::from("/etc/udev/rules.d"),
             proc: PathBuf::from("/proc"),
             dev: PathBuf::from("/dev"),
             // The second is for a PATH without the system directories.

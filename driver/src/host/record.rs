@@ -36,10 +36,19 @@ impl Sysfs {
     /// Keeps the record until [`Sysfs::forget`]; `/run` is emptied when the machine boots,
     /// and so are the bindings.
     pub(super) fn remember(&self, address: Address, former: &Former) -> io::Result<()> {
+        self.keep(&self.record(address), former)
+    }
+
+    /// Keeps what a function had that was removed, until [`Sysfs::forget_removed`].
+    pub(super) fn remember_removed(&self, address: Address, former: &Former) -> io::Result<()> {
+        self.keep(&self.record_of_removed(address), former)
+    }
+
+    fn keep(&self, path: &Path, former: &Former) -> io::Result<()> {
         fs::create_dir_all(&self.records)?;
-        let path = self.record(address);
         // Written beside and renamed, so that a reader never sees half of it.
-        let draft = path.with_extension("new");
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
         fs::write(
             &draft,
             serde_json::to_string(&Record {
@@ -47,38 +56,58 @@ impl Sysfs {
                 driver_override: former.driver_override.clone(),
             })?,
         )?;
-        fs::rename(&draft, &path)
+        fs::rename(&draft, path)
     }
 
     /// The record of a function; one that is unreadable is reported and taken for none.
     pub(super) fn recall(&self, address: Address) -> Option<Former> {
-        let path = self.record(address);
-        match load(&path) {
-            Ok(former) if former.is_sound() => Some(former),
-            Ok(former) => {
-                log::warn!("{}: ignored, not names of drivers: {former:?}", path.display());
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                log::warn!("{}: ignored: {error}", path.display());
-                None
-            }
-        }
+        recall(&self.record(address))
+    }
+
+    /// What a function had that was removed.
+    pub(super) fn recall_removed(&self, address: Address) -> Option<Former> {
+        recall(&self.record_of_removed(address))
     }
 
     /// Drops the record of a function, if there is one.
     pub(super) fn forget(&self, address: Address) {
-        let path = self.record(address);
-        if let Err(error) = fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("removing {}: {error}", path.display());
-        }
+        forget(&self.record(address));
+    }
+
+    /// Drops the record of a function that was removed.
+    pub(super) fn forget_removed(&self, address: Address) {
+        forget(&self.record_of_removed(address));
     }
 
     fn record(&self, address: Address) -> PathBuf {
         self.records.join(address.to_string())
+    }
+
+    fn record_of_removed(&self, address: Address) -> PathBuf {
+        self.records.join(format!("{address}.removed"))
+    }
+}
+
+fn recall(path: &Path) -> Option<Former> {
+    match load(path) {
+        Ok(former) if former.is_sound() => Some(former),
+        Ok(former) => {
+            log::warn!("{}: ignored, not names of drivers: {former:?}", path.display());
+            None
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            log::warn!("{}: ignored: {error}", path.display());
+            None
+        }
+    }
+}
+
+fn forget(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("removing {}: {error}", path.display());
     }
 }
 

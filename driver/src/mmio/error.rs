@@ -44,6 +44,22 @@ pub enum MmioError {
         /// Width of the access in bytes.
         width: u64,
     },
+    /// A register of this width is not one access.
+    #[error("{region}: a register of {width} bytes at {offset:#x}: it is 1, 2, 4 or 8")]
+    Width {
+        /// The region.
+        region: Region,
+        /// Byte offset of the register.
+        offset: u64,
+        /// Its width in bytes.
+        width: u8,
+    },
+    /// The BAR was opened to be read only.
+    #[error("{region} was opened to be read only")]
+    ReadOnly {
+        /// The region.
+        region: Region,
+    },
     /// The bus errors of a mapping cannot be watched for.
     #[error("{region}: taking SIGBUS over: {source}")]
     Watch {

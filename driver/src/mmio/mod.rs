@@ -25,9 +25,13 @@
 //! read is ordered before every later load from memory. That is what `writel` and `readl`
 //! promise in Linux (`Documentation/memory-barriers.txt`, "Kernel I/O barrier effects").
 
+pub(crate) mod barrier;
 mod error;
 mod guard;
 mod poll;
+mod register;
+#[cfg(feature = "host")]
+mod sysfs;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -35,7 +39,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendError, MappedRegion, Region};
+use crate::backend::{Backend, BackendError, MappedRegion, Region, Regions};
 use crate::events::Events;
 use guard::Guard;
 
@@ -90,9 +94,9 @@ pub trait Width: Copy + fmt::LowerHex + sealed::Sealed + 'static {
     unsafe fn store_relaxed(at: NonNull<Self>, value: Self);
 
     #[doc(hidden)]
-    fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self>;
+    fn read_trapped(read: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self>;
     #[doc(hidden)]
-    fn write_trapped(self, backend: &dyn Backend, region: Region, offset: u64) -> Result<()>;
+    fn write_trapped(self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
 }
 
 macro_rules! width {
@@ -130,54 +134,21 @@ macro_rules! width {
                 unsafe { at.write_volatile(value.to_le()) };
             }
 
-            fn read_trapped(backend: &dyn Backend, region: Region, offset: u64) -> Result<Self> {
+            fn read_trapped(read: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Self> {
                 let mut bytes = [0; size_of::<$ty>()];
-                backend.region_read(region, offset, &mut bytes)?;
+                read(&mut bytes)?;
                 barrier::after_read();
                 Ok(<$ty>::from_le_bytes(bytes))
             }
 
-            fn write_trapped(self, backend: &dyn Backend, region: Region, offset: u64) -> Result<()> {
+            fn write_trapped(self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
                 barrier::before_write();
-                Ok(backend.region_write(region, offset, &self.to_le_bytes())?)
+                write(&self.to_le_bytes())
             }
         }
     )*};
 }
 width!(u8, u16, u32, u64);
-
-/// Barriers between memory and registers.
-pub(crate) mod barrier {
-    /// Keeps earlier stores to memory before the register write that follows.
-    #[inline]
-    pub(crate) fn before_write() {
-        // x86 does not reorder a store to uncached memory with earlier stores
-        // (Intel SDM vol. 3, 11.2.2): only the compiler must be held.
-        #[cfg(target_arch = "x86_64")]
-        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-        // SAFETY: a barrier touches no memory and no register of the program.
-        #[cfg(target_arch = "aarch64")]
-        unsafe {
-            std::arch::asm!("dmb oshst", options(nostack, preserves_flags))
-        };
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    }
-
-    /// Keeps later loads from memory behind the register read before.
-    #[inline]
-    pub(crate) fn after_read() {
-        #[cfg(target_arch = "x86_64")]
-        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-        // SAFETY: a barrier touches no memory and no register of the program.
-        #[cfg(target_arch = "aarch64")]
-        unsafe {
-            std::arch::asm!("dmb oshld", options(nostack, preserves_flags))
-        };
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    }
-}
 
 /// Access mode of a register that software only reads.
 #[derive(Debug, Clone, Copy)]
@@ -239,9 +210,11 @@ pub enum SplitOrder {
 
 /// One region of a device, accessed register by register.
 pub struct Bar {
-    backend: Arc<dyn Backend>,
+    regions: Arc<dyn Regions>,
     region: Region,
     size: u64,
+    /// Cleared for one whose mappings cannot be written; `fast` is empty then.
+    writable: bool,
     /// The first mapped area; the one that nearly every BAR has alone.
     fast: Range<u64>,
     fast_base: NonNull<u8>,
@@ -283,7 +256,17 @@ impl Bar {
         events: &Events,
         mapped: &Arc<()>,
     ) -> Result<Bar> {
-        let info = backend.region_info(region)?;
+        Bar::of(Arc::new(Arc::clone(backend)), region, events.clone(), mapped, true)
+    }
+
+    fn of(
+        regions: Arc<dyn Regions>,
+        region: Region,
+        events: Events,
+        mapped: &Arc<()>,
+        writable: bool,
+    ) -> Result<Bar> {
+        let info = regions.info(region)?;
         if info.size == 0 {
             return Err(BackendError::NoRegion { region }.into());
         }
@@ -297,7 +280,7 @@ impl Bar {
             if range.is_empty() || range.end > info.size {
                 return outside(info.size);
             }
-            let mapping = backend.map_region(region, range.clone())?;
+            let mapping = regions.map(region, range.clone())?;
             let len = mapping.len() as u64;
             if width > len {
                 return outside(len);
@@ -312,11 +295,13 @@ impl Bar {
             guards.push(guard.map_err(|errno| MmioError::Watch { region, source: errno.into() })?);
             areas.push((range, mapping));
         }
-        let (fast, fast_base) =
-            areas.first().map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
+        let (fast, fast_base) = areas
+            .first()
+            .filter(|_| writable)
+            .map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
         let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
-        let (backend, size, events) = (Arc::clone(backend), info.size, events.clone());
-        Ok(Bar { backend, region, size, fast, fast_base, guards, areas, _mapped, events })
+        let size = info.size;
+        Ok(Bar { regions, region, size, writable, fast, fast_base, guards, areas, _mapped, events })
     }
 
     /// Size of the region in bytes.
@@ -385,7 +370,9 @@ impl Bar {
                 self.check_answered(offset, T::BYTES as u64)?;
                 Ok(value)
             }
-            None => T::read_trapped(&*self.backend, self.region, offset),
+            None => {
+                T::read_trapped(&mut |data| Ok(self.regions.read(self.region, offset, data)?))
+            }
         }
     }
 
@@ -409,13 +396,17 @@ impl Bar {
 
     #[inline(never)]
     fn write_slow<T: Width>(&self, offset: u64, value: T) -> Result<()> {
+        if !self.writable {
+            return Err(MmioError::ReadOnly { region: self.region });
+        }
         match self.locate_any(offset, T::BYTES as u64)? {
             Some(at) => {
                 // SAFETY: as in `write`.
                 unsafe { T::store(at, value) };
                 self.check_answered(offset, T::BYTES as u64)
             }
-            None => value.write_trapped(&*self.backend, self.region, offset),
+            None => value
+                .write_trapped(&mut |data| Ok(self.regions.write(self.region, offset, data)?)),
         }
     }
 

@@ -129,6 +129,18 @@ pub enum Remedy {
     },
     /// Rescan the bus, or switch the machine's power off and on.
     BringBack,
+    /// Let the function answer accesses to its memory or its I/O ports.
+    EnableDecoding {
+        /// The function.
+        address: Address,
+        /// The ports, not the memory.
+        ports: bool,
+    },
+    /// Keep the kernel from suspending the function.
+    KeepAwake {
+        /// The function.
+        address: Address,
+    },
     /// Read what the kernel logged.
     ReadKernelLog,
     /// Check what VFIO needs of this machine.
@@ -246,6 +258,17 @@ impl fmt::Display for Remedy {
                 "it was removed, lost power or hangs; a rescan (echo 1 > /sys/bus/pci/rescan) or \
                  a power cycle may bring it back",
             ),
+            Remedy::EnableDecoding { address, ports } => {
+                let (bit, what) = if *ports { (1, "I/O") } else { (2, "memory") };
+                write!(
+                    f,
+                    "set the {what} space bit of the command register: setpci -s {address} \
+                     COMMAND={bit}:{bit}"
+                )
+            }
+            Remedy::KeepAwake { address } => {
+                write!(f, "echo on > /sys/bus/pci/devices/{address}/power/control")
+            }
             Remedy::ReadKernelLog => f.write_str("the end of `dmesg` says why"),
             Remedy::CheckSetup => f.write_str(
                 "check that the kernel has VFIO, that the device is bound to vfio-pci, and that \

@@ -12,6 +12,7 @@
 //! [[register.field]]
 //! name = "state"
 //! bits = "1:0"          # highest and lowest bit, or one bit
+//! access = "w1c"        # left out, as the register; "w1c" in a register that is "rw"
 //! values = { "0" = "idle", "1" = "running" }
 //! ```
 
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{AccessMode, Field, Register};
+use super::{AccessMode, Field, Register, parse_number};
 
 /// The registers of a card, by BAR.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,8 +95,15 @@ enum AccessForm {
 struct FieldForm {
     name: String,
     bits: Bits,
+    access: Option<FieldAccessForm>,
     #[serde(default)]
     values: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FieldAccessForm {
+    W1c,
 }
 
 #[derive(Deserialize)]
@@ -196,7 +204,7 @@ fn build(form: RegisterForm) -> Result<Register, String> {
 }
 
 fn build_field(form: FieldForm, register_bits: u8) -> Result<Field, String> {
-    let FieldForm { name, bits, values } = form;
+    let FieldForm { name, bits, access, values } = form;
     check_name(&name)?;
     let (high, low) = match bits {
         Bits::One(bit) => Some((bit, bit)),
@@ -212,13 +220,11 @@ fn build_field(form: FieldForm, register_bits: u8) -> Result<Field, String> {
             register_bits - 1
         ));
     }
-    let mut field = Field { name, lsb: low, bits: high - low + 1, values: Vec::new() };
+    let mut field = Field::new(name, low, high - low + 1);
+    field.write_one_to_clear = access.is_some();
     let mut named = Vec::new();
     for (number, text) in values {
-        let parsed = match number.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16).ok(),
-            None => number.parse().ok(),
-        };
+        let parsed = parse_number(&number);
         let fits = parsed.filter(|&parsed| field.insert(0, parsed).is_some());
         let problem =
             || format!("{number:?} is not a number of the {} bits of {}", field.bits, field.name);
@@ -313,7 +319,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
 
         #[test]
         fn no_text_makes_the_parser_panic(

@@ -3,8 +3,13 @@
 //! A [`Register`] is a description, not an access: [`crate::pci::layout`] has those of
 //! configuration space, a register file (feature `host`) those of a card's BARs.
 
+mod assign;
 #[cfg(feature = "host")]
 mod file;
+mod target;
+
+pub use assign::{AssignError, parse_number};
+pub use target::{Target, TargetError};
 
 #[cfg(feature = "host")]
 pub use file::{RegisterFile, RegisterFileError};
@@ -55,6 +60,8 @@ pub struct Field {
     pub bits: u8,
     /// What its values mean, those that have a name.
     pub values: Vec<(u64, String)>,
+    /// Ones that are written clear it, in a register that is otherwise written as it is read.
+    pub write_one_to_clear: bool,
 }
 
 /// What a register held, by fields.
@@ -109,7 +116,7 @@ impl Field {
     /// A number of `bits` bits from bit `lsb` on.
     #[must_use]
     pub fn new(name: impl Into<String>, lsb: u8, bits: u8) -> Field {
-        Field { name: name.into(), lsb, bits, values: Vec::new() }
+        Field { name: name.into(), lsb, bits, values: Vec::new(), write_one_to_clear: false }
     }
 
     /// The bits of the register that are the field's.

@@ -5,13 +5,18 @@
 mod access;
 mod bench;
 mod binding;
+mod card;
+mod control;
 mod edu;
 mod errors;
 mod examples;
+mod first_day;
 mod in_use;
 mod interrupts;
 mod ioat;
 mod ioatdma;
+mod irq;
+mod loopback;
 mod memory;
 mod nvme;
 mod opening;
@@ -146,6 +151,56 @@ fn main() -> ExitCode {
                 show::capabilities_are_those_of_lspci,
                 show::without_root_it_says_what_is_missing,
                 show::the_payload_path_and_the_link_are_told,
+            ],
+        },
+        Scenario {
+            name: "card",
+            machine: || show::machine().into(),
+            cases: cases![
+                card::registers_are_read_and_written_without_a_driver,
+                card::dumps_are_hexadecimal_or_by_name,
+                card::what_changes_is_watched,
+                card::ports_are_read_and_written,
+                card::configuration_space_is_read_and_written_by_name,
+                card::silence_is_explained,
+                card::a_function_that_vfio_has_is_not_reset_unless_asked,
+                card::a_card_that_goes_away_is_an_error_and_no_signal,
+            ],
+        },
+        Scenario {
+            name: "first_day",
+            machine: || first_day::machine().into(),
+            cases: cases![first_day::the_page_says_what_the_commands_say],
+        },
+        Scenario {
+            name: "udev",
+            machine: || binding::with_udev().into(),
+            cases: cases![binding::a_binding_outlives_a_reboot],
+        },
+        Scenario {
+            name: "control",
+            machine: || control::machine().into(),
+            cases: cases![
+                binding::several_are_bound_and_given_back,
+                binding::status_tells_who_uses_what,
+                irq::the_kernel_triggers_each_vector_of_each_kind,
+                irq::an_interrupt_of_the_card_is_waited_for,
+                irq::rates_are_shown_live,
+                control::a_function_is_reset_where_there_is_a_way,
+                control::a_bus_reset_says_what_else_it_hits,
+                loopback::a_recipe_moves_and_verifies,
+                loopback::a_recipe_that_is_wrong_is_told,
+                loopback::the_library_runs_recipes,
+                loopback::lines_of_the_shell_are_commands_for_a_card,
+                control::a_function_comes_back_with_its_driver,
+            ],
+        },
+        Scenario {
+            name: "control_full",
+            machine: || control::full().into(),
+            cases: cases![
+                control::a_bus_reset_says_what_else_it_hits,
+                control::a_function_comes_back_with_its_driver,
             ],
         },
         Scenario {
@@ -288,6 +343,8 @@ fn main() -> ExitCode {
                 opening::a_file_on_a_disk_is_read_by_a_device_and_not_written,
                 opening::a_bar_is_mapped_through_type1_only,
                 opening::a_virtual_function_takes_the_token_of_its_physical_one,
+                card::what_the_host_uses_is_read_and_not_written,
+                control::what_the_host_uses_is_neither_reset_nor_removed,
                 in_use::who_insists_gets_a_disk_in_use,
             ],
         },

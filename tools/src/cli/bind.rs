@@ -1,46 +1,83 @@
-//! `vfio-dma bind`: hands a device to vfio-pci.
+//! `vfio-dma bind`: hands devices to vfio-pci.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use vfio_dma::host::{Binding, Sysfs};
+use vfio_dma::host::{Binding, Selector, Sysfs};
 use vfio_dma::pci::Address;
 use vfio_dma::pci::sysfs::SysfsError;
 
 use super::remedy::explain;
 use super::{Failure, output};
 
-/// Bind a device to vfio-pci; its driver is remembered for `unbind`
+/// Bind devices to vfio-pci; their drivers are remembered for `unbind`
+///
+/// All of them or none: nothing is changed when the host uses one of them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Address of the device, such as 0000:00:05.0
-    #[arg(value_name = "BDF")]
-    pub address: String,
-    /// Take the device also when the host uses it, such as a disk with a mounted file system:
+    /// PCI addresses such as 0000:00:05.0, kinds such as 1234:11e8, groups such as group:17
+    #[arg(value_name = "DEVICE", required = true)]
+    pub devices: Vec<Selector>,
+    /// Bind the other members of their IOMMU groups too
+    #[arg(long)]
+    pub group: bool,
+    /// Take a device also when the host uses it, such as a disk with a mounted file system:
     /// what uses it fails, and data that was not written yet is lost
     #[arg(long)]
     pub force: bool,
+    /// Bind them whenever they appear, as when the machine starts, by a rule of udev each;
+    /// `unbind --persist` removes it
+    #[arg(long)]
+    pub persist: bool,
 }
 
-/// Binds the device.
+/// Binds the devices.
 ///
 /// # Errors
 ///
-/// Fails when there is no such device, when the host uses it, and when it cannot be bound; it
-/// is as before then.
+/// Fails when there is no such device, when the host uses one, and when one cannot be bound; all
+/// are as before then.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let sysfs = Sysfs::new();
-    let address: Address = args.address.parse()?;
-    let binding = if args.force { sysfs.bind_in_use(address)? } else { sysfs.bind(address)? };
-    output::print(&describe(&binding))?;
-    // The binding itself worked; what follows would fail when the device is opened.
-    match sysfs.tree().viability(address).and_then(|viability| viability.check()) {
-        Err(warning @ (SysfsError::NoGroup { .. } | SysfsError::GroupNotViable { .. })) => {
-            output::complain(&format!("warning: it cannot be opened yet: {}", explain(&warning)));
+    let addresses = selected(&sysfs, &args.devices, args.group)?;
+    for binding in sysfs.bind_all(&addresses, args.force)? {
+        output::print(&describe(&binding))?;
+    }
+    for address in &addresses {
+        if args.persist {
+            let path = sysfs.persist(*address)?;
+            output::print(&format!("{address}: bound whenever it appears: {}\n", path.display()))?;
         }
-        result => result?,
+        // The binding itself worked; what follows would fail when the device is opened.
+        match sysfs.tree().viability(*address).and_then(|viability| viability.check()) {
+            Err(warning @ (SysfsError::NoGroup { .. } | SysfsError::GroupNotViable { .. })) => {
+                output::complain(&format!(
+                    "warning: it cannot be opened yet: {}",
+                    explain(&warning)
+                ));
+            }
+            result => result?,
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The functions that are meant, with the other members of their groups if asked for.
+pub(super) fn selected(
+    sysfs: &Sysfs,
+    devices: &[Selector],
+    group: bool,
+) -> Result<Vec<Address>, Failure> {
+    let mut found = sysfs.select(devices)?;
+    if group {
+        let groups: BTreeSet<u32> =
+            found.iter().filter_map(|info| Some(info.group.as_ref()?.number)).collect();
+        let mut all = devices.to_vec();
+        all.extend(groups.into_iter().map(Selector::Group));
+        found = sysfs.select(&all)?;
+    }
+    Ok(found.into_iter().map(|info| info.address).collect())
 }
 
 fn describe(binding: &Binding) -> String {
@@ -88,11 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_and_an_unknown_address_are_told_apart() {
-        let run = |address: &str| {
-            run(&Args { address: address.into(), force: false }).unwrap_err().to_string()
+    fn an_unknown_address_and_group_are_told() {
+        let run = |text: &str| {
+            let devices = vec![text.parse().unwrap()];
+            let args = Args { devices, group: false, force: false, persist: false };
+            run(&args).unwrap_err().to_string()
         };
-        assert!(run("5").contains("\"5\" is not a PCI address"));
         assert!(run("ffff:ff:1f.7").starts_with("no PCI device ffff:ff:1f.7"));
+        assert!(run("group:4000000000").contains("no PCI function is group:4000000000"));
     }
 }

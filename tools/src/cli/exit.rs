@@ -28,15 +28,24 @@ pub(super) fn usage(text: impl ToString) -> Failure {
 /// The signal that came last; 0 for none.
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
+/// The flag of [`interrupted`].
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
 /// A flag that Ctrl-C, a hang-up or SIGTERM sets, in place of ending the process; the
-/// second time ends it.
+/// second time ends it. A later call clears the flag.
 ///
 /// # Errors
 ///
 /// Fails when the signals cannot be caught.
 pub(super) fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
-    let interrupted = Arc::new(AtomicBool::new(false));
     let last = SIGNAL.get_or_init(Arc::default);
+    if let Some(interrupted) = INTERRUPTED.get() {
+        // A command of the shell that was interrupted is over.
+        last.store(0, Ordering::SeqCst);
+        interrupted.store(false, Ordering::SeqCst);
+        return Ok(Arc::clone(interrupted));
+    }
+    let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // Whoever asks twice does not wait for what is stuck; a guest dies with its runner.
         // This action is the first of the signal: it finds the flag as earlier signals left it.
@@ -48,7 +57,7 @@ pub(super) fn interrupted() -> Result<Arc<AtomicBool>, Failure> {
         flag::register_usize(signal, Arc::clone(last), usize::try_from(signal)?)?;
         flag::register(signal, Arc::clone(&interrupted))?;
     }
-    Ok(interrupted)
+    Ok(Arc::clone(INTERRUPTED.get_or_init(|| interrupted)))
 }
 
 /// The exit status of a subcommand that failed: 2 for usage, 128 and the signal's number when

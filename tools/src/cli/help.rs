@@ -25,12 +25,59 @@ Environment:
   VFIO_DMA_BUSYBOX     the static busybox to use
   VFIO_DMA_VERILATOR   the Verilator to use
   VFIO_DMA_ACCEL       kvm or tcg; by default KVM where a probe guest boots under it
-  XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma";
+  XDG_CACHE_HOME       what is fetched is kept in $XDG_CACHE_HOME/vfio-dma
+  XDG_STATE_HOME       lines of the shell are kept in $XDG_STATE_HOME/vfio-dma";
 pub(super) const LIST: &str = "Examples:\n  vfio-dma list\n  vfio-dma list --json";
 pub(super) const SHOW: &str =
     "Examples:\n  vfio-dma show 0000:00:05.0\n  vfio-dma show 0000:00:05.0 --json";
-pub(super) const BIND: &str = "Examples:\n  vfio-dma bind 0000:00:05.0";
-pub(super) const UNBIND: &str = "Examples:\n  vfio-dma unbind 0000:00:05.0";
+pub(super) const PEEK: &str = "\
+Examples:
+  vfio-dma peek 0000:00:05.0 0 0x4
+  vfio-dma peek 0000:00:05.0 2 0x10:8
+  vfio-dma peek 0000:00:05.0 0 STATUS.computing --registers driver/examples/edu.registers.toml";
+pub(super) const POKE: &str = "\
+Examples:
+  vfio-dma poke 0000:00:05.0 0 0x4 0x12345678
+  vfio-dma poke 0000:00:05.0 0 STATUS irq-factorial=1 --registers driver/examples/edu.registers.toml";
+pub(super) const DUMP: &str = "\
+Examples:
+  vfio-dma dump 0000:00:05.0 0 0x0..0x40
+  vfio-dma dump 0000:00:05.0 0 0x80+32 --width 8
+  vfio-dma dump 0000:00:05.0 0 --registers driver/examples/edu.registers.toml --watch";
+pub(super) const CONFIG: &str = "\
+Examples:
+  vfio-dma config 0000:00:05.0
+  vfio-dma config 0000:00:05.0 COMMAND MSI_FLAGS.enable 0x40:4
+  vfio-dma config 0000:00:05.0 COMMAND.bus-master=1 COMMAND.memory-space=1";
+pub(super) const STATUS: &str = "Examples:\n  vfio-dma status\n  vfio-dma status --json";
+pub(super) const IRQ: &str = "\
+Examples:
+  vfio-dma irq 0000:00:05.0
+  vfio-dma irq 0000:00:05.0 --kind msi --wait 5 --raise 0:0x60=1
+  vfio-dma irq model --watch --for 10";
+pub(super) const RESET: &str = "\
+Examples:
+  vfio-dma reset 0000:03:00.0
+  vfio-dma reset 0000:03:00.0 --method flr
+  vfio-dma reset 0000:03:00.0 --scope bus --dry-run";
+pub(super) const REMOVE: &str = "\
+Examples:
+  vfio-dma remove 0000:03:00.0";
+pub(super) const RESCAN: &str = "\
+Examples:
+  vfio-dma rescan 0000:03:00.0
+  vfio-dma rescan 0000:03:00.0 --wait 60
+  vfio-dma rescan";
+pub(super) const BIND: &str = "\
+Examples:
+  vfio-dma bind 0000:00:05.0
+  vfio-dma bind 1234:11e8 0000:03:00.0 --persist
+  vfio-dma bind group:17
+  vfio-dma bind 0000:03:00.0 --group";
+pub(super) const UNBIND: &str = "\
+Examples:
+  vfio-dma unbind 0000:00:05.0
+  vfio-dma unbind 1234:11e8 --persist";
 pub(super) const DOCTOR: &str = "Examples:\n  vfio-dma doctor\n  vfio-dma doctor 0000:00:05.0";
 pub(super) const RUN: &str = "\
 Examples:
@@ -39,6 +86,14 @@ Examples:
   vfio-dma run model --fault chanerr=8@40
   vfio-dma run --bind 0000:00:05.0
   vfio-dma run ./socket --size 1M";
+pub(super) const LOOPBACK: &str = "\
+Examples:
+  vfio-dma loopback model
+  vfio-dma loopback --bind 0000:00:05.0 --recipe driver/examples/edu.recipe.toml --size 8K";
+pub(super) const SHELL: &str = "\
+Examples:
+  vfio-dma shell 0000:00:05.0
+  vfio-dma shell model --registers card.toml";
 pub(super) const BENCH: &str = "\
 Examples:
   vfio-dma bench model

@@ -5,22 +5,34 @@
 
 pub mod bench;
 pub mod bind;
+mod card;
+pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod dump;
 mod exit;
 #[cfg(test)]
 mod fixture;
 mod help;
+pub mod irq;
 pub mod link;
 pub mod list;
+pub mod loopback;
 pub mod model;
 mod open;
 mod output;
+pub mod peek;
+pub mod poke;
 mod remedy;
+pub mod remove;
+pub mod rescan;
+pub mod reset;
 pub mod rtl;
 pub mod run;
+pub mod shell;
 pub mod show;
 pub mod size;
+pub mod status;
 pub mod unbind;
 pub mod vm;
 
@@ -48,8 +60,26 @@ struct Cli {
 enum Command {
     #[command(after_long_help = help::LIST)]
     List(list::Args),
+    #[command(after_long_help = help::STATUS)]
+    Status(status::Args),
     #[command(after_long_help = help::SHOW)]
     Show(show::Args),
+    #[command(after_long_help = help::PEEK)]
+    Peek(peek::Args),
+    #[command(after_long_help = help::POKE)]
+    Poke(poke::Args),
+    #[command(after_long_help = help::DUMP)]
+    Dump(dump::Args),
+    #[command(after_long_help = help::CONFIG)]
+    Config(config::Args),
+    #[command(after_long_help = help::IRQ)]
+    Irq(irq::Args),
+    #[command(after_long_help = help::RESET)]
+    Reset(reset::Args),
+    #[command(after_long_help = help::REMOVE)]
+    Remove(remove::Args),
+    #[command(after_long_help = help::RESCAN)]
+    Rescan(rescan::Args),
     #[command(after_long_help = help::BIND)]
     Bind(bind::Args),
     #[command(after_long_help = help::UNBIND)]
@@ -58,6 +88,10 @@ enum Command {
     Doctor(doctor::Args),
     #[command(after_long_help = help::RUN)]
     Run(run::Args),
+    #[command(after_long_help = help::LOOPBACK)]
+    Loopback(loopback::Args),
+    #[command(after_long_help = help::SHELL)]
+    Shell(shell::Args),
     #[command(after_long_help = help::BENCH)]
     Bench(Box<bench::Args>),
     #[command(after_long_help = help::VM)]
@@ -80,14 +114,33 @@ pub fn main() -> ExitCode {
     let filter = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(filter).init();
     output::learn_program();
-    let result = match &Cli::parse().command {
+    let result = execute(Cli::parse().command.as_ref());
+    result.unwrap_or_else(|failure| {
+        output::complain(&remedy::explain(&*failure));
+        exit::status(&failure)
+    })
+}
+
+fn execute(command: Option<&Command>) -> Result<ExitCode, Failure> {
+    match command {
         None => demo::run(),
         Some(Command::List(args)) => list::run(args),
+        Some(Command::Status(args)) => status::run(args),
         Some(Command::Show(args)) => show::run(args),
+        Some(Command::Peek(args)) => peek::run(args),
+        Some(Command::Poke(args)) => poke::run(args),
+        Some(Command::Dump(args)) => dump::run(args),
+        Some(Command::Config(args)) => config::run(args),
+        Some(Command::Irq(args)) => irq::run(args),
+        Some(Command::Reset(args)) => reset::run(args),
+        Some(Command::Remove(args)) => remove::run(args),
+        Some(Command::Rescan(args)) => rescan::run(args),
         Some(Command::Bind(args)) => bind::run(args),
         Some(Command::Unbind(args)) => unbind::run(args),
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::Loopback(args)) => loopback::run(args),
+        Some(Command::Shell(args)) => shell::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
@@ -95,11 +148,7 @@ pub fn main() -> ExitCode {
         Some(Command::Link(args)) => link::run(args),
         Some(Command::Completions(args)) => help::completions(args, Cli::command()),
         Some(Command::Man(args)) => help::man(args, Cli::command()),
-    };
-    result.unwrap_or_else(|failure| {
-        output::complain(&remedy::explain(&*failure));
-        exit::status(&failure)
-    })
+    }
 }
 
 #[cfg(test)]

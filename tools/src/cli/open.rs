@@ -19,7 +19,7 @@ use super::{Failure, output, usage};
 pub(super) const MODEL: &str = "model";
 
 /// How a device is reached.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct DeviceArg {
     /// How the device is reached; auto takes type1 or else iommufd, never noiommu
     /// [default: auto]
@@ -96,24 +96,47 @@ impl DeviceArg {
         model: impl FnOnce() -> Result<Attached, Failure>,
         drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        self.with(device, model, known, drive)
+    }
+
+    /// Opens any device, whether or not it is one that is driven here, bound for the time if
+    /// asked to.
+    pub(super) fn open<T>(
+        &self,
+        device: &str,
+        model: impl FnOnce() -> Result<Attached, Failure>,
+        drive: impl FnOnce(Device) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.with(device, model, |_, _| Ok(()), |(), device| drive(device))
+    }
+
+    /// Opens a device that is recognised, before anything is changed, as one to drive.
+    fn with<K, T>(
+        &self,
+        device: &str,
+        model: impl FnOnce() -> Result<Attached, Failure>,
+        recognise: impl FnOnce(&str, &Identity) -> Result<K, Failure>,
+        drive: impl FnOnce(K, Device) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let device = match Place::of(device)? {
             Place::Model => Device::open(model()?)?,
             Place::Socket(path) => Device::open(VfioUser::connect(path)?)?,
-            Place::Function(address) => return self.drive_bound(address, drive),
+            Place::Function(address) => return self.with_bound(address, recognise, drive),
         };
-        let driver = known(device.location(), &Identity::of(&device)?)?;
-        drive(driver, device)
+        let known = recognise(device.location(), &Identity::of(&device)?)?;
+        drive(known, device)
     }
 
     /// Drives a PCI device through VFIO.
-    fn drive_bound<T>(
+    fn with_bound<K, T>(
         &self,
         address: Address,
-        drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
+        recognise: impl FnOnce(&str, &Identity) -> Result<K, Failure>,
+        drive: impl FnOnce(K, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let sysfs = Sysfs::new();
         let info = sysfs.device(address)?;
-        let driver = known(&address.to_string(), &identity(&info))?;
+        let known = recognise(&address.to_string(), &identity(&info))?;
         let binding = match (self.bind, self.force) {
             (false, _) => None,
             (true, false) => Some(sysfs.bind(address)?),
@@ -125,7 +148,7 @@ impl DeviceArg {
             .session()
             .open_with(address, self.vf_token.as_ref())
             .map_err(Failure::from)
-            .and_then(|device| drive(driver, device));
+            .and_then(|device| drive(known, device));
         let restored = binding.as_ref().map_or(Ok(()), |binding| sysfs.restore(binding).map(drop));
         match (outcome, restored) {
             (outcome, Ok(())) => outcome,
@@ -139,7 +162,7 @@ impl DeviceArg {
 
 /// Where a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place<'a> {
+pub(super) enum Place<'a> {
     /// In this process.
     Model,
     /// On a socket that a vfio-user server listens on.
@@ -151,7 +174,7 @@ enum Place<'a> {
 impl Place<'_> {
     /// Reads DEVICE: `model`, a PCI address, the directory of a function in sysfs, or the path
     /// of a socket.
-    fn of(device: &str) -> Result<Place<'_>, Failure> {
+    pub(super) fn of(device: &str) -> Result<Place<'_>, Failure> {
         let path = Path::new(device);
         match device.parse() {
             _ if device == MODEL => Ok(Place::Model),
@@ -190,8 +213,9 @@ fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure
     recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
             "{location} is {identity}, which is not a device that vfio-dma drives\n  \
-             remedy: `{}` marks those it drives",
-            output::as_typed("vfio-dma list")
+             remedy: `{}` marks those it drives; `{} --recipe FILE` moves data through any",
+            output::as_typed("vfio-dma list"),
+            output::as_typed("vfio-dma loopback")
         )
         .into()
     })

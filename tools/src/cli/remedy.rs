@@ -5,6 +5,7 @@ use std::error::Error;
 use vfio_dma::Remedy;
 use vfio_dma::backend::BackendError;
 use vfio_dma::device::DeviceError;
+use vfio_dma::devices::recipe::RecipeError;
 use vfio_dma::host::HostError;
 use vfio_dma::pci::sysfs::SysfsError;
 use vfio_dma::pci::{Address, PciError};
@@ -43,6 +44,7 @@ fn own_remedies<'a>(error: &'a (dyn Error + 'static)) -> Vec<&'a Remedy> {
         .or_else(|| error.downcast_ref::<HostError>()?.remedy())
         .or_else(|| error.downcast_ref::<SysfsError>()?.remedy())
         .or_else(|| error.downcast_ref::<PciError>()?.remedy())
+        .or_else(|| error.downcast_ref::<RecipeError>()?.remedy())
         .into_iter()
         .collect()
 }
@@ -78,6 +80,11 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
         Remedy::AskForNoIommu => option("--iommu noiommu"),
         Remedy::EndUses { .. } => option("--force, to take it all the same"),
         Remedy::GiveVfToken { .. } => option("--vf-token UUID"),
+        Remedy::BringBack => command("vfio-dma rescan".into()),
+        Remedy::EnableDecoding { address, ports } => {
+            let bit = if *ports { "io-space" } else { "memory-space" };
+            command(format!("vfio-dma config {address} COMMAND.{bit}=1"))
+        }
         Remedy::UseIommu => option("--iommu type1 or --iommu iommufd"),
         Remedy::UseType1 => option("--iommu type1"),
         Remedy::StartServer { socket, .. } => {

@@ -1,30 +1,87 @@
-//! `vfio-dma unbind`: gives a device back to its former driver.
+//! `vfio-dma unbind`: gives devices back to their former drivers.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use vfio_dma::host::{Choice, Sysfs, Unbound};
+use vfio_dma::host::{Choice, Selector, Sysfs, Unbound};
 use vfio_dma::pci::Address;
 
+use super::bind::selected;
+use super::remedy::explain;
 use super::{Failure, output};
 
-/// Give a device back to the driver that it had before `bind`
+/// Give devices back to the drivers that they had before `bind`
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Address of the device, such as 0000:00:05.0
-    #[arg(value_name = "BDF")]
-    pub address: String,
+    /// PCI addresses such as 0000:00:05.0, kinds such as 1234:11e8, groups such as group:17
+    #[arg(value_name = "DEVICE", required = true)]
+    pub devices: Vec<Selector>,
+    /// Give the other members of their IOMMU groups back too
+    #[arg(long)]
+    pub group: bool,
+    /// Remove the rules of `bind --persist` too; also for an address where there is no device
+    #[arg(long)]
+    pub persist: bool,
 }
 
-/// Unbinds the device; one that is not bound to vfio-pci is left alone.
+/// Unbinds the devices; those that are not bound to vfio-pci are left alone.
 ///
 /// # Errors
 ///
-/// Fails when there is no such device, when it is in use, and when its former driver does
-/// not take it.
+/// Fails when there is no such device, when one is in use, and when its former driver does not
+/// take it; the others are given back.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let address: Address = args.address.parse()?;
-    output::print(&describe(&Sysfs::new().unbind(address)?))?;
-    Ok(ExitCode::SUCCESS)
+    let sysfs = Sysfs::new();
+    let mut devices = args.devices.clone();
+    if args.persist {
+        let mut absent = Vec::new();
+        for device in &devices {
+            if let Selector::Function(address) = device {
+                let path = sysfs.forget_persistent(*address)?;
+                absent.extend(sysfs.device(*address).is_err().then_some(*device));
+                output::print(&removed(*address, path))?;
+            }
+        }
+        devices.retain(|device| !absent.contains(device));
+        if devices.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    let mut failures: Vec<Failure> = Vec::new();
+    for address in selected(&sysfs, &devices, args.group)? {
+        match sysfs.unbind(address) {
+            Ok(unbound) => output::print(&describe(&unbound))?,
+            Err(error) => failures.push(error.into()),
+        }
+        if args.persist {
+            let path = sysfs.forget_persistent(address)?;
+            if path.is_some() {
+                output::print(&removed(address, path))?;
+            }
+        } else if let Some(path) = sysfs.persistent(address) {
+            output::complain(&format!(
+                "note: {} binds {address} to vfio-pci again when the machine starts; `unbind \
+                 --persist` removes it",
+                path.display()
+            ));
+        }
+    }
+    let mut failures = failures.into_iter();
+    match (failures.next(), failures.next()) {
+        (None, _) => Ok(ExitCode::SUCCESS),
+        (Some(only), None) => Err(only),
+        (Some(first), Some(second)) => {
+            let all = [first, second].into_iter().chain(failures);
+            Err(all.map(|failure| explain(&*failure)).collect::<Vec<_>>().join("\n").into())
+        }
+    }
+}
+
+fn removed(address: Address, path: Option<PathBuf>) -> String {
+    match path {
+        Some(path) => format!("{address}: {} is removed\n", path.display()),
+        None => format!("{address}: there was no rule that binds it when the machine starts\n"),
+    }
 }
 
 fn describe(unbound: &Unbound) -> String {

@@ -25,10 +25,12 @@ mod initramfs;
 mod kernel;
 mod machine;
 mod modules;
+mod package;
 mod pciutils;
 mod qemu;
 mod session;
 mod survey;
+mod udev;
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -43,6 +45,7 @@ pub use modules::Modules;
 pub use pciutils::{LSPCI, pciutils};
 pub use session::{Finished, Input, Streams};
 pub use survey::Survey;
+pub use udev::{UDEVADM, UDEVD, udev};
 
 /// What a command in a guest did.
 #[derive(Debug, Clone, PartialEq, Eq)]

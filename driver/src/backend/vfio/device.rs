@@ -23,7 +23,7 @@ use super::{ioctl, os_error};
 use crate::backend::{
     Backend, BackendError, Event, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
 };
-use crate::pci::Address;
+use crate::pci::{Address, Remedy};
 
 /// A PCI device opened through VFIO, by whichever method: regions, interrupts and reset are
 /// requests to its descriptor in all of them.
@@ -119,12 +119,13 @@ impl Device {
         BackendError::Os { action, source, remedy }
     }
 
-    /// VFIO_DEVICE_SET_IRQS with eventfds, or with no data when `events` is `None`.
+    /// VFIO_DEVICE_SET_IRQS of `count` vectors from `start` on, with eventfds, or with no data
+    /// when `events` is `None`.
     fn set_irqs(
         &self,
         index: u32,
         action: u32,
-        count: u32,
+        [start, count]: [u32; 2],
         events: Option<&[BorrowedFd<'_>]>,
     ) -> Result<nix::Result<libc::c_int>> {
         const HEADER: usize = offset_of!(uapi::vfio_irq_set, data);
@@ -137,7 +138,7 @@ impl Device {
             uapi::VFIO_IRQ_SET_DATA_NONE
         };
         let bytes = size_of_val(&words[..]) as u32;
-        words[..5].copy_from_slice(&[bytes, data | action, index, 0, count]);
+        words[..5].copy_from_slice(&[bytes, data | action, index, start, count]);
         for (word, fd) in words[HEADER / 4..].iter_mut().zip(fds) {
             *word = fd.as_raw_fd() as u32;
         }
@@ -207,7 +208,7 @@ impl Backend for Device {
             return Err(BackendError::NoVectors { kind, requested, available });
         }
         let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
-        let enabled = self.set_irqs(kind.index(), trigger, requested, Some(events))?;
+        let enabled = self.set_irqs(kind.index(), trigger, [0, requested], Some(events))?;
         let status = enabled.map_err(|errno| {
             let action = format!("{}: enabling {requested} {kind} vectors", self.address());
             let remedy = match errno {
@@ -227,12 +228,12 @@ impl Backend for Device {
     }
 
     fn irq_disable(&self, kind: IrqKind) -> Result<()> {
-        let disabled = match self.set_irqs(kind.index(), uapi::VFIO_IRQ_SET_ACTION_TRIGGER, 0, None)
-        {
-            // With the device everything went that was enabled.
-            Err(_) => return Ok(()),
-            Ok(status) => done(status),
-        };
+        let disabled =
+            match self.set_irqs(kind.index(), uapi::VFIO_IRQ_SET_ACTION_TRIGGER, [0, 0], None) {
+                // With the device everything went that was enabled.
+                Err(_) => return Ok(()),
+                Ok(status) => done(status),
+            };
         match disabled {
             Ok(()) => Ok(()),
             // The kernel says EINVAL when vectors of the kind are not enabled.
@@ -243,10 +244,19 @@ impl Backend for Device {
         }
     }
 
+    fn irq_trigger(&self, kind: IrqKind, vector: u32) -> Result<()> {
+        let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
+        done(self.set_irqs(kind.index(), trigger, [vector, 1], None)?).map_err(|errno| {
+            let action = format!("{}: triggering {kind} vector {vector}", self.address());
+            let not_enabled = || Remedy::from("the vector is not enabled: enable it first");
+            os_error(action, errno, (errno == Errno::EINVAL).then(not_enabled))
+        })
+    }
+
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
         let action =
             if masked { uapi::VFIO_IRQ_SET_ACTION_MASK } else { uapi::VFIO_IRQ_SET_ACTION_UNMASK };
-        done(self.set_irqs(IrqKind::Intx.index(), action, 1, None)?).map_err(|errno| {
+        done(self.set_irqs(IrqKind::Intx.index(), action, [0, 1], None)?).map_err(|errno| {
             let verb = if masked { "masking" } else { "unmasking" };
             os_error(format!("{}: {verb} INTx", self.address()), errno, None)
         })
@@ -270,7 +280,7 @@ impl Backend for Device {
 
     fn notify(&self, event: Event, signalled: BorrowedFd<'_>) -> Result<bool> {
         let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
-        match done(self.set_irqs(event.index(), trigger, 1, Some(&[signalled]))?) {
+        match done(self.set_irqs(event.index(), trigger, [0, 1], Some(&[signalled]))?) {
             Ok(()) => Ok(true),
             // A function without PCI Express has no errors of its link, and older kernels have
             // neither event.

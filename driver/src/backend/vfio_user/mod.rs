@@ -331,6 +331,12 @@ impl Backend for VfioUser {
         Ok(())
     }
 
+    fn irq_trigger(&self, kind: IrqKind, vector: u32) -> Result<()> {
+        let flags = uapi::VFIO_IRQ_SET_DATA_NONE | uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
+        let action = || format!("triggering {kind} vector {vector}");
+        self.set_irqs(kind, flags, [vector, 1], &[], action)
+    }
+
     fn intx_set_masked(&self, masked: bool) -> Result<()> {
         let kind = IrqKind::Intx;
         let available = self.irqs[kind.index() as usize];

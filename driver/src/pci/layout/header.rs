@@ -1,6 +1,6 @@
 //! The predefined header (PCI Local Bus 3.0, section 6.1; PCI-to-PCI Bridge 1.2, section 3.2).
 
-use super::table::{Bits, Row, Values, bits, flag, names, ro, rw, w1c};
+use super::table::{Bits, Row, Values, bits, clears, flag, names, ro, rw, w1c};
 
 const COMMAND: &[Bits] = &[
     flag("io-space", 0),
@@ -80,6 +80,10 @@ const BRIDGE_CONTROL: &[Bits] = &[
     flag("master-abort", 5),
     flag("bus-reset", 6),
     flag("fast-back-to-back", 7),
+    flag("primary-discard-timer", 8),
+    flag("secondary-discard-timer", 9),
+    clears("discard-timer-status", 10),
+    flag("discard-timer-serr", 11),
 ];
 
 /// Header type 1.

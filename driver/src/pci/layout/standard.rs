@@ -1,6 +1,6 @@
 //! Conventional capabilities (PCI Code and ID Assignment, chapter 2).
 
-use super::table::{Bits, Row, Values, bits, flag, names, ro, rw, w1c};
+use super::table::{Bits, Row, Values, bits, clears, flag, names, ro, rw, w1c};
 
 /// Name and prefix of the capability with this id.
 pub(super) fn name(id: u8) -> (&'static str, &'static str) {
@@ -64,7 +64,7 @@ pub(super) const POWER: &[Row] = &[
             flag("pme-enable", 8),
             bits("data-select", 9, 4),
             bits("data-scale", 13, 2),
-            flag("pme-status", 15),
+            clears("pme-status", 15),
         ],
     ),
 ];

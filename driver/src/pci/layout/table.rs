@@ -24,6 +24,7 @@ pub(super) struct Bits {
     lsb: u8,
     bits: u8,
     values: Values,
+    clears: bool,
 }
 
 impl Row {
@@ -35,6 +36,7 @@ impl Row {
         };
         let field = |bits: &Bits| Field {
             values: bits.values.iter().map(|(number, text)| (*number, (*text).into())).collect(),
+            write_one_to_clear: bits.clears,
             ..Field::new(bits.name, bits.lsb, bits.bits)
         };
         let fields = self.fields.iter().map(field).collect();
@@ -51,7 +53,12 @@ pub(super) const fn bits(name: &'static str, lsb: u8, bits: u8) -> Bits {
 }
 
 pub(super) const fn names(name: &'static str, lsb: u8, bits: u8, values: Values) -> Bits {
-    Bits { name, lsb, bits, values }
+    Bits { name, lsb, bits, values, clears: false }
+}
+
+/// A flag that a one clears, in a register that is otherwise written as it is read.
+pub(super) const fn clears(name: &'static str, bit: u8) -> Bits {
+    Bits { clears: true, ..flag(name, bit) }
 }
 
 pub(super) const fn ro(name: &'static str, offset: u16, width: u8, fields: &'static [Bits]) -> Row {

@@ -93,6 +93,33 @@ pub struct Args {
 const MOST_WRITES: i64 = 10_000_000;
 
 impl Args {
+    /// A run with the options that every engine has.
+    pub(super) fn plain(
+        device: &str,
+        reach: DeviceArg,
+        size: Option<u64>,
+        placement: Option<PlacementArg>,
+        seed: Option<u64>,
+        json: bool,
+    ) -> Args {
+        Args {
+            device: device.to_owned(),
+            size,
+            placement,
+            reach,
+            completion: None,
+            address_bits: None,
+            seed,
+            writes: None,
+            timeout: None,
+            namespace: None,
+            destroy_data_on: None,
+            overwrite_signatures: false,
+            fault: None,
+            json,
+        }
+    }
+
     /// Refuses options that the driver has no use for.
     fn check(&self, driver: &str) -> Result<(), Failure> {
         let copies: &[&str] = &[Edu::NAME, Ioat::NAME, LitePcie::NAME, Nvme::NAME];
@@ -131,7 +158,7 @@ impl Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum PlacementArg {
+pub(super) enum PlacementArg {
     /// Contiguous where that can be had, scatter/gather otherwise
     Auto,
     /// One segment, or an error
