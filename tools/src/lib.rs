@@ -5,4 +5,5 @@ pub mod cli;
 mod progress;
 pub mod rtl;
 pub mod serve;
+pub mod soak;
 pub mod vm;

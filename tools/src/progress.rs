@@ -76,6 +76,11 @@ impl Step {
         self.bar.set_position(parts);
     }
 
+    /// Says in other words what is going on.
+    pub(crate) fn say(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
     /// Shows that one more part is done.
     pub(crate) fn advance(&self) {
         self.bar.inc(1);
@@ -113,7 +118,7 @@ impl Lines {
         let work = move || {
             let mut wait = if first.is_zero() { reminder } else { first };
             while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(wait) {
-                tell(&line(&what, &bar, begin.elapsed()));
+                tell(&line(&bar, begin.elapsed()));
                 wait = reminder;
             }
         };
@@ -132,8 +137,8 @@ impl Drop for Lines {
     }
 }
 
-fn line(what: &str, bar: &ProgressBar, since: Duration) -> String {
-    let seconds = since.as_secs();
+fn line(bar: &ProgressBar, since: Duration) -> String {
+    let (what, seconds) = (bar.message(), since.as_secs());
     match bar.length() {
         Some(len) if len > 0 => {
             let share = 100 * bar.position().min(len) / len;
@@ -160,10 +165,11 @@ mod tests {
         let told: Arc<Mutex<Vec<String>>> = Arc::default();
         let (sink, count) = (Arc::clone(&told), Arc::clone(&told));
         let tell = move |line: &str| sink.lock().unwrap().push(line.to_owned());
-        let bar = ProgressBar::hidden();
+        let what = "building (log: /l)";
+        let bar = ProgressBar::hidden().with_message(what);
         bar.set_length(4);
         bar.set_position(1);
-        let lines = Lines::begin("building (log: /l)".into(), bar, first, reminder, tell);
+        let lines = Lines::begin(what.into(), bar, first, reminder, tell);
         work(&|| count.lock().unwrap().len());
         drop(lines);
         told.lock().unwrap().clone()
@@ -192,7 +198,8 @@ mod tests {
 
     #[test]
     fn what_has_no_length_tells_its_time() {
-        let line = line("booting", &ProgressBar::hidden(), Duration::from_secs(75));
+        let bar = ProgressBar::hidden().with_message("booting");
+        let line = line(&bar, Duration::from_secs(75));
         assert_eq!(line, "booting: for 75 s so far");
     }
 }

@@ -101,6 +101,15 @@ Examples:
   vfio-dma bench model --size 1M --segment 4K,64K --rounds 20
   vfio-dma bench --compare a.json b.json
   vfio-dma bench --bind 0000:00:05.0 --link gen4x16";
+pub(super) const SOAK: &str = "\
+Examples:
+  vfio-dma soak model
+  vfio-dma soak model --for 10m --fault all
+  vfio-dma soak model --operations 100000 --ring 8 --fault double-completion=20us@/101 --json
+  vfio-dma soak --bind 0000:00:05.0 --for 1h
+  vfio-dma soak ./socket --channels 1 --seed 7
+
+Exit status: 0 when every byte is right, nothing leaked and every failure is explained; else 1.";
 pub(super) const VM: &str = "\
 Examples:
   vfio-dma vm --device edu -- vfio-dma run --bind 0000:00:05.0

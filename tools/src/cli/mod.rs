@@ -32,6 +32,7 @@ pub mod run;
 pub mod shell;
 pub mod show;
 pub mod size;
+pub mod soak;
 pub mod status;
 pub mod unbind;
 pub mod vm;
@@ -94,6 +95,8 @@ enum Command {
     Shell(shell::Args),
     #[command(after_long_help = help::BENCH)]
     Bench(Box<bench::Args>),
+    #[command(after_long_help = help::SOAK)]
+    Soak(soak::Args),
     #[command(after_long_help = help::VM)]
     Vm(vm::Args),
     #[command(after_long_help = help::MODEL)]
@@ -142,6 +145,7 @@ fn execute(command: Option<&Command>) -> Result<ExitCode, Failure> {
         Some(Command::Loopback(args)) => loopback::run(args),
         Some(Command::Shell(args)) => shell::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Soak(args)) => soak::run(args),
         Some(Command::Vm(args)) => vm::run(args),
         Some(Command::Model(args)) => model::run(args),
         Some(Command::Rtl(args)) => rtl::run(args),

@@ -93,10 +93,13 @@ impl DeviceArg {
     pub(super) fn drive<T>(
         &self,
         device: &str,
-        model: impl FnOnce() -> Result<Attached, Failure>,
+        model: impl FnMut() -> Result<Attached, Failure>,
         drive: impl FnOnce(&'static Driver, Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        self.with(device, model, known, drive)
+        self.open_often(device, model, known, |open| {
+            let (driver, device) = open()?;
+            drive(driver, device)
+        })
     }
 
     /// Opens any device, whether or not it is one that is driven here, bound for the time if
@@ -104,35 +107,48 @@ impl DeviceArg {
     pub(super) fn open<T>(
         &self,
         device: &str,
-        model: impl FnOnce() -> Result<Attached, Failure>,
+        model: impl FnMut() -> Result<Attached, Failure>,
         drive: impl FnOnce(Device) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        self.with(device, model, |_, _| Ok(()), |(), device| drive(device))
+        self.open_often(device, model, |_, _| Ok(()), |open| drive(open()?.1))
     }
 
-    /// Opens a device that is recognised, before anything is changed, as one to drive.
-    fn with<K, T>(
+    /// As [`DeviceArg::drive`], for who opens the device again and again: with `open`, each time
+    /// when the former one is closed.
+    pub(super) fn drive_often<T>(
         &self,
         device: &str,
-        model: impl FnOnce() -> Result<Attached, Failure>,
-        recognise: impl FnOnce(&str, &Identity) -> Result<K, Failure>,
-        drive: impl FnOnce(K, Device) -> Result<T, Failure>,
+        model: impl FnMut() -> Result<Attached, Failure>,
+        drive: impl FnOnce(&mut Open<'_, &'static Driver>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let device = match Place::of(device)? {
-            Place::Model => Device::open(model()?)?,
-            Place::Socket(path) => Device::open(VfioUser::connect(path)?)?,
-            Place::Function(address) => return self.with_bound(address, recognise, drive),
-        };
-        let known = recognise(device.location(), &Identity::of(&device)?)?;
-        drive(known, device)
+        self.open_often(device, model, known, drive)
+    }
+
+    /// Lets a device be opened that is recognised, before anything is changed, as one to drive.
+    fn open_often<K: Copy, T>(
+        &self,
+        device: &str,
+        mut model: impl FnMut() -> Result<Attached, Failure>,
+        recognise: impl Fn(&str, &Identity) -> Result<K, Failure>,
+        drive: impl FnOnce(&mut Open<'_, K>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let recognised =
+            |device: Device| Ok((recognise(device.location(), &Identity::of(&device)?)?, device));
+        match Place::of(device)? {
+            Place::Model => drive(&mut || recognised(Device::open(model()?)?)),
+            Place::Socket(path) => {
+                drive(&mut || recognised(Device::open(VfioUser::connect(path)?)?))
+            }
+            Place::Function(address) => self.open_bound(address, recognise, drive),
+        }
     }
 
     /// Drives a PCI device through VFIO.
-    fn with_bound<K, T>(
+    fn open_bound<K: Copy, T>(
         &self,
         address: Address,
-        recognise: impl FnOnce(&str, &Identity) -> Result<K, Failure>,
-        drive: impl FnOnce(K, Device) -> Result<T, Failure>,
+        recognise: impl Fn(&str, &Identity) -> Result<K, Failure>,
+        drive: impl FnOnce(&mut Open<'_, K>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let sysfs = Sysfs::new();
         let info = sysfs.device(address)?;
@@ -142,13 +158,11 @@ impl DeviceArg {
             (true, false) => Some(sysfs.bind(address)?),
             (true, true) => Some(sysfs.bind_in_use(address)?),
         };
-        let outcome = self
-            .iommu
-            .unwrap_or(IommuArg::Auto)
-            .session()
-            .open_with(address, self.vf_token.as_ref())
-            .map_err(Failure::from)
-            .and_then(|device| drive(known, device));
+        let outcome = drive(&mut || {
+            // A session of its own each time: nothing of the last one is left.
+            let mut session = self.iommu.unwrap_or(IommuArg::Auto).session();
+            Ok((known, session.open_with(address, self.vf_token.as_ref())?))
+        });
         let restored = binding.as_ref().map_or(Ok(()), |binding| sysfs.restore(binding).map(drop));
         match (outcome, restored) {
             (outcome, Ok(())) => outcome,
@@ -159,6 +173,9 @@ impl DeviceArg {
         }
     }
 }
+
+/// Opens a device, and says as what it is recognised.
+pub(super) type Open<'a, K> = dyn FnMut() -> Result<(K, Device), Failure> + 'a;
 
 /// Where a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,6 +25,11 @@ impl FromStr for FaultArg {
 }
 
 impl FaultArg {
+    /// The text of each rule of the plan.
+    pub(in crate::cli) fn rules(&self) -> &[String] {
+        &self.rules
+    }
+
     /// How often each rule took effect, a line each, for who does not see the driver.
     pub(in crate::cli) fn fired(&self, fired: &[u64]) -> String {
         fired_rules(&self.rules, fired)
