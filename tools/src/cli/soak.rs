@@ -127,6 +127,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     args.reach.check(&args.device)?;
     // The flag is set up before anything is changed, so that Ctrl-C undoes it.
     let interrupted = interrupted()?;
+    if args.fault.is_some() && std::env::var_os("RUST_LOG").is_none() {
+        // What the faults make the driver and the model say is counted, not told each time.
+        log::set_max_level(log::LevelFilter::Off);
+    }
     let plan = args.fault.as_ref().map(|fault| fault.plan.clone()).unwrap_or_default();
     let model = RefCell::new(Model::new(CHANNELS, plan));
     let options = Options {

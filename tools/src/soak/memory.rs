@@ -103,10 +103,6 @@ impl Target {
         Ok(Target { buffer: Arc::new(buffer), image, pieces: Vec::new(), window: 0..0 })
     }
 
-    pub(super) fn buffer(&self) -> &Arc<Buffer> {
-        &self.buffer
-    }
-
     /// Whether no transfer has the buffer.
     pub(super) fn is_back(&self) -> bool {
         Arc::strong_count(&self.buffer) == 1

@@ -26,7 +26,7 @@ use crate::progress::Step;
 /// The most channels that are used unless others are asked for.
 const CHANNELS: u32 = 4;
 /// The most buffers of a channel that are written in turn.
-const LANES: usize = 16;
+const LANES: usize = 40;
 /// The longest transfer, by default: of an engine of its own, and of edu, which moves 40 KiB/s.
 const MAX_SIZE: usize = 256 << 10;
 const MAX_SIZE_SLOW: usize = 4 << 10;
@@ -291,7 +291,7 @@ impl<'a> Rounds<'a> {
             false => (0..u8::try_from(channels)?).collect(),
         };
         let (ends, steps) = self.bounds(dice);
-        let lanes = if self.number == 0 { LANES } else { dice.usize(1..=LANES) };
+        let lanes = if self.number == 0 { LANES } else { log_uniform(dice, 1..LANES + 1) };
         log::info!("round {}: {wait:?}, ring of {ring}, {lanes} lanes, {on_error:?}", self.number);
         let round = ioat::Round {
             shared: self.shared,
