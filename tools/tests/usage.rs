@@ -32,6 +32,10 @@ fn each_is_refused_with_what_it_belongs_to() {
         (&["run", "model", "--address-bits", "32"], "--address-bits is for edu"),
         (&["run", "model", "--writes", "5"], "--writes is for pci-testdev"),
         (&["run", "./socket", "--fault", "chanerr=8@1"], "--fault is for the DEVICE model"),
+        (&["soak", "./socket", "--fault", "all"], "--fault is for the DEVICE model"),
+        (&["soak", "model", "--bind"], "--bind is for a PCI device"),
+        (&["soak", "./socket", "--iommu", "auto"], "--iommu is for a PCI device"),
+        (&["soak", "model", "--channels", "5"], "--channels 5: the device has 4"),
         (&["link", "gen3x8", "--window", "1M"], "--iotlb"),
         // Values out of their range.
         (&["run", "0000:00:05.0", "--writes", "0"], "1..="),
@@ -39,6 +43,12 @@ fn each_is_refused_with_what_it_belongs_to() {
         (&["run", "model", "--address-bits", "65"], "12..=64"),
         (&["run", "model", "--timeout", "0"], "1..=3600"),
         (&["run", "model", "--fault", "nonsense@1"], "nonsense"),
+        (&["soak", "model", "--for", "10"], "s, m or h"),
+        (&["soak", "model", "--for", "0s"], "no time"),
+        (&["soak", "model", "--operations", "0"], "1.."),
+        (&["soak", "model", "--ring", "3"], "4..=32768"),
+        (&["soak", "model", "--max-size", "0"], "1 byte to 16M"),
+        (&["soak", "model", "--fault", "all,nonsense@1"], "nonsense"),
         (&["model", "--socket", "/tmp/s", "--channels", "9"], "1..=8"),
         (&["model", "--socket", "/tmp/s", "--device", "x"], "litepcie"),
         (&["model", "--socket", "/tmp/s", "--device", "litepcie", "--channels", "2"], "channels=N"),
@@ -90,6 +100,7 @@ fn each_is_refused_with_what_it_belongs_to() {
         (&["unbind", "5"], "is not a PCI address"),
         (&["doctor", "5"], "is not a PCI address"),
         (&["run", "5"], "is not a PCI address"),
+        (&["soak", "5"], "is not a PCI address"),
         (&["bench", "5"], "is not a PCI address"),
     ] {
         let begin = Instant::now();

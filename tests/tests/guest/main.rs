@@ -27,6 +27,7 @@ mod removal;
 mod rtl;
 mod sharing;
 mod show;
+mod soak;
 mod support;
 mod testdev;
 
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         interrupts::capabilities_are_those_of_the_device,
         edu::writes_and_reads_its_own_buffer,
         edu::ctrl_c_stops_a_run_in_the_middle,
+        soak::edu_is_soaked,
         edu::a_copy_that_is_refused_or_late_gives_its_buffers_back,
         testdev::memory_and_port_bars_pass,
         testdev::the_command_line_reports_them,
@@ -285,6 +287,7 @@ fn main() -> ExitCode {
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
                 bench::ioat_is_measured_in_time,
+                soak::ioat_is_soaked,
                 examples::ioat_examples_run,
             ],
         },
@@ -376,6 +379,7 @@ fn main() -> ExitCode {
                 nvme::a_command_that_is_late_is_given_up,
                 bench::nvme_is_measured_in_time,
                 nvme::an_unbind_with_64_reads_in_flight_ends_each_once,
+                soak::nvme_is_soaked,
                 nvme::a_drop_and_a_panic_in_mid_transfer_stop_the_queue,
                 nvme::a_process_that_is_killed_leaves_a_drive_that_works,
                 nvme::the_command_line_writes_a_drive_that_is_named,

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::bench::units::bytes;
-
 /// What this process holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Held {
@@ -124,6 +122,10 @@ impl Leaks {
     }
 }
 
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 impl fmt::Display for Leaks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Leaks { before, after, kept, leaked, dma_mappings, .. } = self;
@@ -134,7 +136,7 @@ impl fmt::Display for Leaks {
                 leaked.descriptors,
                 leaked.threads,
                 leaked.maps,
-                bytes(leaked.resident)
+                mebibytes(leaked.resident)
             )?;
         } else {
             f.write_str("no leaks: ")?;
@@ -148,8 +150,8 @@ impl fmt::Display for Leaks {
             after.threads,
             before.maps,
             after.maps,
-            bytes(before.resident),
-            bytes(after.resident)
+            mebibytes(before.resident),
+            mebibytes(after.resident)
         )?;
         if *kept != Held::default() {
             write!(
@@ -159,7 +161,7 @@ impl fmt::Display for Leaks {
                 kept.descriptors,
                 kept.threads,
                 kept.maps,
-                bytes(kept.resident)
+                mebibytes(kept.resident)
             )?;
         }
         Ok(())

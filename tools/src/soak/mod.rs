@@ -18,6 +18,8 @@ mod plan;
 mod rounds;
 mod slots;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -19,8 +19,9 @@ use super::counts::{Place, Shared};
 use super::faults::{Explained, Model};
 use super::leaks::{Held, Leaks};
 use super::plan::{chance, log_uniform, rng};
+use super::summary::gibibytes;
 use super::{Open, Options, RINGS, SoakError, engine, ioat, nvme};
-use crate::bench::units::{bytes, rate};
+use crate::bench::units::rate;
 use crate::progress::Step;
 
 /// The most channels that are used unless others are asked for.
@@ -389,7 +390,7 @@ impl<'a> Rounds<'a> {
             self.location,
             self.number,
             operations as f64 / seconds.max(1e-9),
-            bytes(done >> 20 << 20),
+            gibibytes(done),
             rate(done as f64 / seconds.max(1e-9)),
             load(&self.shared.wrong_bytes)
         ));

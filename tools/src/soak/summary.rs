@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::counts::{Counts, Unexplained, Wrong};
 use super::leaks::Leaks;
-use crate::bench::units::{bytes, rate};
+use crate::bench::units::rate;
 
 /// Version of the schema of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -98,6 +98,11 @@ impl Summary {
     }
 }
 
+/// A large number of bytes.
+pub(super) fn gibibytes(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary { counts, .. } = self;
@@ -125,8 +130,9 @@ impl fmt::Display for Summary {
         )?;
         writeln!(
             f,
-            "verified: {}, {}; {} wrong bytes{}",
-            bytes(self.bytes_verified),
+            "verified: {} ({} bytes), {}; {} wrong bytes{}",
+            gibibytes(self.bytes_verified),
+            self.bytes_verified,
             rate(self.bytes_verified as f64 / seconds),
             self.wrong_bytes,
             match self.wrong_operations {
