@@ -89,7 +89,7 @@ counts! {
     reads,
     /// Operations that ended well, whose every byte was looked at.
     succeeded,
-    /// Operations that ended with an error which a fault or a cancellation explains.
+    /// Operations, or descriptors of those between slots, that ended with an error.
     failed,
     /// Of these: the channel halted.
     halted,

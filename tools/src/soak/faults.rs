@@ -10,67 +10,87 @@ use super::SoakError;
 
 /// Every kind of fault of the model, at rates that leave most transfers alone. What costs the
 /// driver a time-out, or takes the device away, is seldom.
-///
-/// Channel 0 has the faults that end the device.
 pub const ALL: &str = "chanerr=8@/4099,chanerr=9@/6101,chanerr=0@/9001,chanerr=11@/12007,\
     chanerr=10+2@/15013,chanerr=18@/21001,halt@/7001,\
     no-completion@/5501,late-completion=2ms@/8009,double-completion@/3001,\
     double-completion=20us@/1709,torn-completion=200us@/4507,stale-completion@/2003,\
     astray-completion@/6507,no-interrupt@/1511,spurious-interrupt@/907,double-interrupt@/1103,\
-    suspend-hang@/311,reset-hang@/509,gone@5000011#0,exit@7000003#0";
+    suspend-hang@/101,reset-hang@/701,gone@1000003#0,exit@1000003#1";
 
-/// What faults can do to transfers.
+/// The faults of a round's model: what they did explains errors.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Explained {
-    /// The bits of CHANERR with which channels halt.
-    halts: Vec<u32>,
-    bad_completions: bool,
-    suspend_hangs: bool,
-    /// A channel, or the device, is lost.
-    losses: bool,
-    /// The device does nothing any more, and says nothing of it.
-    pub(super) goes_silent: bool,
+    plan: FaultPlan,
+    model: Option<Arc<Embedded>>,
+}
+
+/// Whether a fault halts the channel.
+fn halts(fault: Fault) -> bool {
+    matches!(fault, Fault::Error(_) | Fault::Halt)
+}
+
+fn spoils_completions(fault: Fault) -> bool {
+    matches!(
+        fault,
+        Fault::StaleCompletion
+            | Fault::DoubleCompletion(_)
+            | Fault::TornCompletion(_)
+            | Fault::AstrayCompletion(_)
+    )
+}
+
+/// Whether a fault ends the device for good.
+pub(super) fn ends(fault: Fault) -> bool {
+    matches!(fault, Fault::Gone | Fault::Exit)
 }
 
 impl Explained {
-    /// By a plan of faults.
-    pub(super) fn by(plan: &FaultPlan) -> Explained {
-        let mut explained = Explained::default();
-        for rule in plan.rules() {
-            match rule.fault {
-                Fault::Error(bits) => explained.halts.push(bits.bits()),
-                Fault::Halt => explained.halts.push(0),
-                Fault::StaleCompletion
-                | Fault::DoubleCompletion(_)
-                | Fault::TornCompletion(_)
-                | Fault::AstrayCompletion(_) => explained.bad_completions = true,
-                Fault::SuspendHang => explained.suspend_hangs = true,
-                Fault::ResetHang => explained.losses = true,
-                Fault::Gone => explained.losses = true,
-                Fault::Exit => (explained.losses, explained.goes_silent) = (true, true),
-                _ => {}
-            }
-        }
-        explained
+    /// Whether a fault of such a kind took effect.
+    fn fired(&self, is: impl Fn(Fault) -> bool) -> bool {
+        let Some(model) = &self.model else { return false };
+        let fired = model.function().faults_fired();
+        self.plan.rules().iter().zip(fired).any(|(rule, fired)| fired > 0 && is(rule.fault))
+    }
+
+    /// Whether the device does nothing any more, and says nothing of it.
+    pub(super) fn is_silent(&self) -> bool {
+        self.fired(|fault| fault == Fault::Exit)
+    }
+
+    /// Whether the device may become so.
+    pub(super) fn may_be_silent(&self) -> bool {
+        self.plan.rules().iter().any(|rule| rule.fault == Fault::Exit)
     }
 
     /// Whether a channel, or the device, may be lost.
     pub(super) fn losses(&self) -> bool {
-        self.losses
+        self.fired(|fault| ends(fault) || fault == Fault::ResetHang)
     }
 
     /// Whether a transfer may have ended so; `aborted` says whether it was in flight when its
     /// channel was aborted.
     pub(super) fn transfer(&self, error: &TransferError, aborted: bool) -> bool {
         match error {
-            TransferError::Halted { errors, .. } => self.halts.contains(&errors.bits()),
-            TransferError::Behind => !self.halts.is_empty() || self.bad_completions,
-            TransferError::Aborted => aborted || self.suspend_hangs || self.goes_silent,
-            TransferError::Completion(_) => self.bad_completions,
-            TransferError::Lost(_) => self.losses,
+            TransferError::Halted { errors, .. } => self.fired(|fault| match fault {
+                Fault::Error(bits) => bits.bits() == errors.bits(),
+                Fault::Halt => errors.is_empty(),
+                _ => false,
+            }),
+            TransferError::Behind => self.fired(|fault| halts(fault) || spoils_completions(fault)),
+            TransferError::Aborted => {
+                aborted || self.fired(|fault| matches!(fault, Fault::SuspendHang | Fault::Exit))
+            }
+            TransferError::Completion(_) => self.fired(spoils_completions),
+            TransferError::Lost(_) => self.losses(),
             _ => false,
         }
     }
+}
+
+/// How often channels halted on request.
+pub(super) fn halts_fired(plan: &FaultPlan, fired: &[u64]) -> u64 {
+    let halting = plan.rules().iter().zip(fired).filter(|(rule, _)| halts(rule.fault));
+    halting.map(|(_, fired)| fired).sum()
 }
 
 /// The model in this process, which is made anew when a fault has ended it.
@@ -120,12 +140,14 @@ impl Model {
         Ok(model.attach()?)
     }
 
+    /// What the faults of the model that is there explain.
+    pub(super) fn explained(&self) -> Explained {
+        Explained { plan: self.plan.clone(), model: self.current.clone() }
+    }
+
     /// Whether a fault has ended the device for good.
     pub(super) fn has_ended(&self) -> bool {
-        let Some(model) = &self.current else { return false };
-        let fired = model.function().faults_fired();
-        let ends = |fault| matches!(fault, Fault::Gone | Fault::Exit);
-        self.plan.rules().iter().zip(fired).any(|(rule, fired)| ends(rule.fault) && fired > 0)
+        self.explained().fired(ends)
     }
 
     /// Lets go of the model; the next driver gets another.
@@ -195,8 +217,28 @@ mod tests {
         assert_eq!(plan.rules().len(), ALL.split(',').count());
     }
 
+    /// A model with faults that have taken effect, by a copy of several descriptors; `None` for
+    /// one whose faults have not.
+    fn after(plan: &str, runs: bool) -> Explained {
+        use vfio_dma::devices::PciDriver as _;
+        use vfio_dma::devices::ioat::{Config, Ioat, WhenFull};
+        use vfio_dma::dma::{Direction, Request};
+        let mut model = Model::new(1, plan.parse().unwrap());
+        let device = vfio_dma::device::Device::open(model.attach().unwrap()).unwrap();
+        let ioat = Ioat::probe(device, Config::default()).unwrap();
+        if runs {
+            let mut channel = ioat.channel(0).unwrap();
+            let place = |way| ioat.allocate(&Request::new(64, way)).unwrap().into();
+            let (from, to) = (place(Direction::ToDevice), place(Direction::FromDevice));
+            let token = channel.copy(from, to, WhenFull::Return).unwrap();
+            let _ = channel.wait(token, std::time::Duration::from_secs(10));
+            let _ = channel.abort();
+        }
+        model.explained()
+    }
+
     #[test]
-    fn an_error_is_explained_by_the_faults_that_lead_to_it() {
+    fn an_error_is_explained_by_a_fault_that_leads_to_it_and_took_effect() {
         let halted = |bits| TransferError::Halted {
             errors: ChannelErrors::from_bits_retain(bits),
             piece: 0,
@@ -207,22 +249,27 @@ mod tests {
             done: 0,
         };
         let lost = TransferError::Lost("gone".into());
-        let explained = |plan: &str, error: &TransferError, aborted| {
-            Explained::by(&plan.parse().unwrap()).transfer(error, aborted)
-        };
-        assert!(explained("chanerr=8@/9", &halted(0x100), false));
-        assert!(!explained("chanerr=8@/9", &halted(0x200), false));
-        assert!(!explained("chanerr=8@/9", &halted(0), false));
-        assert!(explained("halt@/9", &halted(0), false));
-        assert!(explained("halt@/9", &TransferError::Behind, false));
-        assert!(!explained("no-interrupt", &TransferError::Behind, false));
-        for (plan, aborted, expected) in
-            [("", false, false), ("", true, true), ("suspend-hang@/2", false, true)]
-        {
-            assert_eq!(explained(plan, &TransferError::Aborted, aborted), expected);
+        let read = after("chanerr=8@1", true);
+        assert!(
+            read.transfer(&halted(0x100), false) && read.transfer(&TransferError::Behind, false)
+        );
+        for error in [halted(0x200), halted(0), lost.clone(), TransferError::Aborted] {
+            assert!(!read.transfer(&error, false), "{error}");
         }
-        assert!(explained("gone@3", &lost, false) && explained("reset-hang@3", &lost, false));
-        assert!(!explained("halt@3,no-completion@/3", &lost, true));
+        assert!(read.transfer(&TransferError::Aborted, true));
+        assert!(!after("chanerr=8@1", false).transfer(&halted(0x100), false), "not yet");
+        assert!(after("halt@1", true).transfer(&halted(0), false));
+        assert!(after("gone@1", true).transfer(&lost, false));
+        assert!(!Explained::default().transfer(&lost, true));
+        let late = after("late-completion=1ms", true);
+        assert!(!late.transfer(&TransferError::Behind, false));
+        assert!(!late.losses() && !late.is_silent() && !late.may_be_silent());
+    }
+
+    #[test]
+    fn halts_are_counted_among_other_faults() {
+        let plan: FaultPlan = "halt@/3,no-interrupt@/2,chanerr=8@1,gone@5".parse().unwrap();
+        assert_eq!(halts_fired(&plan, &[4, 100, 1, 1]), 5);
     }
 
     #[test]

@@ -16,7 +16,6 @@ mod nvme;
 mod place;
 mod plan;
 mod rounds;
-mod slots;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -30,7 +29,7 @@ use vfio_dma::devices::Driver;
 use vfio_dma_model::ioat::FaultPlan;
 
 use counts::Shared;
-use faults::{Explained, Model};
+use faults::Model;
 use rounds::Rounds;
 
 pub use counts::{Counts, Place, Unexplained, Wrong};
@@ -80,8 +79,7 @@ pub fn run(
     let begin = Instant::now();
     let plan = model.map(|model| model.borrow().plan().clone()).unwrap_or_default();
     let shared = Shared::new(stop, begin + options.time, options.operations);
-    let explained = Explained::by(&plan);
-    let mut rounds = Rounds::new(options, &shared, &explained)?;
+    let mut rounds = Rounds::new(options, &shared)?;
     let mut gave_up = false;
     loop {
         match rounds.next(open, model) {
@@ -111,7 +109,18 @@ pub fn run(
     let [operations, bytes_verified, wrong_bytes] =
         [&shared.operations, &shared.bytes, &shared.wrong_bytes]
             .map(|count| count.load(Ordering::Relaxed));
-    let findings = shared.into_findings();
+    let mut findings = shared.into_findings();
+    let halts = faults::halts_fired(&plan, &fired);
+    if findings.counts.halted > halts {
+        findings.unexplained_count += 1;
+        findings.unexplained.push(Unexplained {
+            place: Place { round: done.rounds, channel: 0, step: 0 },
+            error: format!(
+                "{} operations failed of halts, and channels were halted on request {halts} times",
+                findings.counts.halted
+            ),
+        });
+    }
     let faults_fired = fired.iter().sum();
     let mut summary = Summary {
         schema: SCHEMA,
@@ -150,8 +159,6 @@ pub fn run(
 /// How many of the faults that took effect were recovered from: all, but for those that ended a
 /// model, and those after which a device could not be opened again.
 fn recovered(plan: &FaultPlan, fired: &[u64], not_reopened: u64) -> u64 {
-    use vfio_dma_model::ioat::Fault;
-    let ends = |fault| matches!(fault, Fault::Gone | Fault::Exit);
-    let counted = plan.rules().iter().zip(fired).filter(|(rule, _)| !ends(rule.fault));
+    let counted = plan.rules().iter().zip(fired).filter(|(rule, _)| !faults::ends(rule.fault));
     counted.map(|(_, fired)| fired).sum::<u64>().saturating_sub(not_reopened)
 }

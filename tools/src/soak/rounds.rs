@@ -33,16 +33,16 @@ const MAX_SIZE: usize = 256 << 10;
 const MAX_SIZE_SLOW: usize = 4 << 10;
 /// How long anything may take; less where a fault makes the device silent.
 const LIMIT: Duration = Duration::from_secs(30);
-const LIMIT_SILENT: Duration = Duration::from_secs(3);
+const LIMIT_SILENT: Duration = Duration::from_secs(5);
 /// How long a RESET or SUSPEND may take: a thread of the model waits for its turn on a busy
 /// machine.
-const COMMAND_LIMIT: Duration = Duration::from_millis(500);
+const COMMAND_LIMIT: Duration = Duration::from_millis(300);
 /// How long a round lasts at most.
 const ROUND: Duration = Duration::from_secs(5);
 /// How often a device that a fault has hit may fail to open.
 const OPENS: u32 = 3;
 /// After so many rounds the model is made anew, as the other device.
-const MODEL_ROUNDS: u64 = 16;
+const MODEL_ROUNDS: u64 = 64;
 
 /// What the rounds came to.
 pub(super) struct Done {
@@ -59,7 +59,8 @@ pub(super) struct Done {
 pub(super) struct Rounds<'a> {
     options: &'a Options,
     shared: &'a Shared<'a>,
-    explained: &'a Explained,
+    /// What the faults of the model explain.
+    explained: Explained,
     begin: Instant,
     progress: Step,
     number: u64,
@@ -78,13 +79,12 @@ impl<'a> Rounds<'a> {
     pub(super) fn new(
         options: &'a Options,
         shared: &'a Shared<'a>,
-        explained: &'a Explained,
     ) -> Result<Rounds<'a>, SoakError> {
         let progress = Step::long(format!("soaking with seed {}", options.seed));
         Ok(Rounds {
             options,
             shared,
-            explained,
+            explained: Explained::default(),
             begin: Instant::now(),
             progress,
             number: 0,
@@ -127,6 +127,7 @@ impl<'a> Rounds<'a> {
             let (driver, device) = open().map_err(SoakError::Open)?;
             self.location = device.location().to_string();
             self.driver = driver.name;
+            self.explained = model.map(|model| model.borrow().explained()).unwrap_or_default();
             let space = Arc::clone(device.space());
             let mapped = space.usage();
             match self.drive(driver, device) {
@@ -135,6 +136,7 @@ impl<'a> Rounds<'a> {
                 Err(error) if self.explained.losses() && tries + 1 < OPENS => {
                     log::info!("opening it failed: {error}");
                     tries += 1;
+                    self.explained = Explained::default();
                     if let Some(model) = model.filter(|model| model.borrow().has_ended()) {
                         model.borrow_mut().discard();
                     }
@@ -145,6 +147,8 @@ impl<'a> Rounds<'a> {
                 }
             }
         };
+        // It has the model, which is not to outlive the round.
+        self.explained = Explained::default();
         let left = space.usage();
         drop(space);
         let mappings = left.mappings.saturating_sub(mapped.mappings);
@@ -175,7 +179,8 @@ impl<'a> Rounds<'a> {
     /// # Errors
     ///
     /// Fails when procfs cannot be read.
-    pub(super) fn finish(self, model: Option<&RefCell<Model>>) -> Result<Done, SoakError> {
+    pub(super) fn finish(mut self, model: Option<&RefCell<Model>>) -> Result<Done, SoakError> {
+        self.explained = Explained::default();
         if let Some(model) = model {
             model.borrow_mut().discard();
         }
@@ -243,7 +248,7 @@ impl<'a> Rounds<'a> {
     }
 
     fn limit(&self) -> Duration {
-        if self.explained.goes_silent { LIMIT_SILENT } else { LIMIT }
+        if self.explained.may_be_silent() { LIMIT_SILENT } else { LIMIT }
     }
 
     /// The channels of a round, of so many that there are.
@@ -296,7 +301,7 @@ impl<'a> Rounds<'a> {
         log::info!("round {}: {wait:?}, ring of {ring}, {lanes} lanes, {on_error:?}", self.number);
         let round = ioat::Round {
             shared: self.shared,
-            explained: self.explained,
+            explained: &self.explained,
             seed: self.options.seed,
             number: self.number,
             max_size: self.max_size(MAX_SIZE),

@@ -7,9 +7,9 @@ use vfio_dma::devices::ioat::{Batch, Channel, IoatError, SlotPart, SlotsRefused,
 use vfio_dma::dma::{Buffer, Pattern, Slot, SlotPool};
 use vfio_dma::queue::{QueueError, SlotPair};
 
-use super::SoakError;
-use super::memory::{WrongBytes, compare, settle};
-use super::plan::{Piece, SlotWork};
+use super::super::SoakError;
+use super::super::memory::{WrongBytes, compare, settle};
+use super::super::plan::{Piece, SlotWork};
 
 /// An operation that writes a slot.
 #[derive(Debug, Clone, Copy)]
@@ -17,13 +17,16 @@ struct Pending {
     step: u64,
     at: usize,
     len: usize,
+    /// Its operation ends with it.
+    is_last: bool,
 }
 
 /// What ended, for who counts it.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// A slot was written: bytes that were to be, and what is wrong of the whole slot.
-    Done { step: u64, bytes: usize, wrong: Option<WrongBytes> },
+    /// A slot was written: bytes that were to be, and what is wrong of the whole slot. With the
+    /// last slot of an operation the operation is done.
+    Done { step: u64, bytes: usize, wrong: Option<WrongBytes>, is_last: bool },
     /// A descriptor failed.
     Failed { step: u64, error: TransferError, wrong: Option<WrongBytes>, aborted: bool },
 }
@@ -209,6 +212,11 @@ impl Slots {
             slots.push(SlotPart { slot, offset: u32::try_from(at)?, len: u32::try_from(len)? });
             read += len;
         }
+        for part in slots.iter().rev().skip(1) {
+            if let Some(pending) = &mut self.pending[part.slot.index() as usize] {
+                pending.is_last = false;
+            }
+        }
         let added = batch.scatter(source, from, &mut slots);
         for part in slots {
             self.cancel(part.slot);
@@ -240,7 +248,7 @@ impl Slots {
             image[to..to + len].iter_mut().zip(bytes).for_each(|(to, from)| *to = !from);
             to += len;
         }
-        self.write(target, Pending { step, at, len })
+        self.write(target, Pending { step, at, len, is_last: true })
     }
 
     fn spoil_for_fill(
@@ -253,7 +261,7 @@ impl Slots {
         let pattern = pattern.to_le_bytes();
         let image = &mut self.to.slot(target.index())[..len];
         image.iter_mut().zip(pattern.iter().cycle()).for_each(|(to, byte)| *to = !byte);
-        self.write(target, Pending { step, at: 0, len })
+        self.write(target, Pending { step, at: 0, len, is_last: true })
     }
 
     fn write(&mut self, mut target: Slot, pending: Pending) -> Result<Slot, SoakError> {
@@ -330,7 +338,8 @@ impl Slots {
         self.to.read(&target, &mut scratch)?;
         let pending = self.pending[target.index() as usize].take();
         let image = self.to.slot(target.index());
-        let Pending { step, at, len } = pending.ok_or(SoakError::State("a slot is in flight"))?;
+        let pending = pending.ok_or(SoakError::State("a slot is in flight"))?;
+        let Pending { step, at, len, is_last } = pending;
         image[at..at + len].iter_mut().for_each(|byte| *byte = !*byte);
         let wrong = compare(&scratch, image, 0);
         if wrong.is_some() {
@@ -338,7 +347,7 @@ impl Slots {
         }
         self.scratch = scratch;
         self.to.free.push(target);
-        ended(Ended::Done { step, bytes: len, wrong });
+        ended(Ended::Done { step, bytes: len, wrong, is_last });
         Ok(())
     }
 
@@ -348,7 +357,8 @@ impl Slots {
         self.to.read(&target, &mut scratch)?;
         let pending = self.pending[target.index() as usize].take();
         let image = self.to.slot(target.index());
-        let Pending { step, at, len } = pending.ok_or(SoakError::State("a slot is in flight"))?;
+        let pending = pending.ok_or(SoakError::State("a slot is in flight"))?;
+        let Pending { step, at, len, .. } = pending;
         let inside = settle(&scratch[at..at + len], &mut image[at..at + len], at);
         let wrong = inside.or(compare(&scratch, image, 0));
         image.copy_from_slice(&scratch);
