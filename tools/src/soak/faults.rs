@@ -173,6 +173,10 @@ impl Model {
         self.late + now.map_or(0, |model| model.function().stats().memory.refused_not_mapped)
     }
 
+    pub(super) fn channels(&self) -> u64 {
+        self.channels.into()
+    }
+
     pub(super) fn plan(&self) -> &FaultPlan {
         &self.plan
     }

@@ -121,7 +121,6 @@ impl<'a> Rounds<'a> {
         model: Option<&RefCell<Model>>,
     ) -> Result<(), SoakError> {
         self.shared.begin_round();
-        let held = Held::now()?;
         let mut tries = 0;
         let (space, mapped) = loop {
             let (driver, device) = open().map_err(SoakError::Open)?;
@@ -149,9 +148,8 @@ impl<'a> Rounds<'a> {
         };
         // It has the model, which is not to outlive the round.
         self.explained = Explained::default();
-        let left = space.usage();
+        let mappings = space.usage().mappings.saturating_sub(mapped.mappings);
         drop(space);
-        let mappings = left.mappings.saturating_sub(mapped.mappings);
         let has_ended = model.is_some_and(|model| model.borrow().has_ended());
         if let Some(model) = model
             && (has_ended || self.number.is_multiple_of(MODEL_ROUNDS))
@@ -160,15 +158,17 @@ impl<'a> Rounds<'a> {
         }
         if has_ended && mappings > 0 {
             // The device cannot be told to stop: what it may reach stays for good, and with it
-            // what of the model that hangs on.
-            let kept = Held::settled(&held)?.beyond(held);
-            let resident = left.bytes.saturating_sub(mapped.bytes);
-            self.kept = self.kept.plus(Held { resident, ..kept });
+            // the model, which has a thread for each channel, and what these have.
+            let known = self.before.plus(self.kept);
+            let kept = Held::settled(&known)?.beyond(known);
+            let threads = kept.threads.min(model.map_or(0, |model| model.borrow().channels()));
+            self.kept = self.kept.plus(Held { threads, ..kept });
         } else {
             self.dma_mappings += mappings;
         }
         if self.number == 0 && !self.shared.is_over() {
             self.before = Held::settled(&self.before)?;
+            self.kept = Held::default();
         }
         self.number += 1;
         Ok(())

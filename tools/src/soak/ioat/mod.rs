@@ -206,14 +206,15 @@ impl<'a> Worker<'a> {
 
     /// After a failure of the channel itself: stops it, and counts why.
     fn give_up(&mut self, step: u64, error: SoakError) {
-        let silent = self.round.explained.is_silent();
-        if matches!(error, SoakError::Ioat(IoatError::Timeout { .. })) && silent {
+        let is_late = matches!(error, SoakError::Ioat(IoatError::Timeout { .. }));
+        let is_silent = is_late && self.round.explained.is_silent();
+        if is_late {
             self.note_abort();
             let _ = self.channel.abort();
         }
         let is_lost = self.channel.is_lost();
         self.counts.channels_lost += u64::from(is_lost);
-        if !(is_lost && self.round.explained.losses()) {
+        if !is_silent && !(is_lost && self.round.explained.losses()) {
             self.round.shared.unexplained(self.at(step), error);
         }
         self.round.shared.end_round();
@@ -231,7 +232,7 @@ impl<'a> Worker<'a> {
             }
         }
         let reaped = self.reap_slots(None);
-        if !is_lost {
+        if !is_lost && !is_silent {
             self.tell(step, reaped);
         }
     }

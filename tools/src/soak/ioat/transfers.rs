@@ -201,18 +201,7 @@ impl Worker<'_> {
                 finished => return Ok(finished?),
             },
         }
-        match self.channel.wait(token, limit) {
-            Err(error @ IoatError::Timeout { .. }) => {
-                if !self.round.explained.is_silent() {
-                    return Err(error.into());
-                }
-                // The engine is silent for good, which its RESET shows.
-                self.note_abort();
-                let _ = self.channel.abort();
-                Ok(self.channel.wait(token, limit)?)
-            }
-            finished => Ok(finished?),
-        }
+        Ok(self.channel.wait(token, limit)?)
     }
 
     pub(super) fn ended(
