@@ -33,7 +33,7 @@ pub struct Args {
     /// Seed of everything that is done [default: another one each time, which is told]
     #[arg(long)]
     seed: Option<u64>,
-    /// The longest transfer, with K or M [default: 256K; 4K for edu, which is slow]
+    /// The longest transfer, with K or M [default: 256K; 4K for edu and litepcie, which are slow]
     #[arg(long, value_name = "SIZE", value_parser = parse_max_size)]
     max_size: Option<usize>,
     /// Channels, or queues of a drive, at a time: ioat and nvme [default: all, at most 4]

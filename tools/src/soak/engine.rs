@@ -25,6 +25,10 @@ pub(super) struct Round<'a> {
     pub(super) seed: u64,
     pub(super) number: u64,
     pub(super) max_size: usize,
+    /// Every length and offset is a multiple of so many bytes.
+    pub(super) unit: usize,
+    /// The most pieces of a side.
+    pub(super) max_pieces: usize,
     pub(super) steps: u64,
     pub(super) ends: Instant,
     pub(super) limit: Duration,
@@ -52,7 +56,7 @@ impl Round<'_> {
         };
         let mut sources = Vec::new();
         for n in 0..2 {
-            let len = self.max_size + dice.usize(0..=self.max_size);
+            let len = (self.max_size + dice.usize(0..=self.max_size)).next_multiple_of(self.unit);
             let buffer = allocate(Placing::random(&mut dice, len), Direction::ToDevice)?;
             sources.push(Source::new(buffer, mix(self.seed ^ self.number) + n)?);
         }
@@ -60,11 +64,11 @@ impl Round<'_> {
             max_size: self.max_size,
             sources: sources.iter().map(|source| source.buffer().len()).collect(),
             lanes: LANES,
-            // Each piece is a turn of the device.
-            max_pieces: 2,
+            max_pieces: self.max_pieces,
             can_fill: false,
             slots: None,
             cancel: false,
+            unit: self.unit,
         };
         let mut planner = Planner::new(self.seed, self.number, 0, shape);
         let mut lanes: Vec<Option<Target>> = (0..LANES).map(|_| None).collect();

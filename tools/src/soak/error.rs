@@ -5,6 +5,7 @@ use std::io;
 use vfio_dma::device::DeviceError;
 use vfio_dma::devices::edu::EduError;
 use vfio_dma::devices::ioat::IoatError;
+use vfio_dma::devices::litepcie::LitePcieError;
 use vfio_dma::devices::nvme::{NvmeError, Refused};
 use vfio_dma::devices::{CopyError, ProbeFailed};
 use vfio_dma::dma::{DmaError, SgError, SlotError, SlotPoolFailed};
@@ -74,6 +75,9 @@ pub enum SoakError {
     /// The driver of edu failed.
     #[error("{0}")]
     Edu(#[from] EduError),
+    /// The driver of LitePCIe failed.
+    #[error("{0}")]
+    LitePcie(#[from] LitePcieError),
     /// A copy engine failed.
     #[error("{0}")]
     Copy(#[from] CopyError),

@@ -177,6 +177,23 @@ pub(super) struct Shape {
     pub(super) slots: Option<(usize, usize)>,
     /// Whether transfers are cancelled.
     pub(super) cancel: bool,
+    /// Every length and offset is a multiple of so many bytes.
+    pub(super) unit: usize,
+}
+
+impl Transfer {
+    /// The transfer of so many bytes for each one.
+    fn scaled(mut self, unit: usize) -> Transfer {
+        if let Some(placing) = &mut self.place {
+            placing.len *= unit;
+        }
+        self.len *= unit;
+        if let Work::Copy(pieces) = &mut self.work {
+            pieces.iter_mut().for_each(|(_, at, len)| (*at, *len) = (*at * unit, *len * unit));
+        }
+        self.target.iter_mut().for_each(|(at, len)| (*at, *len) = (*at * unit, *len * unit));
+        self
+    }
 }
 
 /// The operations of a channel in a round.
@@ -185,15 +202,18 @@ pub(super) struct Planner {
     seed: u64,
     path: [u64; 2],
     shape: Shape,
-    /// Length of each lane's buffer; 0 before it is placed.
+    /// Units of each lane's buffer; 0 before it is placed.
     lanes: Vec<usize>,
     next: u64,
     next_lane: usize,
 }
 
 impl Planner {
-    pub(super) fn new(seed: u64, round: u64, channel: u64, shape: Shape) -> Planner {
+    pub(super) fn new(seed: u64, round: u64, channel: u64, mut shape: Shape) -> Planner {
         let lanes = vec![0; shape.lanes];
+        // It is planned in units.
+        shape.max_size = (shape.max_size / shape.unit).max(1);
+        shape.sources.iter_mut().for_each(|len| *len /= shape.unit);
         Planner { seed, path: [round, channel], shape, lanes, next: 0, next_lane: 0 }
     }
 
@@ -212,7 +232,7 @@ impl Planner {
                 let fills = self.shape.can_fill;
                 Step::Slots((0..count).map(|_| slot_work(&mut rng, len, parts, fills)).collect())
             }
-            _ => Step::Transfer(self.transfer(&mut rng)),
+            _ => Step::Transfer(self.transfer(&mut rng).scaled(self.shape.unit)),
         }
     }
 
@@ -356,6 +376,7 @@ mod tests {
             can_fill: true,
             slots: Some((512, 4)),
             cancel: true,
+            unit: 1,
         }
     }
 
@@ -429,6 +450,24 @@ mod tests {
         }
         let seen = [fills, detached, aborted, gathers, scattered];
         assert!(seen.iter().all(|&count| count > 0), "{seen:?}");
+        assert!(longest > 100_000, "{longest}");
+    }
+
+    #[test]
+    fn a_device_that_moves_words_is_given_whole_words() {
+        let shape = Shape { unit: 16, can_fill: false, slots: None, ..shape() };
+        let mut planner = Planner::new(1, 0, 0, shape.clone());
+        let mut longest = 0;
+        for _ in 0..2000 {
+            let Step::Transfer(transfer) = planner.step() else { panic!("there are no slots") };
+            let Work::Copy(pieces) = &transfer.work else { panic!("it cannot fill") };
+            longest = longest.max(transfer.len);
+            assert!(transfer.len > 0 && transfer.len <= shape.max_size);
+            for &(which, at, len) in pieces {
+                assert!(at % 16 == 0 && len % 16 == 0 && at + len <= shape.sources[which]);
+            }
+            assert!(transfer.target.iter().all(|(at, len)| at % 16 == 0 && len % 16 == 0));
+        }
         assert!(longest > 100_000, "{longest}");
     }
 

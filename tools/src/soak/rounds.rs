@@ -11,6 +11,7 @@ use vfio_dma::backend::IrqKind;
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config as EduConfig, Edu};
 use vfio_dma::devices::ioat::{Config, Ioat, OnError, WaitMode};
+use vfio_dma::devices::litepcie::{Config as LitePcieConfig, LitePcie};
 use vfio_dma::devices::nvme::{Config as NvmeConfig, Nvme};
 use vfio_dma::devices::{CopyEngine, Driver, PciDriver as _, open_copy_engine};
 use vfio_dma::dma::{Allocator, PageSize, Pool, Reservation};
@@ -28,9 +29,11 @@ use crate::progress::Step;
 const CHANNELS: u32 = 4;
 /// The most buffers of a channel that are written in turn.
 const LANES: usize = 40;
-/// The longest transfer, by default: of an engine of its own, and of edu, which moves 40 KiB/s.
+/// The longest transfer, by default, and that of devices which are slow: edu moves 40 KiB/s.
 const MAX_SIZE: usize = 256 << 10;
 const MAX_SIZE_SLOW: usize = 4 << 10;
+/// The most pieces of a side of a copy engine's copy.
+const MAX_PIECES: usize = 8;
 /// How long anything may take; less where a fault makes the device silent.
 const LIMIT: Duration = Duration::from_secs(30);
 const LIMIT_SILENT: Duration = Duration::from_secs(5);
@@ -206,12 +209,19 @@ impl<'a> Rounds<'a> {
                     [Completion::Msi, Completion::Intx, Completion::Polled][dice.usize(0..3)];
                 let config = EduConfig { completion, timeout: LIMIT, ..EduConfig::default() };
                 let edu = Edu::probe(device, config)?;
-                self.engine(&mut dice, Box::new(edu));
+                // Each piece is a turn of the device.
+                self.engine(&mut dice, Box::new(edu), 1, 2);
+                Ok(())
+            }
+            LitePcie::NAME => {
+                let card = LitePcie::probe(device, LitePcieConfig::default())?;
+                let word = usize::try_from(card.device().dma_limits().granularity)?;
+                self.engine(&mut dice, Box::new(card), word, MAX_PIECES);
                 Ok(())
             }
             _ if driver.is_copy_engine() => {
                 let engine = open_copy_engine(device)?;
-                self.engine(&mut dice, engine);
+                self.engine(&mut dice, engine, 1, MAX_PIECES);
                 Ok(())
             }
             driver => Err(SoakError::NoSoak { driver }),
@@ -351,7 +361,13 @@ impl<'a> Rounds<'a> {
         Ok(())
     }
 
-    fn engine(&mut self, dice: &mut Rng, engine: Box<dyn CopyEngine>) {
+    fn engine(
+        &mut self,
+        dice: &mut Rng,
+        engine: Box<dyn CopyEngine>,
+        unit: usize,
+        max_pieces: usize,
+    ) {
         let (ends, steps) = self.bounds(dice);
         self.channels = 1;
         let round = engine::Round {
@@ -359,6 +375,8 @@ impl<'a> Rounds<'a> {
             seed: self.options.seed,
             number: self.number,
             max_size: self.max_size(MAX_SIZE_SLOW),
+            unit,
+            max_pieces,
             steps,
             ends,
             limit: LIMIT,

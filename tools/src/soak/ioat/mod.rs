@@ -124,6 +124,7 @@ impl<'a> Worker<'a> {
             can_fill: round.ioat.can_fill(),
             slots: Some((slot_len, most_parts)),
             cancel: true,
+            unit: 1,
         };
         let placing = Placing::none();
         let lane = || Lane { target: None, placing, in_flight: None };
