@@ -172,3 +172,31 @@ fn a_device_that_writes_where_it_should_not_is_found_out() {
     assert!(text.contains("wrong bytes of") && text.ends_with("FAILED"), "{text}");
     assert!(text.contains(&first.place.to_string()), "{text}");
 }
+
+#[test]
+fn every_field_of_the_summary_is_in_the_docs() {
+    let mut model = Model::new(1, FaultPlan::default());
+    let mut open = || {
+        let device = Device::open(model.attach()?)?;
+        let known = recognise(&Identity::of(&device)?).ok_or("it is I/OAT")?;
+        Ok((known.driver, device))
+    };
+    let options = Options {
+        time: Duration::from_secs(60),
+        operations: 100,
+        seed: 1,
+        max_size: None,
+        channels: None,
+        ring: None,
+        rules: Vec::new(),
+    };
+    let summary = run(&options, &mut open, None, &AtomicBool::new(false)).unwrap();
+    let json = serde_json::to_value(&summary).unwrap();
+    let docs = include_str!("../../../docs/soak.md");
+    let leaks = json["leaks"].as_object().unwrap();
+    let held = leaks["before"].as_object().unwrap();
+    let fields = [json.as_object().unwrap(), leaks, held].map(serde_json::Map::keys);
+    for field in fields.into_iter().flatten() {
+        assert!(docs.contains(&format!("`{field}`")), "docs/soak.md lacks {field}");
+    }
+}
