@@ -99,7 +99,7 @@ impl<'a> Worker<'a> {
         let path = [round.number, index.into(), u64::MAX];
         let mut dice = rng(round.seed, &path);
         let (allocator, max) = (round.ioat.allocator(), round.max_size);
-        let slot_len = (64 << dice.u32(0..7)).min(max.next_power_of_two().max(64)) as usize;
+        let slot_len = (64 << dice.u32(0..7)).min(max.next_power_of_two().max(64));
         let buffer = |placing: Placing, direction| allocate(allocator, round, placing, direction);
         let mut counts = Counts::default();
         let mut sources = Vec::new();
@@ -215,7 +215,8 @@ impl<'a> Worker<'a> {
         }
         let is_lost = self.channel.is_lost();
         self.counts.channels_lost += u64::from(is_lost);
-        if !is_silent && !(is_lost && self.round.explained.losses()) {
+        let is_explained = is_silent || is_lost && self.round.explained.losses();
+        if !is_explained {
             self.round.shared.unexplained(self.at(step), error);
         }
         self.round.shared.end_round();
