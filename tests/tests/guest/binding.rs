@@ -116,7 +116,10 @@ pub(crate) fn a_binding_outlives_a_reboot() {
     assert!(said.out.contains("(bound to vfio-pci when the machine starts)"), "{said:#?}");
     // Another card at the address is left alone.
     let text_of_rule = fs::read_to_string(&rule).unwrap();
-    fs::write(&rule, text_of_rule.replace("0x11e8", "0x11e9")).unwrap();
+    // Exchanged as a whole, as an editor does: udev looks at the directory.
+    fs::write("/tmp/rule", text_of_rule.replace("0x11e8", "0x11e9")).unwrap();
+    fs::remove_file(&rule).unwrap();
+    fs::copy("/tmp/rule", &rule).unwrap();
     let said = vfio_dma(&["unbind", &text]);
     assert_eq!(said.status, 0, "{said:#?}");
     start();
