@@ -1,4 +1,4 @@
-"""Generates an endpoint with LitePCIe's DMA: Verilog, csr.csv, csr.h and soc.h.
+"""Generates an endpoint with LitePCIe's DMA: Verilog, csr.csv, csr.json, csr.h and soc.h.
 
     python3 litepcie_card.py DIRECTORY [--channels N] [--synchronizer] [--data-width 128]
 
@@ -7,6 +7,8 @@ place of a vendor's core.
 """
 
 import argparse
+import functools
+import operator
 import os
 
 from migen import Cat, ClockDomain, If, Signal
@@ -16,6 +18,7 @@ from litex.gen import LiteXModule
 from litex.soc.integration import export
 from litex.soc.integration.soc_core import SoCMini
 from litex.soc.interconnect import stream
+from litex.soc.interconnect.csr import CSR, CSRStatus, CSRStorage
 
 from litepcie.common import get_bar_mask, msi_layout, phy_layout
 from litepcie.core import LitePCIeEndpoint, LitePCIeMSIMultiVector
@@ -95,11 +98,60 @@ class Clock(LiteXModule):
         ]
 
 
+class Ends(LiteXModule):
+    """The other ends of a channel's streams: what a card's own logic would be.
+
+    Words of 32 bits that count up go to memory while ``generate`` is set. What comes from memory
+    is counted, in words of the bus, and summed: a turn to the left, then all words of 32 bits
+    xored in. Writing ``clear`` makes both zero.
+    """
+
+    def __init__(self, dma, width):
+        self.generate = CSRStorage()
+        self.consumed = CSRStatus(32)
+        self.checksum = CSRStatus(32)
+        self.clear = CSR()
+        lanes = width // 32
+        count, consumed, checksum = Signal(32), Signal(32), Signal(32)
+        data = dma.source.data
+        words = [data[32 * n : 32 * (n + 1)] for n in range(lanes)]
+        self.comb += [
+            dma.sink.valid.eq(self.generate.storage),
+            *[dma.sink.data[32 * n : 32 * (n + 1)].eq(count + n) for n in range(lanes)],
+            dma.source.ready.eq(1),
+            self.consumed.status.eq(consumed),
+            self.checksum.status.eq(checksum),
+        ]
+        turned = Cat(checksum[31], checksum[:31])
+        self.sync += [
+            If(~self.generate.storage, count.eq(0)).Elif(dma.sink.ready, count.eq(count + lanes)),
+            If(self.clear.re, consumed.eq(0), checksum.eq(0)).Elif(
+                dma.source.valid,
+                consumed.eq(consumed + 1),
+                checksum.eq(functools.reduce(operator.xor, words, turned)),
+            ),
+        ]
+
+
+class User(LiteXModule):
+    """Registers of the card's own: the width of its bus, and a pulse for synchronizers."""
+
+    def __init__(self, width):
+        self.data_width = CSRStatus(16)
+        self.pulse = CSR()
+        self.comb += self.data_width.status.eq(width)
+
+
 class Card(SoCMini):
     """CSRs in BAR0, DMA channels, message-signalled interrupts."""
 
     SoCMini.mem_map["csr"] = 0
-    SoCMini.csr_map = {"ctrl": 0, "identifier_mem": 1, "pcie_msi": 2}
+    SoCMini.csr_map = {
+        "ctrl": 0, "identifier_mem": 1, "pcie_msi": 2,
+        **{f"pcie_dma{n}": 3 + n for n in range(8)},
+        **{f"ends{n}": 11 + n for n in range(8)},
+        "card": 19,
+    }
 
     def __init__(self, platform, args):
         super().__init__(
@@ -119,6 +171,7 @@ class Card(SoCMini):
         self.bus.add_master(master=bridge.wishbone)
         self.pcie_msi = LitePCIeMSIMultiVector(width=32)
         self.comb += self.pcie_msi.source.connect(self.pcie_phy.msi)
+        self.card = User(args.data_width)
         irqs = []
         for n in range(args.channels):
             dma = LitePCIeDMA(
@@ -129,8 +182,9 @@ class Card(SoCMini):
                 with_synchronizer=args.synchronizer,
             )
             self.add_module(name=f"pcie_dma{n}", module=dma)
-            # What is not looped back has no other end here.
-            self.comb += [dma.source.ready.eq(1)]
+            self.add_module(name=f"ends{n}", module=Ends(dma, args.data_width))
+            if args.synchronizer:
+                self.comb += dma.synchronizer.pps.eq(self.card.pulse.re)
             # As LitePCIe's Linux driver names them.
             self.add_constant(f"PCIE_DMA{n}_WRITER_INTERRUPT", len(irqs))
             self.add_constant(f"PCIE_DMA{n}_READER_INTERRUPT", len(irqs) + 1)
@@ -159,6 +213,7 @@ def main():
     # The map of registers, for this project's driver and for LitePCIe's own.
     files = {
         "csr.csv": export.get_csr_csv(card.csr_regions, card.constants, card.mem_regions),
+        "csr.json": export.get_csr_json(card.csr_regions, card.constants, card.mem_regions),
         "csr.h": export.get_csr_header(
             card.csr_regions, card.constants, csr_base=0, with_access_functions=False
         ),

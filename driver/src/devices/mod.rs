@@ -1,5 +1,6 @@
 //! Drivers for particular devices, and the table that tells which device is which.
 
+mod byte_engine;
 mod copy_engine;
 pub mod edu;
 pub mod ioat;
@@ -11,6 +12,7 @@ pub mod pci_testdev;
 pub mod recipe;
 mod registry;
 
+pub use byte_engine::{ByteEngine, ByteLoop, LoopTables, StreamFailed};
 pub use copy_engine::{CopyEngine, CopyError, CopyFailed, SlotCopy, SlotCopyFailed, SlotEngine};
 pub use pci_driver::{Identity, Match, PciDriver, ProbeFailed};
 pub use registry::{DRIVERS, Driver, KnownDevice, open_copy_engine, recognise};

@@ -16,15 +16,21 @@ pub enum CsrError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The file is JSON, and not what it should be.
+    #[error("csr.json: {why}")]
+    Json {
+        /// What is wrong with it.
+        why: String,
+    },
     /// The card has no such register.
-    #[error("the card's csr.csv has no register {name}")]
+    #[error("the card's map of registers has no {name}")]
     Missing {
         /// Its name.
         name: String,
     },
 }
 
-/// Registers by name, as LiteX writes them to `csr.csv`: byte offsets in BAR0.
+/// Registers by name, as LiteX writes them to `csr.csv` and `csr.json`: byte offsets in BAR0.
 ///
 /// ```
 /// use vfio_dma::devices::litepcie::CsrMap;
@@ -63,6 +69,8 @@ impl Default for CsrMap {
             ("ctrl_scratch", 0x04),
             ("ctrl_bus_errors", 0x08),
             ("pcie_msi_enable", 0x1000),
+            ("card_data_width", 0x9800),
+            ("card_pulse", 0x9804),
         ]
         .into_iter()
         .map(|(name, offset)| (name.to_owned(), offset))
@@ -76,6 +84,10 @@ impl Default for CsrMap {
                 }
             }
             offsets.insert(format!("pcie_dma{channel}_loopback_enable"), base + 0x40);
+            let ends = 0x5800 + 0x800 * u64::from(channel);
+            for (n, name) in (0..).zip(["generate", "consumed", "checksum", "clear"]) {
+                offsets.insert(format!("ends{channel}_{name}"), ends + 4 * n);
+            }
         }
         CsrMap { offsets }
     }
@@ -84,9 +96,12 @@ impl Default for CsrMap {
 impl std::str::FromStr for CsrMap {
     type Err = CsrError;
 
-    /// Reads a `csr.csv`.
+    /// Reads a `csr.csv`, or a `csr.json` (with the feature `serde`).
     fn from_str(text: &str) -> Result<Self, CsrError> {
-        let mut offsets = BTreeMap::new();
+        if text.trim_start().starts_with('{') {
+            return json(text);
+        }
+        let mut map = CsrMap { offsets: BTreeMap::new() };
         for (n, text) in text.lines().enumerate() {
             let bad = |why| CsrError::Line { line: n + 1, text: text.to_owned(), why };
             let mut fields = text.trim().split(',');
@@ -99,14 +114,46 @@ impl std::str::FromStr for CsrMap {
             let digits = offset.strip_prefix("0x").unwrap_or(offset);
             let offset = u64::from_str_radix(digits, 16)
                 .map_err(|_| bad("the offset is a hexadecimal number, as in 0x1800"))?;
-            if !offset.is_multiple_of(4) || offset > u64::from(u32::MAX) {
-                return Err(bad("the offset is a multiple of 4 below 4 GiB"));
-            }
-            if offsets.insert(name.to_owned(), offset).is_some() {
-                return Err(bad("the register is there twice"));
-            }
+            map.insert(name, offset).map_err(bad)?;
         }
-        Ok(CsrMap { offsets })
+        Ok(map)
+    }
+}
+
+/// Reads a `csr.json`.
+#[cfg(feature = "serde")]
+fn json(text: &str) -> Result<CsrMap, CsrError> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        csr_registers: BTreeMap<String, Register>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Register {
+        addr: u64,
+    }
+    let bad = |why: String| CsrError::Json { why };
+    let file: File = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let mut map = CsrMap { offsets: BTreeMap::new() };
+    for (name, register) in file.csr_registers {
+        map.insert(&name, register.addr).map_err(|why| bad(format!("{name}: {why}")))?;
+    }
+    Ok(map)
+}
+
+#[cfg(not(feature = "serde"))]
+fn json(_: &str) -> Result<CsrMap, CsrError> {
+    Err(CsrError::Json { why: "it is read with the feature serde; csr.csv always is".into() })
+}
+
+impl CsrMap {
+    fn insert(&mut self, name: &str, offset: u64) -> Result<(), &'static str> {
+        if !offset.is_multiple_of(4) || offset > u64::from(u32::MAX) {
+            return Err("the offset is a multiple of 4 below 4 GiB");
+        }
+        match self.offsets.insert(name.to_owned(), offset) {
+            Some(_) => Err("the register is there twice"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -146,7 +193,7 @@ mod tests {
         assert_eq!(map.offset("ctrl_scratch"), Ok(4));
         assert_eq!((map.channels(), map.registers().count()), (1, 2));
         let missing = map.offset("nothing").unwrap_err().to_string();
-        assert!(missing.contains("no register nothing"), "{missing}");
+        assert!(missing.contains("has no nothing"), "{missing}");
         for (line, words) in [
             ("csr_register,a", "a name and an offset"),
             ("csr_register,a,zz", "hexadecimal"),
@@ -154,6 +201,24 @@ mod tests {
             ("csr_register,a,0x4\ncsr_register,a,0x8", "twice"),
         ] {
             let error = line.parse::<CsrMap>().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "serde")]
+    fn json_is_read_by_name() {
+        let text = r#"{"csr_bases": {}, "csr_registers": {
+            "ctrl_scratch": {"addr": 4, "size": 1, "type": "rw"},
+            "leds_out": {"addr": 8192, "size": 1, "type": "rw"}}}"#;
+        let map: CsrMap = text.parse().unwrap();
+        assert_eq!((map.offset("leds_out"), map.registers().count()), (Ok(0x2000), 2));
+        for (text, words) in [
+            ("{", "csr.json: EOF"),
+            ("{\"csr_registers\": 1}", "invalid type"),
+            (r#"{"csr_registers": {"a": {"addr": 3}}}"#, "a: the offset is a multiple of 4"),
+        ] {
+            let error = text.parse::<CsrMap>().unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }

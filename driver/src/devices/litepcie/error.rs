@@ -66,7 +66,24 @@ pub enum LitePcieError {
         waited: Duration,
         /// Descriptors that the writer has finished.
         written: u64,
-        /// Descriptors that it was to finish.
+        /// Descriptors that were to be finished.
+        wanted: u64,
+        /// Descriptors that the reader has asked memory for.
+        read: u64,
+    },
+    /// A transfer was given up.
+    #[error(
+        "{location}, channel {channel}: interrupted: {written} of {wanted} descriptors were \
+         written to memory, {read} were read"
+    )]
+    Stopped {
+        /// The device.
+        location: String,
+        /// The channel.
+        channel: u8,
+        /// Descriptors that the writer has finished.
+        written: u64,
+        /// Descriptors that were to be finished.
         wanted: u64,
         /// Descriptors that the reader has asked memory for.
         read: u64,

@@ -72,9 +72,7 @@ impl Looping<'_> {
         let channel = &mut channels[usize::from(self.channel)];
         let Some((source, target)) = in_flight.get(self.slot) else { return Ok(()) };
         channel.looping = true;
-        if let Some(loopback) = channel.loopback {
-            bar.set(loopback, (source.is_some() && target.is_some()).into())?;
-        }
+        channel.connect(bar, source.is_some() && target.is_some())?;
         for (table, tables) in [(&mut channel.writer, target), (&mut channel.reader, source)] {
             table.stop(bar)?;
             if let Some(list) = tables {

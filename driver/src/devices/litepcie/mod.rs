@@ -6,8 +6,12 @@
 //! makes a copy engine of a channel. Descriptors are pushed into a table of 256 by writing
 //! registers; a message-signalled interrupt and a register tell how many are done.
 //!
-//! The card moves words of its bus: addresses and lengths are multiples of it, 16 bytes unless
-//! [`Config::word`] says otherwise.
+//! Without the loopback a channel is a pair of streams between memory and the card's own logic:
+//! [`ByteEngine`](crate::devices::ByteEngine) sends and receives, once or in a loop. A
+//! [`Synchronizer`] holds both back until the card's logic gives a pulse.
+//!
+//! The card moves words of its bus: addresses and lengths are multiples of it; see
+//! [`Config::word`].
 //!
 //! Source: `litepcie/frontend/dma.py`, `core/msi.py` and `tlp/controller.py` of the package
 //! litepcie 2024.12.
@@ -31,10 +35,12 @@
 //! # }
 //! ```
 
+mod byte_engine;
 mod copy_engine;
 mod csr;
 mod error;
 mod looping;
+mod synchronizer;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -44,6 +50,8 @@ pub(in crate::devices) use copy_engine::open_copy_engine;
 pub use csr::{CsrError, CsrMap};
 pub use error::{Failed, LitePcieError};
 pub use looping::{Lap, Looping};
+pub use synchronizer::Synchronizer;
+pub use transfer::Limit;
 
 use super::{Match, PciDriver, ProbeFailed};
 use crate::backend::IrqKind;
@@ -60,18 +68,24 @@ use table::Table;
 pub struct Config {
     /// Where its registers are.
     pub csr: CsrMap,
-    /// Bytes of a word of its bus (`data_width` / 8): a power of two from 8 to 64.
-    pub word: u16,
+    /// Bytes of a word of its bus (`data_width` / 8): a power of two from 8 to 64. `None`: what
+    /// its register `card_data_width` says, where the map has one, and else 16.
+    pub word: Option<u16>,
     /// Highest address that it reaches: 2^64 - 1 where it was generated with 64 address bits.
     pub address_mask: u64,
 }
 
 impl Default for Config {
-    /// The card that `vfio-dma model --device litepcie` serves: 16 bytes, 64 address bits.
+    /// The card that `vfio-dma model --device litepcie` serves, of any width: 64 address bits.
     fn default() -> Self {
-        Config { csr: CsrMap::default(), word: 16, address_mask: u64::MAX }
+        Config { csr: CsrMap::default(), word: None, address_mask: u64::MAX }
     }
 }
+
+/// Bytes of a word of a card that does not say.
+const WORD: u16 = 16;
+/// The register that a generated card has its width in, in bits.
+const WIDTH: &str = "card_data_width";
 
 /// One channel: both directions, and whether they run by themselves.
 #[derive(Debug)]
@@ -79,7 +93,26 @@ struct Channel {
     writer: Table,
     reader: Table,
     loopback: Option<Reg<u32, ReadWrite>>,
+    /// Whether the loopback is known to be on, or off.
+    looped: Option<bool>,
     looping: bool,
+}
+
+impl Channel {
+    /// Connects the reader to the writer, or cuts them apart. What is under way in them goes
+    /// with another way than before: it would end up in other data.
+    fn connect(&mut self, bar: &Bar, looped: bool) -> Result<(), LitePcieError> {
+        if self.looped == Some(looped) {
+            return Ok(());
+        }
+        self.writer.stop(bar)?;
+        self.reader.stop(bar)?;
+        if let Some(loopback) = self.loopback {
+            bar.set(loopback, looped.into())?;
+        }
+        self.looped = Some(looped);
+        Ok(())
+    }
 }
 
 /// The driver of one card.
@@ -153,7 +186,7 @@ fn channels(csr: &CsrMap, bar: &Bar) -> Result<Vec<Channel>, LitePcieError> {
         }
         let (writer, reader) = (Table::new(csr, n, "writer")?, Table::new(csr, n, "reader")?);
         let loopback = csr.offset(&format!("pcie_dma{n}_loopback_enable")).ok().map(Reg::at);
-        channels.push(Channel { writer, reader, loopback, looping: false });
+        channels.push(Channel { writer, reader, loopback, looped: None, looping: false });
     }
     Ok(channels)
 }
@@ -177,7 +210,7 @@ fn identify(device: &Device, csr: &CsrMap, bar: &Bar) -> Result<(), LitePcieErro
 
 impl LitePcie {
     fn set_up(&mut self) -> Result<(), LitePcieError> {
-        let word = u64::from(self.config.word);
+        let word = u64::from(self.word()?);
         self.device.set_dma_limits(DmaLimits {
             address_mask: self.config.address_mask,
             alignment: word,
@@ -196,12 +229,29 @@ impl LitePcie {
         Ok(self.device.set_bus_master(true)?)
     }
 
+    /// Bytes of a word of the bus.
+    fn word(&self) -> Result<u16, LitePcieError> {
+        if let Some(word) = self.config.word {
+            return Ok(word);
+        }
+        let Ok(offset) = self.config.csr.offset(WIDTH) else { return Ok(WORD) };
+        if offset + 4 > self.bar.size() {
+            return Ok(WORD);
+        }
+        let register: Reg<u32, ReadWrite> = Reg::at(offset);
+        // Another card has something else there.
+        Ok(match self.bar.get(register)? {
+            bits @ (64 | 128 | 256 | 512) => (bits / 8) as u16,
+            _ => WORD,
+        })
+    }
+
     /// Stops every channel; finds out which of the map the card has.
     fn stop_channels(&mut self) -> Result<(), LitePcieError> {
         for channel in &mut self.channels {
             channel.writer.stop(&self.bar)?;
             channel.reader.stop(&self.bar)?;
-            channel.looping = false;
+            (channel.looped, channel.looping) = (None, false);
         }
         // A channel that is not there reads 0: an idle one says that it is idle.
         let mut there = 0;
@@ -230,6 +280,13 @@ impl LitePcie {
         self.channels.len() as u8
     }
 
+    /// Descriptors that the card was given since it was probed, on both sides of all channels.
+    #[must_use]
+    pub fn descriptors(&self) -> u64 {
+        let of = |channel: &Channel| channel.writer.pushed() + channel.reader.pushed();
+        self.channels.iter().map(of).sum()
+    }
+
     /// Places a buffer as requested, where the card reaches it.
     ///
     /// # Errors
@@ -249,15 +306,14 @@ impl LitePcie {
         Ok(self.bar.get(register)?)
     }
 
-    /// Writes a register by its name in the map: one of the user's own logic, or of a channel's
-    /// synchronizer. The others of DMA channels and of interrupts are the driver's.
+    /// Writes a register by its name in the map, one of the user's own logic. Those of DMA
+    /// channels and of interrupts are the driver's; see [`LitePcie::set_synchronizer`].
     ///
     /// # Errors
     ///
     /// Fails when there is none, it is the driver's, or it cannot be written.
     pub fn set_csr(&mut self, name: &str, value: u32) -> Result<(), LitePcieError> {
-        let is_ours = name.starts_with("pcie_dma") && !name.contains("_synchronizer_")
-            || name.starts_with("pcie_msi")
+        let is_ours = ["pcie_dma", "pcie_msi"].iter().any(|part| name.starts_with(part))
             || name == "ctrl_reset";
         if is_ours {
             return Err(LitePcieError::Reserved { name: name.to_owned() });

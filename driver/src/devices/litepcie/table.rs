@@ -80,6 +80,8 @@ pub(super) struct Table {
     count: CompletionCount,
     /// The high word that the card has: descriptors of one length need it once.
     high: Option<u32>,
+    /// Descriptors that it was given in all.
+    pushed: u64,
 }
 
 impl Table {
@@ -99,7 +101,7 @@ impl Table {
         // One more than the table has: a producer keeps one slot free, and the table none.
         let producer = Producer::new(DEPTH + 1)?;
         let count = CompletionCount::new(16, &producer)?;
-        Ok(Table { regs, producer, count, high: None })
+        Ok(Table { regs, producer, count, high: None, pushed: 0 })
     }
 
     /// Stops the direction and empties its table. What it asked memory for may still come.
@@ -138,6 +140,11 @@ impl Table {
         self.producer.filled()
     }
 
+    /// Descriptors that it was given since it was made.
+    pub(super) fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
     /// One past the last descriptor that is known to be done.
     pub(super) fn done(&self) -> u64 {
         self.producer.done()
@@ -161,6 +168,7 @@ impl Table {
         bar.set(self.regs.we, (iova.0 >> 32) as u32)?;
         self.producer.advance(1);
         self.producer.publish();
+        self.pushed += 1;
         Ok(())
     }
 
