@@ -9,8 +9,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::guest::{CaseResult, RUN_CASES};
 use crate::{Dice, Scenario};
 
-/// Names what a user does without; `guest` leaves these suites out, and the name of a scenario
-/// that one. They show as ignored.
+/// Names what a user does without; `guest` leaves these suites out, and the name of a scenario,
+/// up to its first `_`, those of that name. They show as ignored.
 const WITHOUT: &str = "VFIO_DMA_WITHOUT";
 
 /// Guests that run at once: each keeps about one processor busy.
@@ -53,6 +53,11 @@ pub fn is_left_out(name: &str) -> bool {
     std::env::var(WITHOUT).is_ok_and(|list| list.split(',').any(|word| word == name))
 }
 
+/// What scenarios have in common: `rtl` of `rtl_linux`.
+fn family(scenario: &str) -> &str {
+    scenario.split('_').next().unwrap_or(scenario)
+}
+
 /// Boots the guests of what was selected and reports every case as a test.
 pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let arguments = Arguments::from_args();
@@ -60,7 +65,7 @@ pub(crate) fn main(scenarios: Vec<Scenario>) -> ExitCode {
     let mut trials = Vec::new();
     let mut work = Vec::new();
     for scenario in scenarios {
-        let without = is_left_out("guest") || is_left_out(scenario.name);
+        let without = is_left_out("guest") || is_left_out(family(scenario.name));
         let full = |case: &str| format!("{}::{case}", scenario.name);
         let selected: Vec<&'static str> = scenario
             .cases

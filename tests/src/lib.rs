@@ -9,6 +9,7 @@ mod dice;
 mod guest;
 mod host;
 pub mod same_program;
+mod sizes;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use vfio_dma_tools::vm::VmConfig;
 pub use dice::Dice;
 pub use guest::{Said, address, vfio_dma};
 pub use host::is_left_out;
+pub use sizes::{RTL_SIZE, rtl_size};
 
 /// A test that runs in a guest; it fails by panicking.
 #[derive(Debug, Clone, Copy)]

@@ -41,12 +41,13 @@ const SPREADS: [(&str, &str); 7] = [
 const PARTS: [&str; 5] = ["median", "p25", "p75", "min", "max"];
 
 /// Figures that are one number.
-const SINGLES: [&str; 21] = [
+const SINGLES: [&str; 22] = [
     "rounds",
     "transfers",
     "descriptors_per_transfer",
     "doorbells_per_transfer",
     "map_calls",
+    "cycles_per_transfer",
     "segments",
     "latency_samples",
     "latency_p50_ns",
@@ -104,6 +105,7 @@ pub fn to_csv(results: &Results) -> Result<String, BenchError> {
         row.put("descriptors_per_transfer", cell.descriptors)?;
         row.put("doorbells_per_transfer", cell.doorbells)?;
         row.put("map_calls", cell.map_calls)?;
+        row.maybe("cycles_per_transfer", cell.cycles)?;
         if let Some(latency) = &cell.latency {
             row.put("latency_samples", latency.samples)?;
             row.put("latency_p50_ns", latency.p50)?;

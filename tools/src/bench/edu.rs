@@ -113,7 +113,8 @@ impl Subject for EduSubject {
                 |segment| transfer.div_ceil(segment.min(PIECE)),
             );
         let elapsed = last - begin;
-        Ok(Sample { transfers, elapsed, descriptors: pieces, doorbells: pieces })
+        let (descriptors, doorbells) = (pieces, pieces);
+        Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })
     }
 
     fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {

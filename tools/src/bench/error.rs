@@ -11,6 +11,7 @@ use vfio_dma::device::DeviceError;
 use vfio_dma::devices::ProbeFailed;
 use vfio_dma::devices::edu::{EduError, Failed};
 use vfio_dma::devices::ioat::{IoatError, Refused, TransferError};
+use vfio_dma::devices::litepcie::LitePcieError;
 use vfio_dma::devices::nvme::NvmeError;
 use vfio_dma::dma::{DmaError, Mismatch, SgError};
 use vfio_dma::pci::PciError;
@@ -163,6 +164,9 @@ pub enum BenchError {
     /// The driver of NVMe failed.
     #[error("{0}")]
     Nvme(#[from] NvmeError),
+    /// The driver of LitePCIe refused or failed.
+    #[error("{0}")]
+    LitePcie(#[from] LitePcieError),
     /// The model that counts packets cannot be made.
     #[error("{0}")]
     Model(#[from] ModelError),

@@ -102,6 +102,7 @@ impl Generator {
             descriptors: transfer.div_ceil(piece) as f64,
             doorbells,
             map_calls: 2,
+            cycles: None,
             link: Some(share(transfer, piece, batch, bytes_per_second.median)),
         }
     }
@@ -188,6 +189,7 @@ impl Generator {
             memcpy,
             cells,
             allocations,
+            clock: None,
             link: Some(link::view(&LinkConfig::default(), 1 << 20, &segments[..6])),
             noise: Noise {
                 undecided: vec!["4 MiB in 2 MiB segments".into()],

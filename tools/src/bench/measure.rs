@@ -250,6 +250,7 @@ impl Rounds {
             variant.total.transfers += sample.transfers;
             variant.total.descriptors += sample.descriptors;
             variant.total.doorbells += sample.doorbells;
+            variant.total.cycles += sample.cycles;
         }
         Ok(())
     }
@@ -338,6 +339,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
             descriptors: each(variant.total.descriptors),
             doorbells: each(variant.total.doorbells),
             map_calls: variant.map_calls,
+            cycles: (variant.total.cycles > 0).then(|| each(variant.total.cycles)),
             link: None,
         };
         measured.cells.push(cell);

@@ -6,6 +6,7 @@
 //! rung for each batch, and one thread looks for the completion words of all channels.
 
 mod allocation;
+mod clock;
 pub mod compare;
 mod count;
 pub mod csv;
@@ -15,6 +16,7 @@ mod error;
 mod fixture;
 mod ioat;
 pub mod link;
+mod litepcie;
 mod measure;
 mod memcpy;
 mod nvme;
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 use vfio_dma::device::Device;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
 use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::litepcie::{self as litepcie_driver, LitePcie};
 use vfio_dma::devices::nvme::Nvme;
 use vfio_dma::devices::{Driver, Identity, PciDriver};
 use vfio_dma::dma::Allocator;
@@ -49,6 +52,7 @@ use plan::{PlanOptions, plan, plan_edu};
 use results::{Cell, DeviceInfo, Machine, Results, SCHEMA, Series, Setup};
 use subject::Subject;
 
+pub use clock::Clock;
 pub use error::BenchError;
 pub use outputs::{Kind, Output, Outputs};
 pub use table::table;
@@ -78,7 +82,7 @@ pub struct Options {
     pub link: LinkConfig,
 }
 
-/// Measures a device. What was measured before a failure of the device, or before the flag
+/// Measures a device; the cycles of one that is simulated are counted by its `clock`. What was measured before a failure of the device, or before the flag
 /// was set, is kept, and [`Results::ended_early`] says why.
 ///
 /// # Errors
@@ -89,6 +93,7 @@ pub fn run(
     driver: &Driver,
     device: Device,
     interrupted: &AtomicBool,
+    clock: Option<&Clock>,
 ) -> Result<Results, BenchError> {
     let taken = jiff::Timestamp::now();
     let (begin, before) = (Instant::now(), setup::Before::now());
@@ -107,10 +112,11 @@ pub fn run(
         channels: 1,
         completion: String::new(),
     };
-    let session = Session { options, interrupted, begin };
+    let session = Session { options, interrupted, begin, clock };
     let (device_info, measured) = match driver.name {
         Ioat::NAME => session.ioat(device, info)?,
         Edu::NAME => session.edu(device, info)?,
+        LitePcie::NAME => session.litepcie(device, info)?,
         Nvme::NAME => session.nvme(device, info)?,
         other => return Err(BenchError::NoBenchmark { driver: other.into() }),
     };
@@ -141,8 +147,10 @@ pub fn run(
         cells: measured.cells,
         allocations: measured.allocations,
         // What descriptors cost on a link says nothing of a device without any.
-        link: (driver.name == Ioat::NAME)
+        link: [Ioat::NAME, LitePcie::NAME]
+            .contains(&driver.name)
             .then(|| link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
+        clock: clock.map(|clock| clock.info),
         noise: measured.noise,
         notes: measured.notes,
     })
@@ -175,6 +183,7 @@ struct Session<'a> {
     options: &'a Options,
     interrupted: &'a AtomicBool,
     begin: Instant,
+    clock: Option<&'a Clock>,
 }
 
 impl Session<'_> {
@@ -225,6 +234,28 @@ impl Session<'_> {
         let (specs, mut notes) = plan_edu(&self.options.plan);
         let allocator = edu.device().allocator().clone();
         let mut subject = edu::EduSubject::new(edu, &specs, seed)?;
+        let mut measured = self.measure(&mut subject, &specs, &allocator);
+        notes.append(&mut measured.notes);
+        Ok((info, Measured { notes, ..measured }))
+    }
+
+    fn litepcie(
+        &self,
+        device: Device,
+        info: DeviceInfo,
+    ) -> Result<(DeviceInfo, Measured), BenchError> {
+        let Options { seed, timeout, .. } = *self.options;
+        let card = LitePcie::probe(device, litepcie_driver::Config::default())?;
+        let info = DeviceInfo {
+            channels: card.channel_count().into(),
+            completion: "by MSI".into(),
+            ..info
+        };
+        let word = card.device().dma_limits().granularity;
+        let (specs, mut notes) = litepcie::plan_litepcie(&self.options.plan, word)?;
+        let allocator = card.device().allocator().clone();
+        let clock = self.clock;
+        let mut subject = litepcie::LitePcieSubject::new(card, &specs, seed, timeout, clock)?;
         let mut measured = self.measure(&mut subject, &specs, &allocator);
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))

@@ -337,7 +337,7 @@ impl Subject for NvmeSubject {
         let (transfers, elapsed) = self.drive(number, time, latency)?;
         let after = self.totals();
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
-        Ok(Sample { transfers, elapsed, descriptors, doorbells })
+        Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })
     }
 
     fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {

@@ -25,6 +25,9 @@ pub struct Results {
     pub allocations: Vec<Allocation>,
     /// What a PCI Express link would make of it, by calculation.
     pub link: Option<LinkView>,
+    /// The clock that cycles are of; `null` for a device that is not simulated here.
+    #[serde(default)]
+    pub clock: Option<ClockInfo>,
     /// Figures that the rounds leave open.
     #[serde(default)]
     pub noise: Noise,
@@ -182,8 +185,21 @@ pub struct Cell {
     pub doorbells: f64,
     /// Map calls that the buffers took, once.
     pub map_calls: u64,
+    /// Cycles of a simulated device's clock for one transfer, from the first register write to
+    /// the last data in memory; `null` for a device that is not simulated here.
+    #[serde(default)]
+    pub cycles: Option<f64>,
     /// What the transfer would put on a link, by the model's count.
     pub link: Option<LinkShare>,
+}
+
+/// The clock of a simulated device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockInfo {
+    /// Width of the device's bus, in bits.
+    pub bus_width: u32,
+    /// Cycles from a read of the device to its first completion.
+    pub host_latency: u32,
 }
 
 /// What a cell is varied by.

@@ -24,6 +24,8 @@ pub(super) struct Sample {
     pub(super) elapsed: Duration,
     pub(super) descriptors: u64,
     pub(super) doorbells: u64,
+    /// Cycles of a simulated device's clock; 0 for others.
+    pub(super) cycles: u64,
 }
 
 impl Sample {

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 
 use self::rows::{
     Unit, allocation_head, allocation_rows, batch_head, batch_row, channel_head, channel_row,
-    digits, latency_head, latency_row, percent, range, segment_head, segment_row, share_head,
-    share_row, work_head, work_row,
+    cycle_head, cycle_row, digits, latency_head, latency_row, percent, range, segment_head,
+    segment_row, share_head, share_row, work_head, work_row,
 };
-use super::results::{Conditions, LinkView, Noise, Results, Series, Spread};
+use super::results::{Cell, ClockInfo, Conditions, LinkView, Noise, Results, Series, Spread};
 use super::units::bytes;
-use super::verdict::verdict;
+use super::verdict::{CHEAP, verdict};
 
 mod rows;
 
@@ -33,6 +33,9 @@ pub fn table(results: &Results) -> String {
         segment_head(unit),
         cells(Series::Segments).map(|cell| segment_row(cell, unit)),
     );
+    if let Some(clock) = &results.clock {
+        text += &cycles(results, clock);
+    }
     section(
         &mut text,
         "What a transfer takes, and its buffers in map calls",
@@ -90,6 +93,43 @@ pub fn table(results: &Results) -> String {
         }
     }
     text
+}
+
+/// What a transfer takes of a simulated device's clock, and from which segment on that is
+/// little, with what a link's arithmetic says of the same.
+fn cycles(results: &Results, clock: &ClockInfo) -> String {
+    let cells: Vec<&Cell> =
+        results.cells.iter().filter(|cell| cell.series == Series::Segments).collect();
+    let of = |transfer: u64, segment: Option<u64>| {
+        let found = cells.iter().find(|c| (c.transfer, c.segment) == (transfer, segment));
+        found.and_then(|cell| cell.cycles)
+    };
+    let rows = cells.iter().filter_map(|cell| cycle_row(cell, of(cell.transfer, None)));
+    let mut text = String::new();
+    let title = format!(
+        "Cycles of the RTL at the bus width {} bits; host latency {} cycles",
+        clock.bus_width, clock.host_latency
+    );
+    section(&mut text, &title, cycle_head(), rows);
+    let Some(transfer) = cells.iter().map(|cell| cell.transfer).max() else { return text };
+    let mut shares: Vec<(u64, f64)> = cells
+        .iter()
+        .filter(|cell| cell.transfer == transfer)
+        .filter_map(|cell| Some((cell.segment?, of(transfer, None)? / cell.cycles?)))
+        .collect();
+    shares.sort_unstable_by_key(|share| std::cmp::Reverse(share.0));
+    let cheap = shares.iter().take_while(|share| share.1 >= CHEAP).last();
+    let name = |segment: Option<u64>| segment.map_or("none".into(), bytes);
+    let mut said = format!(
+        "less than 5% lost in transfers of {} from a segment of: {}",
+        bytes(transfer),
+        name(cheap.map(|share| share.0))
+    );
+    if let Some(view) = &results.link {
+        let [.., both] = view.less_than_5_percent;
+        said += &format!("; by the arithmetic of a link, below: {}", name(both));
+    }
+    text + &wrapped("", &said)
 }
 
 fn setup(results: &Results) -> String {

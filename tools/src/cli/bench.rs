@@ -4,21 +4,24 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use vfio_dma::device::Device;
 use vfio_dma::devices::ioat::Ioat;
+use vfio_dma::devices::litepcie::LitePcie;
 use vfio_dma::devices::nvme::Nvme;
-use vfio_dma::devices::{Driver, PciDriver as _};
+use vfio_dma::devices::{Driver, Identity, PciDriver as _};
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 use vfio_dma_model::link::LinkConfig;
 
-use super::open::DeviceArg;
+use super::open::{DeviceArg, known, simulated};
 use super::size::{parse_size, typed};
 use super::{Failure, interrupted, output, usage};
 use crate::bench::compare::{Verdict, compare};
 use crate::bench::plan::{LONGEST, MOST_BATCH, PlanOptions, SLICE};
 use crate::bench::profile::Profile;
-use crate::bench::results::{Results, SCHEMA};
-use crate::bench::{self, BenchError, Kind, Options, Output, Outputs, csv, report, table};
+use crate::bench::results::{ClockInfo, Results, SCHEMA};
+use crate::bench::{self, BenchError, Clock, Kind, Options, Output, Outputs, csv, report, table};
+use crate::rtl::is_description;
 use crate::vm;
 
 /// Measure contiguous against scatter/gather transfers, batches, channels and latency, with
@@ -26,7 +29,9 @@ use crate::vm;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
-    /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
+    /// in sysfs; the path of a vfio-user socket; `model`: the I/OAT model in this process; or
+    /// `litepcie`, with properties: LitePCIe's gateware, simulated in this process, which is
+    /// counted in cycles too
     #[arg(value_name = "DEVICE", required_unless_present = "compare", conflicts_with = "compare")]
     device: Option<String>,
     /// Measure nothing: tell what changed between two files of --json beyond the noise
@@ -156,9 +161,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         timeout: Duration::from_secs(args.timeout),
         link: args.link.unwrap_or_default(),
     };
-    args.reach.drive(device, model, |driver, device| {
+    let measure = |driver: &'static Driver, device, clock: Option<&Clock>| {
         check(args, driver)?;
-        let results = bench::run(&options, driver, device, &interrupted).map_err(in_options)?;
+        let results =
+            bench::run(&options, driver, device, &interrupted, clock).map_err(in_options)?;
         // Before the device's driver is restored, which may fail.
         let mut failures: Vec<Failure> =
             outputs.write(&results).into_iter().map(Failure::from).collect();
@@ -169,7 +175,18 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
         Err(texts.join("\n").into())
-    })
+    };
+    if !is_description(device) {
+        return args.reach.drive(device, model, |driver, device| measure(driver, device, None));
+    }
+    // Whose cycles can be counted.
+    let (config, model) = simulated(device)?;
+    let info =
+        ClockInfo { bus_width: config.bus_width(), host_latency: config.function.root.latency };
+    let opened = Device::open(model.attach()?)?;
+    let clock = Clock { info, stats: Box::new(move || model.function().stats()) };
+    let driver = known(opened.location(), &Identity::of(&opened)?)?;
+    measure(driver, opened, Some(&clock))
 }
 
 /// An error of what was asked for, in the words of this command's options.
@@ -216,7 +233,7 @@ fn check(args: &Args, driver: &Driver) -> Result<(), Failure> {
     let given: [(_, _, &[&str]); 3] = [
         ("--batch", args.batches.is_some(), queues),
         ("--channels", args.channels.is_some(), queues),
-        ("--link", args.link.is_some(), &[Ioat::NAME]),
+        ("--link", args.link.is_some(), &[Ioat::NAME, LitePcie::NAME]),
     ];
     match given.iter().find(|(_, given, drivers)| *given && !drivers.contains(&driver.name)) {
         Some((option, _, drivers)) => {
@@ -300,11 +317,11 @@ mod tests {
         for (option, value, drivers) in [
             ("--batch", "4", &[Ioat::NAME, Nvme::NAME][..]),
             ("--channels", "2", &[Ioat::NAME, Nvme::NAME]),
-            ("--link", "gen3x8", &[Ioat::NAME]),
-            ("--seed", "2", &[Ioat::NAME, Nvme::NAME, Edu::NAME]),
+            ("--link", "gen3x8", &[Ioat::NAME, LitePcie::NAME]),
+            ("--seed", "2", &[Ioat::NAME, Nvme::NAME, Edu::NAME, LitePcie::NAME]),
         ] {
             let Cli { args } = Cli::try_parse_from(["bench", "x", option, value]).unwrap();
-            for name in [Ioat::NAME, Nvme::NAME, Edu::NAME] {
+            for name in [Ioat::NAME, Nvme::NAME, Edu::NAME, LitePcie::NAME] {
                 let driver = DRIVERS.iter().find(|driver| driver.name == name).unwrap();
                 let checked = check(&args, driver);
                 assert_eq!(checked.is_ok(), drivers.contains(&name), "{option} {name}");

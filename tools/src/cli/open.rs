@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use vfio_dma::backend::vfio::{Access, VfToken};
 use vfio_dma::backend::vfio_user::VfioUser;
@@ -10,13 +11,29 @@ use vfio_dma::devices::{Driver, Identity, recognise};
 use vfio_dma::host::{PciDeviceInfo, Sysfs};
 use vfio_dma::pci::Address;
 use vfio_dma::session::Session;
-use vfio_dma_model::embedded::Attached;
+use vfio_dma_model::embedded::{Attached, Embedded, IommuOptions};
 
 use super::remedy::explain;
 use super::{Failure, output, usage};
+use crate::rtl::{RtlConfig, RtlFunction, describe, is_description};
 
 /// The device that needs nothing: the I/OAT model in this process.
 pub(super) const MODEL: &str = "model";
+
+/// Simulated hardware in this process.
+type Simulated = Arc<Embedded<RtlFunction>>;
+
+/// Starts hardware from its Verilog in this process.
+///
+/// # Errors
+///
+/// Fails when the description makes no sense, or the hardware cannot be built.
+pub(super) fn simulated(description: &str) -> Result<(RtlConfig, Simulated), Failure> {
+    let config = describe(description).map_err(usage)?;
+    let config = config.ok_or_else(|| usage(format!("{description} describes no hardware")))?;
+    let model = Embedded::with_function(config.start()?, IommuOptions::default());
+    Ok((config, model))
+}
 
 /// How a device is reached.
 #[derive(Debug, Clone, clap::Args)]
@@ -70,7 +87,9 @@ impl DeviceArg {
     /// Names the option and what it belongs to.
     pub(super) fn check(&self, device: &str) -> Result<(), Failure> {
         let what = match Place::of(device)? {
-            Place::Model => "the model in this process has an IOMMU of its own and no driver",
+            Place::Model | Place::Simulated(_) => {
+                "what is in this process has an IOMMU of its own and no driver"
+            }
             Place::Socket(_) => "a device on a socket is reached through it alone",
             Place::Function(_) => return Ok(()),
         };
@@ -136,6 +155,10 @@ impl DeviceArg {
             |device: Device| Ok((recognise(device.location(), &Identity::of(&device)?)?, device));
         match Place::of(device)? {
             Place::Model => drive(&mut || recognised(Device::open(model()?)?)),
+            Place::Simulated(description) => {
+                let (_, model) = simulated(description)?;
+                drive(&mut || recognised(Device::open(model.attach()?)?))
+            }
             Place::Socket(path) => {
                 drive(&mut || recognised(Device::open(VfioUser::connect(path)?)?))
             }
@@ -182,6 +205,8 @@ pub(super) type Open<'a, K> = dyn FnMut() -> Result<(K, Device), Failure> + 'a;
 pub(super) enum Place<'a> {
     /// In this process.
     Model,
+    /// In this process, from its Verilog: a description.
+    Simulated(&'a str),
     /// On a socket that a vfio-user server listens on.
     Socket(&'a Path),
     /// On the bus.
@@ -195,6 +220,7 @@ impl Place<'_> {
         let path = Path::new(device);
         match device.parse() {
             _ if device == MODEL => Ok(Place::Model),
+            _ if is_description(device) => Ok(Place::Simulated(device)),
             Ok(address) => Ok(Place::Function(address)),
             Err(_) if device.contains('/') => {
                 Ok(in_sysfs(path).map_or(Place::Socket(path), Place::Function))
@@ -226,7 +252,7 @@ pub(super) fn identity(info: &PciDeviceInfo) -> Identity {
 }
 
 /// The driver of a device.
-fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure> {
+pub(super) fn known(location: &str, identity: &Identity) -> Result<&'static Driver, Failure> {
     recognise(identity).map(|known| known.driver).ok_or_else(|| {
         format!(
             "{location} is {identity}, which is not a device that vfio-dma drives\n  \
@@ -248,6 +274,9 @@ mod tests {
     fn a_device_is_an_address_a_socket_or_the_model() {
         let address = "0000:00:05.0".parse().unwrap();
         assert_eq!(Place::of("model").unwrap(), Place::Model);
+        for text in ["litepcie,width=64", "rtl,top=t,file=./a.sv"] {
+            assert_eq!(Place::of(text).unwrap(), Place::Simulated(text));
+        }
         assert_eq!(Place::of("0000:00:05.0").unwrap(), Place::Function(address));
         assert_eq!(Place::of("00:05.0").unwrap(), Place::Function(address));
         let absent = "/no/such/socket";

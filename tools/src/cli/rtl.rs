@@ -7,14 +7,15 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::open_copy_engine;
 use vfio_dma_model::embedded::{Embedded, IommuOptions};
 use vfio_dma_model::link::LinkConfig;
-use vfio_dma_model::link::predict::{Operation, ScatterGather, both_gbps};
 
 use super::output::{print, table};
 use super::size::parse_length;
 use super::{Failure, usage};
+use crate::bench::link;
+use crate::bench::results::LinkView;
 use crate::bench::units::bytes;
 use crate::rtl::cycles::{Row, cheap_from, measure};
-use crate::rtl::{RtlConfig, describe};
+use crate::rtl::{LinuxDriver, RtlConfig, describe, linux_driver};
 
 /// Build hardware from its Verilog, or measure what a segment costs it in cycles
 ///
@@ -31,6 +32,12 @@ enum Action {
     /// Compile it, and print the path of the program that simulates it
     Build {
         /// What is built
+        device: String,
+    },
+    /// Compile LitePCIe's own Linux driver for the kernel of `vm --kernel full`, and print the
+    /// paths of the module and of its test program
+    LinuxDriver {
+        /// The card: `litepcie`, with properties
         device: String,
     },
     /// Copy contiguously and in segments, in this process, and count cycles
@@ -53,7 +60,22 @@ enum Action {
 }
 
 /// Segments that are measured, in bytes.
-const SEGMENTS: [usize; 8] = [128, 256, 512, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 1 << 20];
+const SEGMENTS: [usize; 14] = [
+    128,
+    256,
+    512,
+    1 << 10,
+    2 << 10,
+    4 << 10,
+    8 << 10,
+    16 << 10,
+    32 << 10,
+    64 << 10,
+    128 << 10,
+    256 << 10,
+    512 << 10,
+    1 << 20,
+];
 
 /// Runs the subcommand.
 ///
@@ -66,6 +88,14 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let program = known(device)?.program()?;
             print(&format!("{}\n", program.display()))?;
         }
+        Action::LinuxDriver { device } => {
+            let options = known(device)?.litepcie_options().cloned();
+            let options = options.ok_or_else(|| {
+                usage(format!("{device} has no Linux driver that is known\n  remedy: litepcie"))
+            })?;
+            let LinuxDriver { module, util } = linux_driver(&options)?;
+            print(&format!("{}\n{}\n", module.display(), util.display()))?;
+        }
         Action::Bench { device, size, link, timeout, json } => {
             let config = known(device)?;
             let model = Embedded::with_function(config.start()?, IommuOptions::default());
@@ -77,7 +107,16 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
             let limit = Duration::from_secs(*timeout);
             let rows = measure(&mut *engine, stats, len, &segments, limit)?;
             let text = if *json {
-                let value = serde_json::json!({ "device": device, "bytes": size, "rows": rows });
+                let view = on_link(link, &rows);
+                let value = serde_json::json!({
+                    "device": device,
+                    "bytes": size,
+                    "bus_width": config.bus_width(),
+                    "host_latency": config.function.root.latency,
+                    "less_than_5_percent": cheap_from(&rows[1..]),
+                    "link": view,
+                    "rows": rows,
+                });
                 format!("{value:#}\n")
             } else {
                 text(&config, &rows, link)
@@ -96,16 +135,19 @@ fn known(device: &str) -> Result<RtlConfig, Failure> {
     })
 }
 
+/// What a link's arithmetic (docs/link-cost.md) says of the same copies: memory to memory, by an
+/// engine that fetches a descriptor of 64 bytes for each segment.
+fn on_link(link: &LinkConfig, rows: &[Row]) -> LinkView {
+    let segments: Vec<u64> = rows.iter().map(|row| row.segment as u64).collect();
+    link::view(link, segments.first().copied().unwrap_or(0), &segments)
+}
+
 fn text(config: &RtlConfig, rows: &[Row], link: &LinkConfig) -> String {
     let header = ["segment", "cycles", "B/cycle", "of cont.", "cycles/seg.", "ms", "link"];
     let mut lines = vec![header.map(str::to_owned)];
+    let view = on_link(link, rows);
     for (n, row) in rows.iter().enumerate() {
-        let (len, segment) = (rows[0].segment as u64, row.segment as u64);
-        // What the same would cost on a link: a descriptor is three register writes on each
-        // side, which are not fetched.
-        let lists = ScatterGather { descriptor: 0, ..ScatterGather::ioat(segment) };
-        let busier = lists.traffic(link, Operation::Both, len).busier() as f64;
-        let share = (len as f64 / busier * link.tlp_gbps()) / both_gbps(link, len);
+        let share = view.rows.get(n).map_or(1.0, |row| row.ratio[2]);
         lines.push([
             if n == 0 { "contiguous".into() } else { bytes(row.segment as u64) },
             row.cycles.to_string(),
@@ -116,23 +158,24 @@ fn text(config: &RtlConfig, rows: &[Row], link: &LinkConfig) -> String {
             format!("{:.0}%", 100.0 * share),
         ]);
     }
-    let root = &config.function.root;
     let cycles: u64 = rows.iter().map(|row| row.cycles).sum();
     let time: u64 = rows.iter().map(|row| row.nanoseconds).sum();
-    let cheap = match cheap_from(&rows[1..]) {
-        Some(size) => {
-            let size = bytes(size as u64);
-            format!("Scatter/gather costs less than 5% from segments of {size} on")
-        }
-        None => "Scatter/gather costs 5% or more at every size".to_owned(),
+    let from = |size: Option<u64>| match size {
+        Some(size) => format!("from segments of {} on", bytes(size)),
+        None => "at no size that was measured".to_owned(),
     };
+    let [.., both] = view.less_than_5_percent;
     format!(
-        "{}\n{cheap}.\nCycles of the RTL; host latency {} cycles, {} bytes of payload. `link` is \
-         the share by calculation on {link},\nwithout descriptors. {:.2} million cycles a second \
+        "cycles of the RTL at the bus width {} bits; host latency {} cycles; payload {} bytes\n{}\n\
+         Scatter/gather costs less than 5%:\n  on this hardware {};\n  by the arithmetic of a \
+         link alone (docs/link-cost.md; column link; {link}) {}.\n{:.2} million cycles a second \
          here. Every byte was verified.\n",
-        table(&lines).trim_end(),
-        root.latency,
+        config.bus_width(),
+        config.function.root.latency,
         config.function.max_payload,
+        table(&lines).trim_end(),
+        from(cheap_from(rows.get(1..).unwrap_or_default()).map(|size| size as u64)),
+        from(both),
         cycles as f64 / time as f64 * 1e3,
     )
 }

@@ -54,6 +54,21 @@ impl RtlConfig {
         RtlConfig { hardware, function, trace: None, name, faults: Vec::new() }
     }
 
+    /// What LitePCIe's card is generated with; `None` for another design.
+    #[must_use]
+    pub fn litepcie_options(&self) -> Option<&Options> {
+        match &self.hardware {
+            Hardware::LitePcie(options) => Some(options),
+            Hardware::Design(_) => None,
+        }
+    }
+
+    /// Width of the bus in bits; that of the template for a design, which does not say.
+    #[must_use]
+    pub fn bus_width(&self) -> u32 {
+        self.litepcie_options().map_or(128, |options| options.data_width.into())
+    }
+
     /// Counts packets with this meter.
     pub fn set_meter(&mut self, meter: Option<Arc<LinkMeter>>) {
         self.function.root.meter = meter;
@@ -87,6 +102,12 @@ impl RtlConfig {
             }
         }
     }
+}
+
+/// Whether a text is meant as the description of a simulated device.
+#[must_use]
+pub fn is_description(text: &str) -> bool {
+    matches!(text.split(',').next(), Some("litepcie" | "rtl"))
 }
 
 /// Reads `litepcie` or `rtl,top=NAME,file=PATH` with more properties, and at the end
@@ -166,8 +187,8 @@ fn set(config: &mut RtlConfig, name: &str, value: &str) -> Result<(), String> {
         }
         ("width", Hardware::LitePcie(options)) => {
             options.data_width = number(name, value)?;
-            if ![64, 128, 256, 512].contains(&options.data_width) {
-                return Err("width is 64, 128, 256 or 512".into());
+            if ![64, 128].contains(&options.data_width) {
+                return Err("width is 64 or 128: with a wider bus the card mixes packets up".into());
             }
         }
         ("tags", Hardware::LitePcie(options)) => {
@@ -212,10 +233,10 @@ mod tests {
     #[test]
     fn descriptions_are_read() {
         assert!(describe("ioat,channels=2").unwrap().is_none());
-        let text = "litepcie,channels=2,width=256,latency=300,rcb=128,fault=lost@3,ur@9";
+        let text = "litepcie,channels=2,width=64,latency=300,rcb=128,fault=lost@3,ur@9";
         let config = describe(text).unwrap().unwrap();
         let Hardware::LitePcie(options) = &config.hardware else { panic!() };
-        assert_eq!((options.channels, options.data_width), (2, 256));
+        assert_eq!((options.channels, options.data_width), (2, 64));
         let root = &config.function.root;
         assert_eq!((root.latency, root.read_completion_boundary), (300, 128));
         assert_eq!(root.faults.rules().len(), 2);

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use vfio_dma_model::rtl::litepcie::{GENERATOR, PACKAGES};
 
-use super::{Design, RtlError, build_in, toolchain};
+use super::toolchain::{self, Goal};
+use super::{Design, RtlError, build_in};
 use crate::progress::Step;
 use crate::vm::VmError;
 use crate::vm::apt::run_with_lines;
@@ -18,7 +19,8 @@ use crate::vm::error::Context;
 pub struct Options {
     /// DMA channels, 1 to 8.
     pub channels: u8,
-    /// Width of the bus in bits: 64, 128, 256 or 512.
+    /// Width of the bus in bits: 64, 128, 256 or 512. Above 128, short packets in both directions
+    /// at once come out malformed.
     pub data_width: u16,
     /// Reads that it has in flight: 2, 4, 8 or 16.
     pub tags: u8,
@@ -51,24 +53,8 @@ pub struct Card {
 /// Fails when tools are missing, the packages cannot be fetched, or the build fails.
 pub fn card(options: &Options) -> Result<Card, RtlError> {
     let cache = Cache::open()?;
-    let arguments = [
-        format!("--channels={}", options.channels),
-        format!("--data-width={}", options.data_width),
-        format!("--tags={}", options.tags),
-    ];
-    let mut arguments = arguments.to_vec();
-    arguments.extend(options.synchronizer.then(|| "--synchronizer".to_owned()));
-    let python = environment(&cache)?;
-    let key = digest(format!("{PACKAGES:?}\n{GENERATOR}\n{arguments:?}").as_bytes());
-    let generated = cache.entry("litepcie", &format!("current-{key}"), |dir| {
-        let _step = Step::new("generating LitePCIe's card");
-        let script = dir.join("generate.py");
-        fs::write(&script, GENERATOR).at("write", &script)?;
-        let mut command = Command::new(&python);
-        command.arg("-B").arg(&script).arg(dir).args(&arguments);
-        run_with_lines(command, |_| ())?;
-        Ok(key.clone())
-    })?;
+    toolchain::check(&cache, Goal { generated: true, ..Goal::default() })?;
+    let generated = generated(&cache, options)?;
     let program = build_in(
         &cache,
         &Design {
@@ -81,8 +67,31 @@ pub fn card(options: &Options) -> Result<Card, RtlError> {
     Ok(Card { program, csr: generated.join("csr.csv") })
 }
 
+/// The directory of a card's Verilog, its maps of registers and its headers in C.
+pub(super) fn generated(cache: &Cache, options: &Options) -> Result<PathBuf, RtlError> {
+    let arguments = [
+        format!("--channels={}", options.channels),
+        format!("--data-width={}", options.data_width),
+        format!("--tags={}", options.tags),
+    ];
+    let mut arguments = arguments.to_vec();
+    arguments.extend(options.synchronizer.then(|| "--synchronizer".to_owned()));
+    let python = environment(cache)?;
+    let key = digest(format!("{PACKAGES:?}\n{GENERATOR}\n{arguments:?}").as_bytes());
+    let entry = cache.entry("litepcie", &format!("current-{key}"), |dir| {
+        let _step = Step::new("generating LitePCIe's card");
+        let script = dir.join("generate.py");
+        fs::write(&script, GENERATOR).at("write", &script)?;
+        let mut command = Command::new(&python);
+        command.arg("-B").arg(&script).arg(dir).args(&arguments);
+        run_with_lines(command, |_| ())?;
+        Ok(key.clone())
+    })?;
+    Ok(entry)
+}
+
 /// A virtual environment with LitePCIe's packages; returns its Python.
-fn environment(cache: &Cache) -> Result<PathBuf, RtlError> {
+pub(super) fn environment(cache: &Cache) -> Result<PathBuf, RtlError> {
     let python = toolchain::python()?;
     let mut ask = Command::new(&python);
     ask.arg("--version");

@@ -10,6 +10,7 @@
 
 pub mod cycles;
 mod describe;
+mod linux;
 pub mod litepcie;
 mod toolchain;
 
@@ -26,7 +27,8 @@ use crate::vm::apt::run_with_lines;
 use crate::vm::cache::{Cache, digest};
 use crate::vm::error::Context;
 
-pub use describe::{RtlConfig, RtlFunction, describe};
+pub use describe::{RtlConfig, RtlFunction, describe, is_description};
+pub use linux::{LinuxDriver, linux_driver};
 use toolchain::Toolchain;
 
 /// Why hardware cannot be built or simulated.

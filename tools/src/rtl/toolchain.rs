@@ -13,8 +13,16 @@ use crate::vm::error::Context;
 
 /// Names the Verilator to use.
 const VARIABLE: &str = "VFIO_DMA_VERILATOR";
-/// What has to be there besides Verilator, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 3] = [("g++", "g++"), ("make", "make"), ("python3", "python3")];
+/// Something that has to be there, and the Debian package that has it.
+type Need = (&'static str, &'static str);
+
+/// What has to be there besides Verilator.
+const PROGRAMS: [Need; 3] = [("g++", "g++"), ("make", "make"), ("python3", "python3")];
+/// What makes a virtual environment, for hardware that Python generates.
+const VENV: Need = ("Python's venv and pip", "python3-venv python3-pip");
+const VERILATOR: Need = ("verilator", "verilator");
+/// For C, beside what compiles simulations.
+const GCC: Need = ("gcc", "gcc libc6-dev");
 
 /// The programs, and what identifies their versions.
 #[derive(Debug)]
@@ -28,12 +36,17 @@ pub(super) struct Toolchain {
 /// Whether a program is there and starts: a link to nothing is not.
 fn works(program: &Path) -> bool {
     let mut command = Command::new(program);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("--version");
+    succeeds(command)
+}
+
+fn succeeds(mut command: Command) -> bool {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
-fn missing(programs: &[(&str, &str)]) -> RtlError {
-    let list = |part: fn(&(&str, &str)) -> String, between| {
+fn missing(programs: &[Need]) -> RtlError {
+    let list = |part: fn(&Need) -> String, between| {
         programs.iter().map(part).collect::<Vec<_>>().join(between)
     };
     RtlError::NoTools {
@@ -42,19 +55,56 @@ fn missing(programs: &[(&str, &str)]) -> RtlError {
     }
 }
 
+/// What is built, beyond a simulation.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Goal {
+    /// Hardware that Python generates.
+    pub(super) generated: bool,
+    /// Programs in C.
+    pub(super) c: bool,
+}
+
+/// Refuses when something is missing that building needs, all of it at once.
+pub(super) fn check(cache: &Cache, goal: Goal) -> Result<(), RtlError> {
+    let is_there = |need: Need| match need {
+        VENV => {
+            let mut python = Command::new("python3");
+            python.args(["-c", "import ensurepip, venv"]);
+            succeeds(python)
+        }
+        VERILATOR => {
+            std::env::var_os(VARIABLE).is_some()
+                || works(Path::new(VERILATOR.0))
+                || cache.found(VERILATOR.0, "current").is_some()
+                // It is fetched then; another error is told when that is done.
+                || !matches!(apt::archive(), Err(VmError::CannotFetch { .. }))
+        }
+        (program, _) => works(Path::new(program)),
+    };
+    let lacking = lacking(goal, is_there);
+    if lacking.is_empty() { Ok(()) } else { Err(missing(&lacking)) }
+}
+
+fn lacking(goal: Goal, is_there: impl Fn(Need) -> bool) -> Vec<Need> {
+    let has_python = is_there(PROGRAMS[2]);
+    let needs = PROGRAMS
+        .into_iter()
+        .chain([VERILATOR])
+        .chain(goal.generated.then_some(VENV))
+        .chain(goal.c.then_some(GCC));
+    // Without Python itself its parts cannot be looked for.
+    needs.filter(|&need| (need == VENV && !has_python) || !is_there(need)).collect()
+}
+
 /// Python, for what is written in it.
 pub(super) fn python() -> Result<PathBuf, RtlError> {
     let found = which::which("python3").ok().filter(|path| works(path));
-    found.ok_or_else(|| missing(&[("python3", "python3 python3-venv")]))
+    found.ok_or_else(|| missing(&[PROGRAMS[2], VENV]))
 }
 
 impl Toolchain {
     pub(super) fn find(cache: &Cache) -> Result<Toolchain, RtlError> {
-        let lacks = |(program, _): &(&str, &str)| !works(Path::new(program));
-        let lacking: Vec<_> = PROGRAMS.into_iter().filter(lacks).collect();
-        if !lacking.is_empty() {
-            return Err(missing(&lacking));
-        }
+        check(cache, Goal::default())?;
         let (verilator, root) = verilator(cache)?;
         let mut tools = Toolchain { verilator, root, versions: String::new() };
         let mut ask = tools.verilator();
@@ -109,7 +159,7 @@ fn verilator(cache: &Cache) -> Result<(PathBuf, Option<PathBuf>), RtlError> {
     {
         return Ok((path, None));
     }
-    let none = || missing(&[("verilator", "verilator")]);
+    let none = || missing(&[VERILATOR]);
     let archive = match apt::archive() {
         Ok(archive) => archive,
         Err(VmError::CannotFetch { .. }) => return Err(none()),
@@ -149,5 +199,18 @@ mod tests {
         assert!(error.contains("apt-get install g++ python3"), "{error}");
         assert!(error.contains("VFIO_DMA_WITHOUT=rtl"), "{error}");
         assert!(!works(Path::new("/nonexistent/verilator")));
+    }
+
+    #[test]
+    fn all_that_is_missing_is_told_at_once() {
+        let goal = Goal { generated: true, c: true };
+        let error = missing(&lacking(goal, |_| false)).to_string();
+        for name in ["g++", "make", "python3", "verilator", "venv", "gcc"] {
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        assert!(error.contains("python3-venv") && error.contains("libc6-dev"), "{error}");
+        let only = |there: Need| there != VERILATOR;
+        assert_eq!(lacking(goal, only), [VERILATOR]);
+        assert_eq!(lacking(Goal::default(), |need| need != VENV), []);
     }
 }

@@ -57,7 +57,7 @@ impl Cache {
     }
 
     /// The entry in use of a kind, if there is one.
-    pub(super) fn found(&self, kind: &str, slot: &str) -> Option<PathBuf> {
+    pub(crate) fn found(&self, kind: &str, slot: &str) -> Option<PathBuf> {
         self.root.join(kind).join(slot).canonicalize().ok()
     }
 

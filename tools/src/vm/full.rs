@@ -2,7 +2,8 @@
 //!
 //! It has everything that the tests of VFIO and of the I/OAT model need built in, and
 //! little else: it boots in about a second. `full.config` lists its options. The build takes
-//! some minutes and, while it runs, about 2.5 GB under the cache directory.
+//! some minutes and, while it runs, about 2.5 GB under the cache directory. What a module needs
+//! to be compiled against it is kept beside it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -29,16 +30,50 @@ const HEADER: (&str, &str) = ("gelf.h", "libelf-dev");
 const SYSTEM_PACKAGES: [&str; 7] =
     ["libc6", "libc-", "gcc", "libgcc", "libstdc++", "libcrypt", "linux-libc"];
 
+/// What of the tree a module is compiled against, in the entry of the cache.
+const MODULE_TREE: &str = "build";
+
 /// The kernel image, built when it is not in the cache.
 pub(super) fn kernel(cache: &Cache) -> Result<PathBuf, VmError> {
+    Ok(entry(cache)?.join("bzImage"))
+}
+
+/// Compiles the module whose `Kbuild` is in `dir` against this kernel, which is built when it is
+/// not in the cache. All that `make` prints goes to `log`.
+pub(crate) fn build_module(cache: &Cache, dir: &Path, log: &Path) -> Result<(), VmError> {
+    let tree = entry(cache)?.join(MODULE_TREE);
+    let tools = Tools::find(cache, &dir.join(".tools"))?;
+    let mut command = Command::new("nice");
+    command.args(["-n", "10", "make", "-C"]).arg(&tree);
+    command.arg(format!("M={}", dir.display())).arg("modules");
+    tools.apply(&mut command);
+    let mut printed = String::new();
+    let result = run_with_lines(command, |line| {
+        printed += line;
+        printed.push('\n');
+    });
+    if let Err(e) = &result {
+        printed += &format!("{e}\n");
+    }
+    fs::write(log, printed).at("write", log)?;
+    tools.remove()?;
+    result.map(drop)
+}
+
+/// What identifies this kernel: the key of its entry.
+pub(crate) fn identity(cache: &Cache) -> Result<String, VmError> {
+    let entry = entry(cache)?;
+    Ok(entry.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+fn entry(cache: &Cache) -> Result<PathBuf, VmError> {
     let options: Vec<String> = options(FRAGMENT).map(|line| format!("{line}\n")).collect();
     let hash = digest(options.concat().as_bytes());
     let log = cache.kind("full")?.join(format!("build-{hash}.log"));
-    let entry = cache.entry("full", &format!("current-{hash}"), |dir| {
+    cache.entry("full", &format!("current-{hash}"), |dir| {
         let version = build(cache, dir, &log)?;
         Ok(format!("{version}-{hash}"))
-    })?;
-    Ok(entry.join("bzImage"))
+    })
 }
 
 fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
@@ -80,7 +115,13 @@ fn build(cache: &Cache, dir: &Path, log: &Path) -> Result<String, VmError> {
     make(&["allnoconfig"], &step)?;
     check_options(&source.join(".config"))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    make(&[&format!("-j{jobs}"), "LOCALVERSION=-vfio-dma", "bzImage"], &step)?;
+    let version_words = "LOCALVERSION=-vfio-dma";
+    // `modules`, of which there are none, writes down which symbols a module finds.
+    make(&[&format!("-j{jobs}"), version_words, "bzImage", "modules"], &step)?;
+    // The kernel's own script for packages of headers knows what a module needs of the tree.
+    let install = "$(srctree)/scripts/package/install-extmod-build";
+    let install = format!("KBUILD_RUN_COMMAND={install} {}", dir.join(MODULE_TREE).display());
+    make(&[version_words, "run-command", &install], &step)?;
     drop(step);
 
     for (built, kept) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {

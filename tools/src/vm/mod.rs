@@ -19,7 +19,7 @@ pub(crate) mod cache;
 mod config;
 mod drive;
 pub(crate) mod error;
-mod full;
+pub(crate) mod full;
 mod guest;
 mod initramfs;
 mod kernel;

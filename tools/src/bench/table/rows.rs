@@ -74,6 +74,30 @@ pub(super) fn work_row(cell: &Cell, results: &Results) -> String {
     )
 }
 
+pub(super) fn cycle_head() -> String {
+    format!(
+        "{:>10} {:>10} {:>12} {:>8} {:>6} {:>14}",
+        "transfer", "segment", "cycles", "B/cycle", "of", "cycles/segment"
+    )
+}
+
+/// Beside the cycles of the contiguous transfer; `None` when none were counted.
+pub(super) fn cycle_row(cell: &Cell, contiguous: Option<f64>) -> Option<String> {
+    let cycles = cell.cycles?;
+    let mut row = format!(
+        "{:>10} {:>10} {cycles:>12.0} {:>8.2}",
+        bytes(cell.transfer),
+        segment_name(cell),
+        cell.transfer as f64 / cycles
+    );
+    if let (Some(segment), Some(contiguous)) = (cell.segment, contiguous) {
+        let pieces = cell.transfer.div_ceil(segment) as f64;
+        let each = (cycles - contiguous) / pieces;
+        row += &format!(" {:>6} {each:>14.1}", percent(contiguous / cycles));
+    }
+    Some(row)
+}
+
 pub(super) fn batch_head() -> String {
     format!(
         "{:>10} {:>6} {:>9}  {:<12} {:>7} {:>7} {:>7} {:>9}",

@@ -17,7 +17,7 @@ use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
 use vfio_dma_model::ioat::IoatConfig;
 
-use super::open::Place;
+use super::open::{Place, simulated};
 use super::remedy::hint;
 use super::{Failure, output, usage};
 
@@ -79,6 +79,7 @@ impl CardArg {
         let opened = |device| How::Opened { device: Box::new(device), address: None };
         let how = match place {
             Place::Model => opened(Device::open(Embedded::new(IoatConfig::default())?.attach()?)?),
+            Place::Simulated(text) => opened(Device::open(simulated(text)?.1.attach()?)?),
             Place::Socket(path) => opened(Device::open(VfioUser::connect(path)?)?),
             Place::Function(address) => {
                 location = address.to_string();

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
-use vfio_dma::devices::litepcie::{Config, LitePcie};
+use vfio_dma::devices::litepcie::{Config, Limit, LitePcie};
 use vfio_dma::dma::{Direction, Pattern, Placement, Report, Request};
 
 use super::{Args, Failure, count};
@@ -55,11 +55,11 @@ pub(super) fn run(
     };
     stop()?;
     let begin = Instant::now();
-    let limit = args.timeout();
+    let limit = Limit { time: args.timeout(), stop: Some(interrupted) };
     let copied = card.copy(0, source.into(), target.into(), limit);
     let elapsed = begin.elapsed();
-    stop()?;
     let (_, target) = copied?;
+    stop()?;
     let target = target.into_buffer().ok_or("the driver did not give the buffer back")?;
     sent.check(&target, 0, len, 0)?
         .map_err(|wrong| format!("{address}: what the card wrote is wrong: {wrong}"))?;

@@ -43,7 +43,8 @@ use super::{Failure, interrupted, output, usage};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// PCI address of a device that is bound to vfio-pci, such as 0000:00:05.0, or its directory
-    /// in sysfs; the path of a vfio-user socket; or `model`: the I/OAT model in this process
+    /// in sysfs; the path of a vfio-user socket; `model`: the I/OAT model in this process; or
+    /// `litepcie`, with properties: LitePCIe's gateware, simulated in this process
     #[arg(value_name = "DEVICE")]
     device: String,
     /// Bytes to move, with K, M or G: edu, which is slow, ioat, litepcie and nvme [default: 64K
