@@ -60,6 +60,21 @@ pub(crate) fn ioat_is_measured_in_time() {
     assert!(has(Series::Batch) && has(Series::Channels) && has(Series::Latency));
 }
 
+pub(crate) fn litepcie_is_measured_in_time() {
+    let results = quick("litepcie");
+    assert!(results.notes.iter().any(|note| note.contains("loopback")), "{:?}", results.notes);
+    let scattered = scattered(&results);
+    // A machine that does much else has no time for all variants, which the notes say.
+    let is_short = results.notes.iter().any(|note| note.contains("for lack of time"));
+    assert!(is_short || !scattered.is_empty(), "{:?}", results.notes);
+    for cell in scattered {
+        assert!(cell.of_contiguous.is_some() && cell.cycles.is_none(), "{cell:?}");
+        // Both sides.
+        let pieces = cell.transfer / cell.segment.unwrap();
+        assert_eq!(cell.descriptors, 2.0 * pieces as f64, "{cell:?}");
+    }
+}
+
 pub(crate) fn edu_is_measured_in_time_and_says_what_was_left_out() {
     let results = quick("edu");
     assert!(results.notes.iter().any(|note| note.contains("100 ms")), "{:?}", results.notes);

@@ -8,7 +8,7 @@ use vfio_dma_tools::vm::GuestFile;
 
 use crate::support::{bind, edu_behind_port};
 
-const EXAMPLES: [&str; 9] = [
+const EXAMPLES: [&str; 10] = [
     "first_dma",
     "copy",
     "edu_copy",
@@ -18,6 +18,7 @@ const EXAMPLES: [&str; 9] = [
     "ioat_stream",
     "ioat_async",
     "nvme_read",
+    "verilog_engine",
 ];
 
 /// The examples that are built, for the guest's `/bin`.

@@ -210,9 +210,17 @@ fn main() -> ExitCode {
             machine: rtl::machine,
             cases: cases![
                 rtl::the_same_program_moves_the_same_bytes,
-                rtl::sixteen_mebibytes_arrive_in_segments_of_any_size,
+                rtl::bytes_arrive_contiguous_and_in_segments_of_any_size,
+                rtl::the_engine_of_the_template_copies,
+                rtl::ctrl_c_stops_a_copy_in_the_middle,
+                bench::litepcie_is_measured_in_time,
                 rtl::the_command_line_copies,
             ],
+        },
+        Scenario {
+            name: "rtl_linux",
+            machine: rtl::linux,
+            cases: cases![rtl::linuxs_own_driver_binds_the_card_and_its_dma_test_passes],
         },
         Scenario {
             name: "group",

@@ -1,6 +1,7 @@
 //! The engine of the template (docs/bring-your-verilog.md), and the same with mistakes in it.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use vfio_dma_model::embedded::{Embedded, IommuOptions};
 use vfio_dma_tests::same_program::{Extent, run_engine};
 use vfio_dma_tools::rtl::cycles::{cheap_from, measure};
 use vfio_dma_tools::rtl::{RtlConfig, RtlFunction, describe};
+use vfio_dma_tools::serve::Served;
+use vfio_dma_tools::vm;
 
 use crate::segments::{LONG, copy, whole};
 
@@ -72,7 +75,7 @@ pub(crate) fn contiguous_against_scattered_in_cycles() {
 }
 
 /// The engine's source with one line changed.
-fn with_bug(dir: &Path, from: &str, to: &str) -> RtlConfig {
+fn with_bug(dir: &Path, (from, to): Bug) -> RtlConfig {
     let text = std::fs::read_to_string(source()).unwrap();
     assert_eq!(text.matches(from).count(), 1, "{from}");
     let path = dir.join("dma_engine.sv");
@@ -80,25 +83,55 @@ fn with_bug(dir: &Path, from: &str, to: &str) -> RtlConfig {
     config(&path)
 }
 
+/// A line of the engine's source, and what it is with a mistake in it.
+type Bug = (&'static str, &'static str);
+
+/// The last word is not copied.
+const LENGTH: Bug = ("left   <= swap(buffer[4]);", "left   <= swap(buffer[4]) - 32'd16;");
+/// It reads from the word behind.
+const ADDRESS: Bug = (
+    "source <= {swap(buffer[1]), swap(buffer[0])};",
+    "source <= {swap(buffer[1]), swap(buffer[0])} + 64'd16;",
+);
+/// It does not say that it has finished.
+const COMPLETION: Bug = ("set_finished <= 1'b1;", "set_finished <= 1'b0;");
+
+/// Runs the example as a user does, on hardware that is served on a socket.
+fn example(config: &RtlConfig) -> Output {
+    let program = std::env::current_exe().unwrap();
+    let built = program.parent().and_then(Path::parent).unwrap().join("examples/verilog_engine");
+    assert!(built.exists(), "it is not built: cargo build -p vfio-dma --examples");
+    let served = Served::of(config.start().unwrap()).unwrap();
+    let vm::Device::VfioUser { socket } = served.device() else { panic!("it is on a socket") };
+    Command::new(built).arg(socket).output().unwrap()
+}
+
+pub(crate) fn the_example_copies_and_finds_each_mistake() {
+    let good = example(&config(&source()));
+    let said = String::from_utf8_lossy(&good.stdout);
+    assert!(good.status.success(), "{good:#?}");
+    assert_eq!(said.matches("every byte is right").count(), 2, "{said}");
+    let dir = tempfile::tempdir().unwrap();
+    let late = "not finished in time: 1 of 1 descriptors are done";
+    for (bug, words) in [(LENGTH, "byte 1048560"), (ADDRESS, "byte 0"), (COMPLETION, late)] {
+        let bad = example(&with_bug(dir.path(), bug));
+        let error = String::from_utf8_lossy(&bad.stderr);
+        assert!(!bad.status.success() && error.contains(words), "{words}: {bad:#?}");
+        assert!(!String::from_utf8_lossy(&bad.stdout).contains("is right"), "{bad:#?}");
+    }
+}
+
 pub(crate) fn mistakes_in_the_hardware_are_found() {
     let len = 4096;
     let dir = tempfile::tempdir().unwrap();
-    let length = ("left   <= swap(buffer[4]);", "left   <= swap(buffer[4]) - 32'd16;");
-    let engine = model(&with_bug(dir.path(), length.0, length.1));
+    let engine = model(&with_bug(dir.path(), LENGTH));
     assert_eq!(copy(&mut driven(&engine), len, &whole(len), &whole(len), 1), 16, "wrong length");
 
-    let address = (
-        "source <= {swap(buffer[1]), swap(buffer[0])};",
-        "source <= {swap(buffer[1]), swap(buffer[0])} + 64'd16;",
-    );
-    let engine = model(&with_bug(dir.path(), address.0, address.1));
+    let engine = model(&with_bug(dir.path(), ADDRESS));
     let wrong = copy(&mut driven(&engine), len, &whole(len), &whole(len), 1);
     assert!(wrong > 4000, "address off by one: {wrong}");
 
-    let message = ("set_finished <= 1'b1;", "set_finished <= 1'b0;");
-    let text = std::fs::read_to_string(source()).unwrap();
-    assert!(text.contains(message.0));
-    let engine = model(&with_bug(dir.path(), message.0, message.1));
+    let engine = model(&with_bug(dir.path(), COMPLETION));
     let error = failure(&mut driven(&engine), len);
     assert!(matches!(error, Error::Timeout(1, 1)), "missing completion: {error}");
 }

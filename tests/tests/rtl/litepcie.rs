@@ -1,31 +1,39 @@
 //! LitePCIe's gateware, driven by the crate's driver.
 
+use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vfio_dma::backend::vfio_user::VfioUser;
 use vfio_dma::device::Device;
-use vfio_dma::devices::litepcie::{Config, CsrMap, Failed, LitePcie, LitePcieError};
-use vfio_dma::devices::{CopyEngine, PciDriver};
+use vfio_dma::devices::litepcie::{Config, CsrMap, Failed, Limit, LitePcie, LitePcieError};
+use vfio_dma::devices::{CopyEngine, DRIVERS, PciDriver};
 use vfio_dma::dma::{Direction, Pattern, Placement, Request, SgTable};
 use vfio_dma_model::embedded::{Embedded, IommuOptions};
 use vfio_dma_model::fault::FaultPlan;
+use vfio_dma_model::link::LinkConfig;
 use vfio_dma_model::tlp::{Order, RootConfig, Stats};
-use vfio_dma_tests::Dice;
 use vfio_dma_tests::same_program::{Extent, run_in_units};
+use vfio_dma_tests::{Dice, rtl_size};
+use vfio_dma_tools::bench::plan::PlanOptions;
+use vfio_dma_tools::bench::profile::Profile;
+use vfio_dma_tools::bench::results::ClockInfo;
+use vfio_dma_tools::bench::{self, Clock};
 use vfio_dma_tools::rtl::litepcie::{Options, card, csr};
 use vfio_dma_tools::rtl::{RtlConfig, RtlFunction};
 use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm;
 
 use crate::segments::{LONG, copy, mixed, shuffled, whole};
+use crate::streams;
 
-type Model = Arc<Embedded<RtlFunction>>;
+pub(crate) type Model = Arc<Embedded<RtlFunction>>;
 
 /// The word of its bus, in bytes.
 const WORD: usize = 16;
 
-fn model(config: &RtlConfig) -> Model {
+pub(crate) fn model(config: &RtlConfig) -> Model {
     Embedded::with_function(config.start().unwrap(), IommuOptions::default())
 }
 
@@ -33,13 +41,13 @@ fn plain() -> RtlConfig {
     RtlConfig::litepcie(Options::default())
 }
 
-fn driven(model: &Model) -> LitePcie {
+pub(crate) fn driven(model: &Model) -> LitePcie {
     let device = Device::open(model.attach().unwrap()).unwrap();
     LitePcie::probe(device, Config::default()).unwrap()
 }
 
 /// The card sent nothing that it should not, and reached what it was to reach.
-fn check(stats: &Stats) {
+pub(crate) fn check(stats: &Stats) {
     assert_eq!((stats.all_malformed(), stats.faults, stats.unsupported), (0, 0, 0), "{stats:#?}");
     assert_eq!((stats.host_timeouts, stats.host_refused), (0, 0), "{stats:#?}");
     assert!(stats.bytes_read > 0 && stats.bytes_written > 0, "{stats:#?}");
@@ -62,6 +70,46 @@ pub(crate) fn the_map_of_registers_is_the_drivers() {
     assert!(card.set_csr("pcie_dma0_writer_enable", 1).is_err());
 }
 
+pub(crate) fn the_width_of_its_bus_is_what_the_card_says() {
+    let options = streams::wide();
+    let built = card(&options).unwrap();
+    // The same map, in both forms of it.
+    let json: CsrMap = csr(&built.csr.with_extension("json")).unwrap().parse().unwrap();
+    assert_eq!(json, csr(&built.csr).unwrap().parse().unwrap());
+    let model = model(&RtlConfig::litepcie(options));
+    let card = driven(&model);
+    assert_eq!(card.device().dma_limits().granularity, 64);
+    assert_eq!(card.csr("card_data_width").unwrap(), 512);
+}
+
+pub(crate) fn a_copy_that_is_given_up_ends_soon_and_the_card_goes_on() {
+    let len = 64 << 20;
+    let mut config = plain();
+    // A read every 5000 cycles: minutes for all of it.
+    config.function.root.latency = 20_000;
+    let model = model(&config);
+    let mut card = driven(&model);
+    let place = |direction| SgTable::from(card.allocate(&Request::new(len, direction)).unwrap());
+    let (source, target) = (place(Direction::ToDevice), place(Direction::FromDevice));
+    let stop = AtomicBool::new(false);
+    let limit = Limit { time: LONG, stop: Some(&stop) };
+    let (failed, after) = std::thread::scope(|scope| {
+        let begun = scope.spawn(|| {
+            let failed = card.copy(0, source, target, limit).unwrap_err();
+            (failed, Instant::now())
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Relaxed);
+        let asked = Instant::now();
+        let (failed, ended) = begun.join().unwrap();
+        (failed, ended - asked)
+    });
+    let LitePcieError::Stopped { wanted, written, .. } = failed.error else { panic!("{failed}") };
+    assert!(written < wanted && failed.tables.is_some(), "{written} of {wanted}");
+    assert!(after < Duration::from_secs(5), "{after:?}");
+    assert_eq!(copy(&mut card, 4096, &whole(4096), &whole(4096), 1), 0);
+}
+
 const EXTENT: Extent = Extent { longest: 2 << 20, limit: LONG };
 
 pub(crate) fn the_same_program_runs_embedded() {
@@ -78,15 +126,17 @@ pub(crate) fn the_same_program_runs_over_a_socket() {
 }
 
 pub(crate) fn segments_of_any_size_arrive_over_a_socket() {
-    let len = 8 << 20;
+    let len = rtl_size();
     let served = Served::of(plain().start().unwrap()).unwrap();
     let vm::Device::VfioUser { socket } = served.device() else { panic!("it is on a socket") };
     let device = Device::open(VfioUser::connect(&socket).unwrap()).unwrap();
     let mut card = LitePcie::probe(device, Config::default()).unwrap();
     let mut dice = Dice::seeded();
+    let begin = Instant::now();
     assert_eq!(copy(&mut card, len, &whole(len), &whole(len), 1), 0);
     let (from, to) = (mixed(len, &mut dice), mixed(len, &mut dice));
     assert_eq!(copy(&mut card, len, &from, &to, 2), 0);
+    println!("{len} bytes, twice, in {:?}", begin.elapsed());
     check(&served.function().stats());
 }
 
@@ -140,6 +190,55 @@ pub(crate) fn cycles_for_each_segment_size() {
         // Never slower than the bare bench by a tenth: a stall of the bridge would show.
         assert!(rate > 0.9 * bench, "{segment}: {rate:.2} bytes per cycle, {bench} were expected");
     }
+    check(&model.function().stats());
+}
+
+/// The benchmark of all devices, shorter: it counts cycles too.
+pub(crate) fn it_is_measured_in_time_and_in_cycles() {
+    let model = model(&plain());
+    let device = Device::open(model.attach().unwrap()).unwrap();
+    let driver = DRIVERS.iter().find(|driver| driver.name == LitePcie::NAME).unwrap();
+    let plan = PlanOptions {
+        // For its time: a machine that does much else needs more than the quick one has.
+        profile: Profile::Full,
+        sizes: Some(vec![64 << 10]),
+        segments: Some([128, 4096].map(Some).into()),
+        batches: None,
+        channels: None,
+    };
+    let options = bench::Options {
+        plan,
+        rounds: 10,
+        slice: Duration::from_millis(1),
+        seed: 1,
+        timeout: LONG,
+        link: LinkConfig::default(),
+    };
+    let info = ClockInfo { bus_width: 128, host_latency: 0 };
+    let stats = Box::new({
+        let model = Arc::clone(&model);
+        move || model.function().stats()
+    });
+    let clock = Clock { info, stats };
+    let stop = AtomicBool::new(false);
+    let results = bench::run(&options, driver, device, &stop, Some(&clock)).unwrap();
+    assert_eq!(results.ended_early, None);
+    let text = bench::table(&results);
+    println!("{text}");
+    let title = "Cycles of the RTL at the bus width 128 bits; host latency 0 cycles";
+    let flat = text.replace('\n', " ");
+    assert!(flat.contains(title) && flat.contains("by the arithmetic of a link"), "{text}");
+    let cycles = |segment| {
+        let found = results.cells.iter().find(|cell| cell.segment == segment).unwrap();
+        // Each segment is a descriptor on each side.
+        let pieces = (64 << 10) / segment.unwrap_or(64 << 10);
+        assert_eq!(found.descriptors, 2.0 * pieces as f64, "{found:?}");
+        found.cycles.unwrap()
+    };
+    // As fast as a single copy, whatever the clock on the wall says.
+    let whole = cycles(None);
+    assert!((65_536.0 / 16.0..65_536.0 / 8.0).contains(&whole), "{whole}");
+    assert!(cycles(Some(128)) > 1.5 * cycles(Some(4096)), "{text}");
     check(&model.function().stats());
 }
 
@@ -241,14 +340,46 @@ pub(crate) fn two_channels_loop_by_themselves() {
     check(&model.function().stats());
 }
 
-pub(crate) fn an_idle_card_takes_no_cycles() {
+/// Processor time of this process and of the children that it has waited for, and of the
+/// simulation, which runs in a process of its own.
+fn processor_time() -> Duration {
+    let own = std::process::id().to_string();
+    let mut ticks = 0;
+    for entry in fs::read_dir("/proc").unwrap() {
+        let Ok(text) = fs::read_to_string(entry.unwrap().path().join("stat")) else { continue };
+        // PID (NAME) STATE PARENT ..., and 14 and 15 are user and system time in ticks.
+        let Some((head, tail)) = text.rsplit_once(") ") else { continue };
+        let fields: Vec<&str> = tail.split(' ').collect();
+        if fields[1] == own || head.split(' ').next() == Some(&own) {
+            ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        }
+    }
+    // USER_HZ is 100 on every architecture that matters here.
+    Duration::from_millis(10 * ticks)
+}
+
+pub(crate) fn an_idle_card_takes_no_cycles_and_no_time() {
     let model = model(&plain());
     let mut card = driven(&model);
-    assert_eq!(copy(&mut card, 4096, &whole(4096), &whole(4096), 1), 0);
+    let len = 8 << 20;
+    let (before, begin) = (processor_time(), Instant::now());
+    assert_eq!(copy(&mut card, len, &whole(len), &whole(len), 1), 0);
+    let (busy, elapsed) = (processor_time() - before, begin.elapsed());
+    let cycles = model.function().stats().cycles;
+    let rate = |time: Duration| cycles as f64 / time.as_secs_f64() / 1e6;
+    println!(
+        "{cycles} cycles: {:.2} million a second of processor time, {:.2} of the clock's, with \
+         filling and checking",
+        rate(busy),
+        rate(elapsed)
+    );
     std::thread::sleep(Duration::from_millis(100));
-    let before = model.function().stats().cycles;
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(model.function().stats().cycles, before);
+    let (before, cycles) = (processor_time(), model.function().stats().cycles);
+    std::thread::sleep(Duration::from_secs(2));
+    let taken = processor_time() - before;
+    assert_eq!(model.function().stats().cycles, cycles);
+    // Two ticks, in which the kernel counts: 1% of the time.
+    assert!(taken <= Duration::from_millis(20), "{taken:?} in 2 s");
     let card: &dyn CopyEngine = &card;
     assert_eq!(card.location(), "model");
 }

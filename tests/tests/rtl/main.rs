@@ -7,6 +7,7 @@
 mod engine;
 mod litepcie;
 mod segments;
+mod streams;
 
 use std::process::ExitCode;
 
@@ -25,16 +26,27 @@ fn main() -> ExitCode {
         litepcie::latency_and_order_of_completions_change_no_byte,
         litepcie::faults_are_found_and_the_card_goes_on,
         litepcie::two_channels_loop_by_themselves,
-        litepcie::an_idle_card_takes_no_cycles,
+        litepcie::an_idle_card_takes_no_cycles_and_no_time,
+        litepcie::it_is_measured_in_time_and_in_cycles,
+        litepcie::the_width_of_its_bus_is_what_the_card_says,
+        litepcie::a_copy_that_is_given_up_ends_soon_and_the_card_goes_on,
+    ];
+    let streams = cases![
+        streams::each_channel_sends_and_receives,
+        streams::a_stream_without_data_is_late_and_the_card_goes_on,
+        streams::streams_loop_by_themselves,
+        streams::synchronizers_hold_streams_back_until_a_pulse,
     ];
     let engine = cases![
         engine::the_same_program_runs_on_the_engine,
         engine::contiguous_against_scattered_in_cycles,
         engine::mistakes_in_the_hardware_are_found,
+        engine::the_example_copies_and_finds_each_mistake,
         engine::a_read_that_is_refused_is_told_and_the_engine_goes_on,
         engine::waveforms_are_written_on_request,
     ];
-    let suites: [(&str, Vec<Case>); 2] = [("litepcie", litepcie), ("engine", engine)];
+    let suites: [(&str, Vec<Case>); 3] =
+        [("litepcie", litepcie), ("streams", streams), ("engine", engine)];
     let without = is_left_out("rtl");
     let trials = suites.into_iter().flat_map(|(suite, cases)| {
         cases.into_iter().map(move |case| {
