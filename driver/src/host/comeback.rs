@@ -134,12 +134,15 @@ impl Sysfs {
         let others: BTreeSet<Address> =
             self.enumerate()?.into_iter().map(|info| info.address).collect();
         let autoprobe = Autoprobe::off(self);
+        // Once at least, however short the time is.
+        let mut scanned = false;
         loop {
             let missing: Vec<&Comeback> =
                 gone.iter().filter(|one| self.tree().device_dir(one.address).is_err()).collect();
-            if missing.is_empty() || begin.elapsed() >= limit {
+            if missing.is_empty() || scanned && begin.elapsed() >= limit {
                 break;
             }
+            scanned = true;
             let buses: BTreeSet<PathBuf> =
                 missing.iter().map(|one| self.rescan_attribute(one.address)).collect();
             for bus in buses {
