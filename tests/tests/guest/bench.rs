@@ -68,7 +68,8 @@ pub(crate) fn litepcie_is_measured_in_time() {
     let is_short = results.notes.iter().any(|note| note.contains("for lack of time"));
     assert!(is_short || !scattered.is_empty(), "{:?}", results.notes);
     for cell in scattered {
-        assert!(cell.of_contiguous.is_some() && cell.cycles.is_none(), "{cell:?}");
+        assert!(is_short || cell.of_contiguous.is_some(), "{cell:?}");
+        assert!(cell.cycles.is_none(), "{cell:?}");
         // Both sides.
         let pieces = cell.transfer / cell.segment.unwrap();
         assert_eq!(cell.descriptors, 2.0 * pieces as f64, "{cell:?}");

@@ -76,7 +76,7 @@ pub(crate) fn the_command_line_forces_a_placement() {
         }
     }
     let said = vfio_dma(&["run", "--size", "9000", "--placement", "sg", &device]);
-    assert!(said.out.contains("placed in 3 and 3 segments"), "{said:#?}");
+    assert!(said.out.contains("placed in 3 segments and 3 segments"), "{said:#?}");
     assert!(said.out.contains("3 map calls: scatter/gather"), "{said:#?}");
 }
 

@@ -110,7 +110,9 @@ pub(crate) fn check_refusal(said: &Said, parts: &[&str]) {
 fn check_message(said: &Said, status: i32, parts: &[&str]) {
     assert_eq!(said.status, status, "{said:#?}");
     assert_eq!(said.out, "", "nothing on standard output: {said:#?}");
-    let messages = said.err.lines().filter(|line| line.starts_with("vfio-dma: ")).count();
+    // "error: " begins what the parser of the command line says.
+    let begins = |line: &&str| line.starts_with("vfio-dma: ") || line.starts_with("error: ");
+    let messages = said.err.lines().filter(begins).count();
     assert_eq!(messages, 1, "one message: {said:#?}");
     for part in parts {
         assert!(said.err.contains(part), "{part:?} is missing: {said:#?}");
