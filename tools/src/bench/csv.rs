@@ -242,7 +242,9 @@ mod tests {
 
     #[test]
     fn every_figure_has_its_row() {
-        let results = fixture::results();
+        let mut results = fixture::results();
+        // Simulated hardware alone has them.
+        results.cells[0].cycles = Some(99.0);
         let rows = rows(&results);
         let count = |kind: &str| rows.iter().filter(|row| row["kind"] == kind).count();
         assert_eq!(count("memcpy"), results.memcpy.len());
