@@ -136,7 +136,11 @@ impl Subject for EduSubject {
         Ok(sample)
     }
 
-    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.memory, spec, time)
+    fn spec(&self, number: usize) -> Option<Spec> {
+        self.cells.get(&number).map(|cell| cell.spec)
+    }
+
+    fn memory(&mut self) -> &mut TestMemory {
+        &mut self.memory
     }
 }

@@ -8,19 +8,14 @@ use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 
+use super::drive;
 use super::error::BenchError;
 use super::plan::Spec;
-use super::subject::{Extent, Sample, Subject, histogram};
+use super::subject::{Extent, Sample, Subject};
 use super::test_memory::{Pair, TestMemory};
 
 /// Descriptors of a channel's ring: two batches of the most transfers fit.
 pub(super) const RING: u32 = 4096;
-/// How often completion is looked for between two looks at the clock.
-const LOOKS: u32 = 64;
-/// How long nothing may end until others may have the processor.
-const SPIN: Duration = Duration::from_micros(20);
-/// How long nothing may end until the device itself is asked.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Transfers of one channel that take turns.
 struct Lane {
@@ -33,8 +28,9 @@ struct Lane {
     quota: u64,
 }
 
-impl Lane {
-    /// Begins as many batches as may be in flight.
+impl drive::Lane for Lane {
+    type Queue = Channel;
+
     fn submit(&mut self, channel: &mut Channel) -> Result<(), BenchError> {
         while self.quota > 0
             && self.idle.len() >= self.batch
@@ -52,7 +48,6 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes what ended and records how long it took.
     fn reap(
         &mut self,
         channel: &mut Channel,
@@ -85,6 +80,23 @@ impl Lane {
             record(group);
         }
         Ok(ended)
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.flying.is_empty()
+    }
+
+    fn set_quota(&mut self, quota: u64) {
+        self.quota = quota;
+    }
+
+    fn poll(channel: &mut Channel) -> Result<usize, BenchError> {
+        Ok(channel.poll()?)
+    }
+
+    fn check_device(channel: &mut Channel) -> Result<(), BenchError> {
+        channel.check_device()?;
+        Ok(())
     }
 }
 
@@ -188,88 +200,17 @@ impl Subject for IoatSubject {
         };
         cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
         let (transfers, elapsed) =
-            drive(&mut self.channels, &mut cell.lanes, time, self.timeout, latency)?;
+            drive::drive(&mut self.channels, &mut cell.lanes, time, self.timeout, latency)?;
         let after = self.totals();
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
         Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })
     }
 
-    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
-        let cell =
-            self.cells.get(&number).ok_or(BenchError::State("a variant that is not prepared"))?;
-        let spec = cell.spec;
-        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
-        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
-        places.clone().for_each(|offset| self.memory.spoil(offset, transfer));
-        let sample = self.run(number, Extent::Once, &mut histogram())?;
-        for offset in places {
-            if let Some((at, expected, found)) = self.memory.wrong(offset, transfer) {
-                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
-            }
-        }
-        Ok(sample)
+    fn spec(&self, number: usize) -> Option<Spec> {
+        self.cells.get(&number).map(|cell| cell.spec)
     }
 
-    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.memory, spec, time)
-    }
-}
-
-/// Keeps the lanes' transfers in flight until the time is over or the quotas are used up,
-/// each lane on its channel, all from this thread; returns how many ended, and the time
-/// until the last did.
-fn drive(
-    channels: &mut [Channel],
-    lanes: &mut [Lane],
-    time: Duration,
-    timeout: Duration,
-    latency: &mut Histogram<u64>,
-) -> Result<(u64, Duration), BenchError> {
-    let begin = Instant::now();
-    let (mut ended, mut last, mut asked) = (0, begin, begin);
-    let mut looks = 0;
-    loop {
-        let before = ended;
-        let mut busy = false;
-        for (channel, lane) in channels.iter_mut().zip(lanes.iter_mut()) {
-            lane.submit(channel)?;
-            busy |= !lane.flying.is_empty();
-            if channel.poll()? > 0 {
-                last = Instant::now();
-                ended += lane.reap(channel, last, latency)?;
-            }
-        }
-        if !busy {
-            return Ok((ended, last - begin));
-        }
-        if ended > before {
-            looks = 0;
-            if last - begin >= time {
-                lanes.iter_mut().for_each(|lane| lane.quota = 0);
-            }
-            continue;
-        }
-        looks += 1;
-        if looks % LOOKS != 0 {
-            std::hint::spin_loop();
-            continue;
-        }
-        let now = Instant::now();
-        if now - last.max(asked) >= PATIENCE {
-            asked = now;
-            for (channel, lane) in channels.iter_mut().zip(lanes.iter_mut()) {
-                channel.check_device()?;
-                let taken = lane.reap(channel, now, latency)?;
-                if taken > 0 {
-                    (ended, last) = (ended + taken, now);
-                }
-            }
-            if now - last >= timeout {
-                return Err(BenchError::Timeout { seconds: timeout.as_secs() });
-            }
-        }
-        if now - last >= SPIN {
-            std::thread::yield_now();
-        }
+    fn memory(&mut self) -> &mut TestMemory {
+        &mut self.memory
     }
 }

@@ -11,7 +11,7 @@ use super::error::BenchError;
 use super::plan::{PlanOptions, Spec, plan};
 use super::profile::Profile;
 use super::results::Series;
-use super::subject::{Extent, Sample, Subject, histogram};
+use super::subject::{Extent, Sample, Subject};
 use super::test_memory::{Pair, TestMemory};
 
 /// A variant that can be run.
@@ -164,24 +164,12 @@ impl Subject for LitePcieSubject<'_> {
         Ok(sample)
     }
 
-    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
-        let cell =
-            self.cells.get(&number).ok_or(BenchError::State("a variant that is not prepared"))?;
-        let spec = cell.spec;
-        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
-        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
-        places.clone().for_each(|offset| self.memory.spoil(offset, transfer));
-        let sample = self.run(number, Extent::Once, &mut histogram())?;
-        for offset in places {
-            if let Some((at, expected, found)) = self.memory.wrong(offset, transfer) {
-                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
-            }
-        }
-        Ok(sample)
+    fn spec(&self, number: usize) -> Option<Spec> {
+        self.cells.get(&number).map(|cell| cell.spec)
     }
 
-    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.memory, spec, time)
+    fn memory(&mut self) -> &mut TestMemory {
+        &mut self.memory
     }
 }
 

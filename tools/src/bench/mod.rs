@@ -10,6 +10,7 @@ mod clock;
 pub mod compare;
 mod count;
 pub mod csv;
+mod drive;
 mod edu;
 mod error;
 #[cfg(test)]

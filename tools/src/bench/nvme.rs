@@ -13,11 +13,12 @@ use vfio_dma::devices::nvme::{
 use vfio_dma::dma::{Direction, Request, SgTable};
 use vfio_dma::queue::{QueueError, WaitMode};
 
+use super::drive;
 use super::error::BenchError;
 use super::plan::{PlanOptions, Spec, plan};
 use super::profile::Profile;
 use super::results::Series;
-use super::subject::{Extent, Sample, Subject, histogram};
+use super::subject::{Extent, Sample, Subject};
 use super::test_memory::TestMemory;
 use super::units::bytes;
 
@@ -27,15 +28,10 @@ pub(super) const ENTRIES: u32 = 1024;
 const QUEUES: u32 = 4;
 /// Bytes of a read that fetches what the drive has, to compare with.
 const PART: usize = 128 << 10;
-/// How often completion is looked for between two looks at the clock.
-const LOOKS: u32 = 64;
-/// How long nothing may end until others may have the processor.
-const SPIN: Duration = Duration::from_micros(20);
-/// How long nothing may end until the device itself is asked.
-const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Reads of one queue that take turns.
 struct Lane {
+    namespace: Namespace,
     /// First block, and the list that it is read into.
     idle: VecDeque<(u64, SgTable)>,
     flying: VecDeque<(Token, u64, Instant)>,
@@ -44,9 +40,10 @@ struct Lane {
     quota: u64,
 }
 
-impl Lane {
-    /// Begins as many batches as may be in flight.
-    fn submit(&mut self, queue: &mut IoQueue, namespace: &Namespace) -> Result<(), BenchError> {
+impl drive::Lane for Lane {
+    type Queue = IoQueue;
+
+    fn submit(&mut self, queue: &mut IoQueue) -> Result<(), BenchError> {
         while self.quota > 0
             && self.idle.len() >= self.batch
             && (self.flying.is_empty() || queue.free() >= self.batch)
@@ -54,7 +51,7 @@ impl Lane {
             let begin = Instant::now();
             for _ in 0..self.quota.min(self.batch as u64) {
                 let Some((lba, table)) = self.idle.pop_front() else { break };
-                match queue.read(namespace, lba, table, WhenFull::Return) {
+                match queue.read(&self.namespace, lba, table, WhenFull::Return) {
                     Ok(token) => self.flying.push_back((token, lba, begin)),
                     Err(refused) => {
                         let full =
@@ -76,7 +73,6 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes what ended and records how long it took.
     fn reap(
         &mut self,
         queue: &mut IoQueue,
@@ -93,6 +89,23 @@ impl Lane {
             ended += 1;
         }
         Ok(ended)
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.flying.is_empty()
+    }
+
+    fn set_quota(&mut self, quota: u64) {
+        self.quota = quota;
+    }
+
+    fn poll(queue: &mut IoQueue) -> Result<usize, BenchError> {
+        Ok(queue.poll()?)
+    }
+
+    fn check_device(queue: &mut IoQueue) -> Result<(), BenchError> {
+        queue.check_device()?;
+        Ok(())
     }
 }
 
@@ -230,67 +243,6 @@ impl NvmeSubject {
         let stats = self.queues.iter().map(IoQueue::stats);
         stats.fold((0, 0), |(c, b), stats| (c + stats.commands, b + stats.doorbells))
     }
-
-    /// Keeps the lanes' reads in flight until the time is over or the quotas are used up, each
-    /// lane on its queue; returns how many ended, and the time until the last did.
-    fn drive(
-        &mut self,
-        number: usize,
-        time: Duration,
-        latency: &mut Histogram<u64>,
-    ) -> Result<(u64, Duration), BenchError> {
-        let Some(cell) = self.cells.get_mut(&number) else {
-            return Err(BenchError::State("a variant that is not prepared"));
-        };
-        let (queues, lanes) = (&mut self.queues, &mut cell.lanes);
-        let begin = Instant::now();
-        let (mut ended, mut last, mut asked) = (0, begin, begin);
-        let mut looks = 0;
-        loop {
-            let before = ended;
-            let mut busy = false;
-            for (queue, lane) in queues.iter_mut().zip(lanes.iter_mut()) {
-                lane.submit(queue, &self.namespace)?;
-                busy |= !lane.flying.is_empty();
-                if queue.poll()? > 0 {
-                    last = Instant::now();
-                    ended += lane.reap(queue, last, latency)?;
-                }
-            }
-            if !busy {
-                return Ok((ended, last - begin));
-            }
-            if ended > before {
-                looks = 0;
-                if last - begin >= time {
-                    lanes.iter_mut().for_each(|lane| lane.quota = 0);
-                }
-                continue;
-            }
-            looks += 1;
-            if looks % LOOKS != 0 {
-                std::hint::spin_loop();
-                continue;
-            }
-            let now = Instant::now();
-            if now - last.max(asked) >= PATIENCE {
-                asked = now;
-                for (queue, lane) in queues.iter_mut().zip(lanes.iter_mut()) {
-                    queue.check_device()?;
-                    let taken = lane.reap(queue, now, latency)?;
-                    if taken > 0 {
-                        (ended, last) = (ended + taken, now);
-                    }
-                }
-                if now - last >= self.timeout {
-                    return Err(BenchError::Timeout { seconds: self.timeout.as_secs() });
-                }
-            }
-            if now - last >= SPIN {
-                std::thread::yield_now();
-            }
-        }
-    }
 }
 
 impl Subject for NvmeSubject {
@@ -312,7 +264,8 @@ impl Subject for NvmeSubject {
                 idle.push_back((offset as u64 / block, target));
             }
             let (batch, flying) = (spec.batch as usize, VecDeque::with_capacity(depth));
-            lanes.push(Lane { idle, flying, batch, quota: 0 });
+            let namespace = self.namespace;
+            lanes.push(Lane { namespace, idle, flying, batch, quota: 0 });
         }
         self.cells.insert(number, Ready { spec: *spec, lanes });
         Ok(map_calls)
@@ -334,29 +287,18 @@ impl Subject for NvmeSubject {
             Extent::For(time) => (u64::MAX, time),
         };
         cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
-        let (transfers, elapsed) = self.drive(number, time, latency)?;
+        let (transfers, elapsed) =
+            drive::drive(&mut self.queues, &mut cell.lanes, time, self.timeout, latency)?;
         let after = self.totals();
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
         Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })
     }
 
-    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
-        let cell =
-            self.cells.get(&number).ok_or(BenchError::State("a variant that is not prepared"))?;
-        let spec = cell.spec;
-        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
-        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
-        places.clone().for_each(|offset| self.memory.spoil(offset, transfer));
-        let sample = self.run(number, Extent::Once, &mut histogram())?;
-        for offset in places {
-            if let Some((at, expected, found)) = self.memory.wrong(offset, transfer) {
-                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
-            }
-        }
-        Ok(sample)
+    fn spec(&self, number: usize) -> Option<Spec> {
+        self.cells.get(&number).map(|cell| cell.spec)
     }
 
-    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
-        super::memcpy::copy(&mut self.memory, spec, time)
+    fn memory(&mut self) -> &mut TestMemory {
+        &mut self.memory
     }
 }

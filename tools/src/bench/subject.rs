@@ -6,6 +6,7 @@ use hdrhistogram::Histogram;
 
 use super::error::BenchError;
 use super::plan::Spec;
+use super::test_memory::TestMemory;
 
 /// How much of a variant is run.
 #[derive(Debug, Clone, Copy)]
@@ -61,10 +62,31 @@ pub(super) trait Subject {
     /// # Errors
     ///
     /// Fails when the device does, or a byte is wrong.
-    fn verify(&mut self, number: usize) -> Result<Sample, BenchError>;
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        let unprepared = BenchError::State("a variant that is not prepared");
+        let spec = self.spec(number).ok_or(unprepared)?;
+        let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);
+        let places = (0..spec.slots() as usize).map(|slot| slot * stride);
+        places.clone().for_each(|offset| self.memory().spoil(offset, transfer));
+        let sample = self.run(number, Extent::Once, &mut histogram())?;
+        for offset in places {
+            if let Some((at, expected, found)) = self.memory().wrong(offset, transfer) {
+                return Err(BenchError::WrongByte { spec, offset: at, expected, found });
+            }
+        }
+        Ok(sample)
+    }
 
     /// Copies with the processor, where the variant's transfers are, for this long.
-    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample;
+    fn copy(&mut self, spec: &Spec, time: Duration) -> Sample {
+        super::memcpy::copy(self.memory(), spec, time)
+    }
+
+    /// The variant of a number, if it was prepared.
+    fn spec(&self, number: usize) -> Option<Spec>;
+
+    /// What the transfers of all variants move.
+    fn memory(&mut self) -> &mut TestMemory;
 }
 
 /// A histogram for times of up to a minute, to three digits.
