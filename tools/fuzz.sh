@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the fuzz targets one after the other: tools/fuzz.sh [MINUTES|SECONDSs] [TARGET...], 10
 # minutes for each by default. Starts from the seeds in fuzz/corpus and from what former runs
-# found, which is kept under ${XDG_CACHE_HOME:-~/.cache}/vfio-dma/fuzz. Exits 1 after a crash,
-# an input that takes over 10 s, or more than 512 MiB; the input is then in fuzz/artifacts.
+# found, which is kept under ${XDG_CACHE_HOME:-~/.cache}/vfio-dma/fuzz. As many run at a time as
+# there are processors (JOBS=N for another number). Exits 1 after a crash, an input that takes over
+# 10 s, or more than 512 MiB; the input is then in fuzz/artifacts.
 # docs/fuzzing.md says what each target proves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,23 +50,40 @@ if [ $# -gt 0 ]; then
 else
 	cargo fuzz build --target "$triple"
 fi
-failed=()
-for target in "${targets[@]}"; do
-	found=$cache/fuzz/$target
+# run TARGET: what it came to, in a line.
+run() {
+	local target=$1 log found=$cache/fuzz/$1
 	mkdir -p "$found" "fuzz/corpus/$target" "fuzz/artifacts/$target"
 	log=$(mktemp)
 	if "fuzz/target/$triple/release/$target" "$found" "fuzz/corpus/$target" \
 		-artifact_prefix="fuzz/artifacts/$target/" -max_total_time="$seconds" \
 		-rss_limit_mb=512 -timeout=10 >"$log" 2>&1; then
 		awk -v t="$target" '/DONE|exec\/s/ { line = $0 } END {
+			if (line == "") { print t " ran nothing"; exit 1 }
 			sub(/^#/, "", line); split(line, f); match(line, /cov: [0-9]+/)
 			printf "%-17s %9d executions, %s edges\n", t, f[1], substr(line, RSTART + 5, RLENGTH - 5)
-		}' "$log"
+		}' "$log" || return 1
 	else
-		failed+=("$target")
 		echo "$target FAILED:"
 		tail -n 40 "$log"
+		rm -f "$log"
+		return 1
 	fi
 	rm -f "$log"
+}
+failed=()
+jobs=${JOBS:-$(nproc)}
+declare -A running=()
+reap() {
+	local pid status=0
+	wait -n -p pid "${!running[@]}" || status=$?
+	[ "$status" = 0 ] || failed+=("${running[$pid]}")
+	unset "running[$pid]"
+}
+for target in "${targets[@]}"; do
+	[ "${#running[@]}" -lt "$jobs" ] || reap
+	run "$target" &
+	running[$!]=$target
 done
+while [ "${#running[@]}" -gt 0 ]; do reap; done
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }

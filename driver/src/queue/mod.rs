@@ -26,6 +26,8 @@
 
 mod completion;
 mod error;
+#[cfg(test)]
+mod exhaustive;
 mod held;
 mod in_flight;
 mod producer;

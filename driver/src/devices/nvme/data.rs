@@ -331,4 +331,6 @@ impl Shape {
 }
 
 #[cfg(test)]
+mod exhaustive;
+#[cfg(test)]
 mod tests;

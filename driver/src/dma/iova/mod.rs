@@ -381,4 +381,6 @@ fn highest_start(first: u64, last: u64, len: u64, align: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
+mod exhaustive;
+#[cfg(test)]
 mod tests;

@@ -15,25 +15,32 @@ fn one(iova: Iova, len: usize) -> [Segment; 1] {
     [Segment { iova, len }]
 }
 
-#[derive(Default)]
-struct Pages(HashMap<u64, u64>);
+/// List pages of so many bytes, and their words.
+struct Pages(u64, HashMap<u64, u64>);
+
+impl Pages {
+    fn new(page: u64) -> Pages {
+        Pages(page, HashMap::new())
+    }
+}
 
 impl ListMemory for Pages {
     fn address(&self, page: usize) -> u64 {
-        LISTS + page as u64 * 3 * PAGE
+        LISTS + page as u64 * 3 * self.0
     }
     fn write(&mut self, page: usize, word: usize, value: u64) {
-        assert!(word < (PAGE / 8) as usize);
-        self.0.insert(self.address(page) + 8 * word as u64, value);
+        assert!(word < (self.0 / 8) as usize);
+        self.1.insert(self.address(page) + 8 * word as u64, value);
     }
 }
 
 /// Reads a PRP data pointer as a controller does; the bytes' addresses as runs.
 fn read_prp(pointer: DataPointer, mut left: u64, lists: &Pages) -> Vec<(u64, u64)> {
+    let page = lists.0;
     assert_eq!(pointer.kind, PointerKind::Prp);
     let [first, second] = pointer.words;
     assert_eq!(first % 4, 0, "PRP1 is aligned to a doubleword");
-    let len = left.min(PAGE - first % PAGE);
+    let len = left.min(page - first % page);
     let mut runs = vec![(first, len)];
     left -= len;
     if left == 0 {
@@ -41,21 +48,21 @@ fn read_prp(pointer: DataPointer, mut left: u64, lists: &Pages) -> Vec<(u64, u64
         return runs;
     }
     let mut entry = |address: u64, left: &mut u64| {
-        assert_eq!(address % PAGE, 0, "an entry after the first begins its page");
-        let len = (*left).min(PAGE);
+        assert_eq!(address % page, 0, "an entry after the first begins its page");
+        let len = (*left).min(page);
         runs.push((address, len));
         *left -= len;
     };
-    if left <= PAGE {
+    if left <= page {
         entry(second, &mut left);
         return runs;
     }
     let mut at = second;
     assert_eq!(at % 8, 0);
     while left > 0 {
-        let word = lists.0[&at];
-        if (at + 8).is_multiple_of(PAGE) && left > PAGE {
-            assert_eq!(word % PAGE, 0, "a list continues at the begin of a page");
+        let word = lists.1[&at];
+        if (at + 8).is_multiple_of(page) && left > page {
+            assert_eq!(word % page, 0, "a list continues at the begin of a page");
             at = word;
             continue;
         }
@@ -67,6 +74,7 @@ fn read_prp(pointer: DataPointer, mut left: u64, lists: &Pages) -> Vec<(u64, u64
 
 /// Reads an SGL as a controller does.
 fn read_sgl(pointer: DataPointer, bytes: u64, lists: &Pages, align: u64) -> Vec<(u64, u64)> {
+    let page = lists.0;
     assert_eq!(pointer.kind, PointerKind::Sgl);
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let data = |[address, word]: [u64; 2], runs: &mut Vec<(u64, u64)>| {
@@ -77,8 +85,8 @@ fn read_sgl(pointer: DataPointer, bytes: u64, lists: &Pages, align: u64) -> Vec<
     let mut words = pointer.words;
     while words[1] >> 60 != 0 {
         let (kind, len) = (words[1] >> 60, words[1] & 0xffff_ffff);
-        assert!(len > 0 && len % 16 == 0 && words[0] % PAGE + len <= PAGE, "inside a page");
-        let at = |i: u64| [lists.0[&(words[0] + 16 * i)], lists.0[&(words[0] + 16 * i + 8)]];
+        assert!(len > 0 && len % 16 == 0 && words[0] % page + len <= page, "inside a page");
+        let at = |i: u64| [lists.1[&(words[0] + 16 * i)], lists.1[&(words[0] + 16 * i + 8)]];
         let count = len / 16;
         (0..count - 1).for_each(|i| data(at(i), &mut runs));
         let last = at(count - 1);
@@ -111,11 +119,11 @@ fn merged(runs: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
 }
 
 /// Cuts a whole list into commands, and checks each.
-fn walk(shape: &Shape, described: Described, segments: &[Segment]) -> usize {
+pub(super) fn walk(shape: &Shape, described: Described, segments: &[Segment]) -> usize {
     let total: u64 = segments.iter().map(|segment| segment.len as u64).sum();
     let (mut at, mut left, mut runs, mut commands) = (Cursor::default(), total, vec![], 0);
     while left > 0 {
-        let mut lists = Pages::default();
+        let mut lists = Pages::new(shape.page);
         let (pointer, bytes) = shape.build(described, segments, &mut at, left, &mut lists);
         assert!(bytes > 0 && bytes <= left && bytes <= shape.max_bytes, "{bytes} of {left}");
         assert_eq!(bytes % shape.block, 0, "whole blocks");
@@ -124,7 +132,8 @@ fn walk(shape: &Shape, described: Described, segments: &[Segment]) -> usize {
             Described::Sgl => read_sgl(pointer, bytes, &lists, shape.sgl_alignment.unwrap()),
         };
         assert!(read.len() as u64 <= shape.max_pieces, "{} pieces", read.len());
-        let pages: std::collections::HashSet<u64> = lists.0.keys().map(|at| at / PAGE).collect();
+        let pages: std::collections::HashSet<u64> =
+            lists.1.keys().map(|at| at / shape.page).collect();
         assert!(pages.len() as u64 <= shape.list_pages);
         runs.extend(read);
         left -= bytes;
@@ -254,11 +263,11 @@ const SHAPE: Shape = Shape {
 #[test]
 fn short_lists_need_no_memory() {
     let build = |described, segments: &[Segment]| {
-        let mut lists = Pages::default();
+        let mut lists = Pages::new(PAGE);
         let total = segments.iter().map(|segment| segment.len as u64).sum();
         let at = &mut Cursor::default();
         let (pointer, bytes) = SHAPE.build(described, segments, at, total, &mut lists);
-        assert_eq!((bytes, lists.0.len()), (total, 0));
+        assert_eq!((bytes, lists.1.len()), (total, 0));
         pointer.words
     };
     assert_eq!(build(Described::Prp, &one(Iova(0x1_0e00), 512)), [0x1_0e00, 0]);
