@@ -45,6 +45,10 @@ const SUBMISSION_LOG: u32 = 6;
 /// log2 of the bytes of a completion entry, as CC.IOCQES wants it.
 const COMPLETION_LOG: u32 = 4;
 
+/// The largest page that is taken as the smallest of a controller, in bytes: that of the hosts with
+/// the largest pages. A list of each command takes at least one.
+const MAX_PAGE: u64 = 64 << 10;
+
 /// What CAP says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cap(pub(super) u64);
@@ -97,6 +101,9 @@ impl Cap {
         if self.min_page() > self.max_page() {
             return nonsense("a smallest page that is not above the largest");
         }
+        if self.min_page() > MAX_PAGE {
+            return nonsense("a smallest page of at most 64 KiB");
+        }
         if !self.has_nvm_commands() {
             return nonsense("the NVM command set");
         }
@@ -144,7 +151,12 @@ mod tests {
         assert_eq!(cap.check("x").map_err(|e| e.to_string()), Ok(()));
         assert_eq!((cap.page(4096), cap.page(65536), cap.page(1 << 21)), (4096, 65536, 65536));
         assert_eq!(Cap(0x0010_0820_0f01_07ff | 1 << 48).page(4096), 8192);
-        for bad in [0x0040_0820_0f01_0000, 0x0040_0800_0f01_07ff, 0x0001_0020_0f01_07ff] {
+        for bad in [
+            0x0040_0820_0f01_0000,
+            0x0040_0800_0f01_07ff,
+            0x0001_0020_0f01_07ff,
+            0x00f5_0820_0f01_07ff,
+        ] {
             assert!(Cap(bad).check("x").is_err(), "{bad:#x}");
         }
     }
