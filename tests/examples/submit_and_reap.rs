@@ -43,10 +43,10 @@ const USAGE: &str =
 /// All shapes, and the most instructions for each descriptor over VFIO.
 const SHAPES: [(&str, Option<f64>); 7] = [
     ("pairs", Some(30.0)),
-    ("slots", Some(40.0)),
+    ("slots", Some(33.0)),
     ("parts", None),
-    ("scattered", Some(60.0)),
-    ("gather", Some(60.0)),
+    ("scattered", Some(35.0)),
+    ("gather", Some(35.0)),
     ("uneven", None),
     ("single", None),
 ];

@@ -86,6 +86,13 @@ fn counts_are_exact_and_the_file_reads_back() {
     assert_eq!(of(Series::Batch).count(), 2);
     assert_eq!(of(Series::Channels).map(|cell| cell.channels).collect::<Vec<_>>(), [1, 2, 1, 2]);
     assert_eq!(of(Series::Latency).count(), 2);
+    let slots: Vec<(u64, u32, u32)> =
+        of(Series::Slots).map(|cell| (cell.transfer, cell.batch, cell.channels)).collect();
+    assert_eq!(slots, [(4096, 32, 1), (4096, 32, 2)]);
+    let small = results.small_copies.as_ref().unwrap();
+    assert_eq!(small.rows.iter().map(|row| row.transfer).collect::<Vec<_>>(), [4096]);
+    let is_quicker = small.rows[0].device <= small.rows[0].memcpy;
+    assert_eq!(small.device_from, is_quicker.then_some(4096));
     for cell in &results.cells {
         let pieces = cell.segment.map_or(1, |segment| cell.transfer.div_ceil(segment));
         // A doorbell's descriptors end with a marker, and so does each quarter of the ring.

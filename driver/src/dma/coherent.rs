@@ -162,7 +162,9 @@ impl<T: Shared> Coherent<T> {
 
     #[inline]
     fn check(&self, index: usize) {
-        assert!(index < self.len, "element {index} of a coherent array of {}", self.len);
+        if index >= self.len {
+            outside(index, self.len);
+        }
     }
 
     #[inline]
@@ -226,11 +228,25 @@ impl<T: Shared> Coherent<T> {
         Elements { next, left: count, array: PhantomData }
     }
 
+    /// One element, to be written.
+    #[inline]
+    pub fn element(&mut self, index: usize) -> Element<'_, T> {
+        self.check(index);
+        Element { base: self.word(index, 0), array: PhantomData }
+    }
+
     /// The elements before an index, for who holds the array in another way.
     #[inline]
     pub(crate) fn unborrowed(&mut self, end: usize) -> Unborrowed<T> {
         Unborrowed { end: self.elements(end, 0).next }
     }
+}
+
+// By itself, so that the numbers need no place in memory on the way that goes well.
+#[cold]
+#[inline(never)]
+fn outside(index: usize, len: usize) -> ! {
+    panic!("element {index} of a coherent array of {len}");
 }
 
 /// Elements of a [`Coherent`] array, in the order of their addresses.

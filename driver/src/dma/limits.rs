@@ -205,7 +205,7 @@ impl DmaLimits {
 
     /// How long a segment may be that is not looked at for its address; 0 is none.
     #[inline]
-    pub(super) fn max_run(&self) -> u64 {
+    pub(crate) fn max_run(&self) -> u64 {
         if self.boundary.is_none() { self.max_segment } else { 0 }
     }
 

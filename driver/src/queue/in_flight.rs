@@ -60,16 +60,24 @@ impl<T: Send + 'static> InFlight<T> {
     /// Keeps something until it is completed.
     #[inline]
     pub fn insert(&mut self, item: T) -> Slot {
+        self.insert_mut(item).0
+    }
+
+    /// As [`InFlight::insert`], with what [`InFlight::get_mut`] gives.
+    #[inline]
+    pub fn insert_mut(&mut self, item: T) -> (Slot, &mut T) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Slot { key: self.items.insert((id, item)), id }
+        let entry = self.items.vacant_entry();
+        let key = entry.key();
+        (Slot { key, id }, &mut entry.insert((id, item)).1)
     }
 
     /// Gives back what the device is done with; `None` when that was done before.
     #[inline]
     pub fn complete(&mut self, slot: Slot) -> Option<T> {
         self.get(slot)?;
-        Some(self.items.remove(slot.key).1)
+        self.items.try_remove(slot.key).map(|(_, item)| item)
     }
 
     /// What a slot names; the device may be using it.

@@ -59,12 +59,14 @@ impl Producer {
     }
 
     /// Entries of the ring.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u32 {
         self.size
     }
 
     /// Entries that can be in flight: one less than the size.
+    #[inline]
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.size - 1

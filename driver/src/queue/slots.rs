@@ -35,18 +35,20 @@ impl Run {
     /// change places where they can, so that nothing is copied.
     #[inline(always)]
     fn give_back(&mut self, done: u64, into: &mut Vec<SlotPair>) -> usize {
-        let (ready, len) = (done.saturating_sub(self.first), self.pairs.len());
-        if ready < len as u64 {
-            into.extend(self.pairs.drain(..ready as usize));
-            self.first += ready;
-            return ready as usize;
+        let len = self.pairs.len();
+        if done < self.end() || !into.is_empty() {
+            return self.move_out(done, into);
         }
-        if into.is_empty() {
-            std::mem::swap(into, &mut self.pairs);
-        } else {
-            into.append(&mut self.pairs);
-        }
+        std::mem::swap(into, &mut self.pairs);
         len
+    }
+
+    #[inline(never)]
+    fn move_out(&mut self, done: u64, into: &mut Vec<SlotPair>) -> usize {
+        let ready = done.saturating_sub(self.first).min(self.pairs.len() as u64);
+        into.extend(self.pairs.drain(..ready as usize));
+        self.first += ready;
+        ready as usize
     }
 }
 
@@ -187,6 +189,16 @@ impl SlotsInFlight {
     /// many entries. The device is done with them, whoever calls this says.
     #[inline]
     pub fn reap(&mut self, done: u64, into: &mut Vec<SlotPair>) -> usize {
+        // Mostly one doorbell told of everything that is in flight.
+        if self.older.is_empty() && self.groups.is_empty() {
+            return self.newest.give_back(done, into);
+        }
+        self.reap_runs(done, into)
+    }
+
+    #[inline(never)]
+    fn reap_runs(&mut self, done: u64, into: &mut Vec<SlotPair>) -> usize {
+        self.groups.retain(|group| group.end > done);
         let mut reaped = 0;
         while let Some(run) = self.older.front_mut() {
             reaped += run.give_back(done, into);
@@ -195,11 +207,7 @@ impl SlotsInFlight {
             }
             self.spare.extend(self.older.pop_front().map(|run| run.pairs));
         }
-        reaped += self.newest.give_back(done, into);
-        if !self.groups.is_empty() {
-            self.groups.retain(|group| group.end > done);
-        }
-        reaped
+        reaped + self.newest.give_back(done, into)
     }
 
     /// Whether [`SlotsInFlight::reap`] would give something back.

@@ -85,9 +85,7 @@ impl<T: Shared> SubmissionRing<T> {
         self.producer.require(1)?;
         let position = self.producer.filled();
         let tail = self.producer.tail() as usize;
-        if let Some(entry) = self.entries.elements(tail, 1).next() {
-            entry.write_words(words);
-        }
+        self.entries.element(tail).write_words(words);
         self.producer.advance(1);
         Ok(position)
     }

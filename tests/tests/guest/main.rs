@@ -292,6 +292,8 @@ fn main() -> ExitCode {
             cases: cases![
                 ioat::the_same_program_moves_the_same_bytes,
                 ioat::a_drop_and_a_panic_in_mid_transfer_stop_the_engine,
+                ioat::slots_move_their_bytes_and_come_back,
+                ioat::a_drop_and_a_panic_with_slots_in_flight_stop_the_engine,
                 ioat::every_way_of_waiting_ends,
                 ioat::the_command_line_copies,
                 bench::ioat_is_measured_in_time,

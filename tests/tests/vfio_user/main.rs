@@ -7,6 +7,7 @@
 
 mod hostile;
 mod killed;
+mod slots;
 
 use std::io::Write;
 use std::os::fd::AsFd;

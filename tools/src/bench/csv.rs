@@ -164,6 +164,7 @@ fn series(series: Series) -> &'static str {
         Series::Batch => "batch",
         Series::Channels => "channels",
         Series::Latency => "latency",
+        Series::Slots => "slots",
     }
 }
 

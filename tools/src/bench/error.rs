@@ -13,7 +13,7 @@ use vfio_dma::devices::edu::{EduError, Failed};
 use vfio_dma::devices::ioat::{IoatError, Refused, TransferError};
 use vfio_dma::devices::litepcie::LitePcieError;
 use vfio_dma::devices::nvme::NvmeError;
-use vfio_dma::dma::{DmaError, Mismatch, SgError};
+use vfio_dma::dma::{DmaError, Mismatch, SgError, SlotPoolError};
 use vfio_dma::pci::PciError;
 use vfio_dma_model::embedded::AttachError;
 use vfio_dma_model::ioat::IoatError as ModelError;
@@ -149,6 +149,9 @@ pub enum BenchError {
     /// A buffer cannot be allocated, mapped or accessed.
     #[error("{0}")]
     Dma(#[from] DmaError),
+    /// A buffer cannot be cut into slots.
+    #[error("{0}")]
+    Slots(#[from] SlotPoolError),
     /// Buffers do not make a scatter/gather table.
     #[error("{0}")]
     Sg(#[from] SgError),

@@ -4,6 +4,7 @@ use vfio_dma_model::link::{LinkConfig, LinkMeter};
 
 use super::link;
 use super::results::*;
+use super::small::small_copies;
 
 const ROUNDS: u32 = 12;
 
@@ -156,7 +157,7 @@ impl Generator {
     fn results(mut self) -> Results {
         let sizes: Vec<u64> = (3..=13).map(|n| 1 << (2 * n)).collect();
         let segments = [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 2 << 20];
-        let memcpy = sizes
+        let memcpy: Vec<Memcpy> = sizes
             .iter()
             .map(|&transfer| {
                 let rate = self.memcpy(transfer);
@@ -181,7 +182,13 @@ impl Generator {
         for transfer in [64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10] {
             cells.push(self.cell(Series::Latency, transfer, None));
         }
+        for transfer in [64, 1 << 10, 4 << 10, 16 << 10] {
+            for channels in [1, 2] {
+                cells.push(self.varied(Series::Slots, transfer, None, 32, channels));
+            }
+        }
         let allocations = self.allocations();
+        let small_copies = small_copies(&cells, &memcpy, &LinkConfig::default());
         Results {
             schema: SCHEMA,
             setup: setup(),
@@ -189,6 +196,7 @@ impl Generator {
             memcpy,
             cells,
             allocations,
+            small_copies,
             clock: None,
             link: Some(link::view(&LinkConfig::default(), 1 << 20, &segments[..6])),
             noise: Noise {

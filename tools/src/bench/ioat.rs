@@ -11,6 +11,8 @@ use vfio_dma::devices::ioat::{Channel, Config, Ioat, Token, WaitMode, WhenFull};
 use super::drive;
 use super::error::BenchError;
 use super::plan::Spec;
+use super::results::Series;
+use super::slot_lane::SlotLane;
 use super::subject::{Extent, Sample, Subject};
 use super::test_memory::{Pair, TestMemory};
 
@@ -100,10 +102,16 @@ impl drive::Lane for Lane {
     }
 }
 
+/// What a variant moves, on each of its channels.
+enum Lanes {
+    Transfers(Vec<Lane>),
+    Slots(Vec<SlotLane>),
+}
+
 /// A variant that can be run.
 struct Ready {
     spec: Spec,
-    lanes: Vec<Lane>,
+    lanes: Lanes,
 }
 
 /// I/OAT as the subject of a benchmark.
@@ -152,14 +160,49 @@ impl IoatSubject {
         Ok(IoatSubject { channels, cells, memory, extents, timeout })
     }
 
+    /// As [`Subject::prepare`], for copies between slots: each place is one.
+    fn prepare_slots(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
+        let depth = spec.depth() as usize;
+        let count = depth * spec.channels as usize;
+        if spec.slots() != count as u64 {
+            return Err(BenchError::State("slots that are not as many as copies"));
+        }
+        let ((from, sources), (to, targets), calls) =
+            self.memory.pools(spec.stride() as usize, count)?;
+        let mut pairs = sources.into_iter().zip(targets);
+        let lane = |_| {
+            let own = pairs.by_ref().take(depth);
+            SlotLane::new(&from, &to, own, spec.batch, spec.transfer as usize)
+        };
+        let lanes = (0..spec.channels).map(lane).collect();
+        self.cells.insert(number, Ready { spec: *spec, lanes: Lanes::Slots(lanes) });
+        Ok(calls)
+    }
+
     fn totals(&self) -> (u64, u64) {
         let stats = self.channels.iter().map(Channel::stats);
         stats.fold((0, 0), |(d, b), stats| (d + stats.descriptors, b + stats.doorbells))
     }
 }
 
+/// As [`drive::drive`], with a quota for each lane.
+fn drive<L: drive::Lane<Queue = Channel>>(
+    channels: &mut [Channel],
+    lanes: &mut [L],
+    quota: u64,
+    time: Duration,
+    timeout: Duration,
+    latency: &mut Histogram<u64>,
+) -> Result<(u64, Duration), BenchError> {
+    lanes.iter_mut().for_each(|lane| lane.set_quota(quota));
+    drive::drive(channels, lanes, time, timeout, latency)
+}
+
 impl Subject for IoatSubject {
     fn prepare(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
+        if spec.series == Series::Slots {
+            return self.prepare_slots(number, spec);
+        }
         let extent = self.extents.get(&spec.segment).copied().unwrap_or(0).max(spec.extent());
         self.memory.map(spec.segment, usize::try_from(extent)?)?;
         let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
@@ -179,7 +222,7 @@ impl Subject for IoatSubject {
             let (batch, flying) = (spec.batch as usize, VecDeque::with_capacity(depth));
             lanes.push(Lane { idle, flying, batch, needs, quota: 0 });
         }
-        self.cells.insert(number, Ready { spec: *spec, lanes });
+        self.cells.insert(number, Ready { spec: *spec, lanes: Lanes::Transfers(lanes) });
         Ok(map_calls)
     }
 
@@ -198,9 +241,11 @@ impl Subject for IoatSubject {
             Extent::Once => (cell.spec.depth().into(), Duration::MAX),
             Extent::For(time) => (u64::MAX, time),
         };
-        cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
-        let (transfers, elapsed) =
-            drive::drive(&mut self.channels, &mut cell.lanes, time, self.timeout, latency)?;
+        let (channels, timeout) = (&mut self.channels, self.timeout);
+        let (transfers, elapsed) = match &mut cell.lanes {
+            Lanes::Transfers(lanes) => drive(channels, lanes, quota, time, timeout, latency),
+            Lanes::Slots(lanes) => drive(channels, lanes, quota, time, timeout, latency),
+        }?;
         let after = self.totals();
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
         Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })

@@ -28,6 +28,8 @@ pub mod report;
 pub mod results;
 mod segments;
 mod setup;
+mod slot_lane;
+mod small;
 pub mod spread;
 mod subject;
 mod table;
@@ -124,6 +126,7 @@ pub fn run(
     let machine = setup::machine();
     let mut measured = measured;
     measured.notes.extend(beyond_memcpy(&measured.cells, &machine));
+    let small_copies = small::small_copies(&measured.cells, &measured.memcpy, &options.link);
     let setup = Setup {
         version: env!("CARGO_PKG_VERSION").into(),
         command: std::env::args_os()
@@ -151,6 +154,7 @@ pub fn run(
         link: [Ioat::NAME, LitePcie::NAME]
             .contains(&driver.name)
             .then(|| link::view(&options.link, LINK_TRANSFER, &LINK_SEGMENTS)),
+        small_copies,
         clock: clock.map(|clock| clock.info),
         noise: measured.noise,
         notes: measured.notes,

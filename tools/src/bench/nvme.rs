@@ -168,8 +168,10 @@ pub(super) fn plan_nvme(
     let (all, mut notes) = plan(&asked, queues, u64::from(ENTRIES) - 1)?;
     // A quick look at queues is one at 64 KiB.
     let is_quick = options.profile == Profile::Quick && options.sizes.is_none();
+    // A drive reads into buffers; slots are an engine's.
     let all = all
         .into_iter()
+        .filter(|spec| spec.series != Series::Slots)
         .filter(|spec| !is_quick || spec.series != Series::Channels || spec.transfer == 64 << 10);
     let block = u64::from(namespace.block_size());
     let fits = |spec: &Spec| {

@@ -28,6 +28,10 @@ const BATCH_BYTES: u64 = 256 << 10;
 /// The bytes in flight on each channel in those tables, about: enough that neither the driver
 /// nor the device waits for the other.
 const FLYING_BYTES: u64 = 2 << 20;
+/// The longest copy between slots that is measured.
+const LONGEST_SLOT: u64 = 16 << 10;
+/// Copies between slots for a doorbell.
+pub(super) const SLOT_BATCH: u32 = 32;
 /// The shortest time for a variant in a round.
 const SHORTEST_SLICE: Duration = Duration::from_millis(2);
 
@@ -74,7 +78,7 @@ impl Spec {
     pub fn depth(&self) -> u32 {
         match self.series {
             Series::Latency => 1,
-            Series::Batch => 2 * self.batch,
+            Series::Batch | Series::Slots => 2 * self.batch,
             Series::Segments | Series::Channels => {
                 let batches = FLYING_BYTES / (self.transfer * u64::from(self.batch));
                 self.batch * batches.clamp(2, 8) as u32
@@ -130,6 +134,7 @@ impl fmt::Display for Spec {
             Series::Channels if self.channels == 1 => f.write_str(", 1 channel"),
             Series::Channels => write!(f, ", {} channels", self.channels),
             Series::Latency => f.write_str(", one at a time"),
+            Series::Slots => write!(f, " from slot to slot, channels: {}", self.channels),
         }
     }
 }
@@ -203,6 +208,10 @@ pub fn plan(
     }
     for transfer in within(profile.latency_sizes(), 64 << 10) {
         specs.push(contiguous(Series::Latency, transfer, 1, 1));
+    }
+    for transfer in within(profile.slot_sizes(), LONGEST_SLOT) {
+        let counts = (1..=most_channels).filter(|&n| n == most_channels || n.is_power_of_two());
+        specs.extend(counts.map(|n| contiguous(Series::Slots, transfer, SLOT_BATCH, n)));
     }
     if specs.len() > MOST_VARIANTS {
         return Err(BenchError::TooManyVariants { asked: specs.len(), most: MOST_VARIANTS });

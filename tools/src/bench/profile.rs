@@ -82,6 +82,13 @@ impl Profile {
         }
     }
 
+    pub(super) fn slot_sizes(self) -> &'static [u64] {
+        match self {
+            Profile::Quick => &[64, 1 << 10, 4 << 10, 16 << 10],
+            Profile::Full => &[64, 128, 256, 512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10],
+        }
+    }
+
     pub(super) fn latency_sizes(self) -> &'static [u64] {
         match self {
             Profile::Quick => &[64, 4 << 10, 64 << 10],

@@ -25,6 +25,9 @@ pub struct Results {
     pub allocations: Vec<Allocation>,
     /// What a PCI Express link would make of it, by calculation.
     pub link: Option<LinkView>,
+    /// Copies between slots against the processor's own; `null` where there are none.
+    #[serde(default)]
+    pub small_copies: Option<SmallCopies>,
     /// The clock that cycles are of; `null` for a device that is not simulated here.
     #[serde(default)]
     pub clock: Option<ClockInfo>,
@@ -214,6 +217,37 @@ pub enum Series {
     Channels,
     /// One transfer at a time.
     Latency,
+    /// Small copies between slots, by size and channels.
+    Slots,
+}
+
+/// From which size on an engine is quicker than the processor at small copies: the device by
+/// measurement, a card by calculation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SmallCopies {
+    /// Copies for a doorbell.
+    pub batch: u32,
+    /// What a doorbell is taken to cost on a card, in ns.
+    pub doorbell: f64,
+    /// By size.
+    pub rows: Vec<SmallCopy>,
+    /// The size from which, of those measured, one channel of the device is quicker.
+    pub device_from: Option<u64>,
+    /// The same of a card on the link, by calculation.
+    pub card_from: Option<u64>,
+}
+
+/// The time of one copy of a size, in ns.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SmallCopy {
+    /// Bytes of a copy.
+    pub transfer: u64,
+    /// Of the processor.
+    pub memcpy: f64,
+    /// Of one channel of the device.
+    pub device: f64,
+    /// Of a card on the link, by calculation: its packets, and its share of a doorbell.
+    pub card: f64,
 }
 
 /// Times of single transfers, in ns.

@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 use self::rows::{
     Unit, allocation_head, allocation_rows, batch_head, batch_row, channel_head, channel_row,
     cycle_head, cycle_row, digits, latency_head, latency_row, percent, range, segment_head,
-    segment_row, share_head, share_row, work_head, work_row,
+    segment_row, share_head, share_row, slot_head, slot_row, small_head, small_row, work_head,
+    work_row,
 };
-use super::results::{Cell, ClockInfo, Conditions, LinkView, Noise, Results, Series, Spread};
+use super::results::{
+    Cell, ClockInfo, Conditions, LinkView, Noise, Results, Series, SmallCopies, Spread,
+};
 use super::units::bytes;
 use super::verdict::{CHEAP, verdict};
 
@@ -55,6 +58,15 @@ pub fn table(results: &Results) -> String {
         latency_head(),
         cells(Series::Latency).map(latency_row),
     );
+    section(
+        &mut text,
+        "Small copies from slot to slot, 32 for a doorbell",
+        slot_head(),
+        cells(Series::Slots).map(slot_row),
+    );
+    if let Some(view) = &results.small_copies {
+        text += &small_copies(view);
+    }
     let memcpy = results.memcpy.iter().map(|memcpy| {
         let Spread { median, .. } = memcpy.bytes_per_second;
         format!(
@@ -130,6 +142,28 @@ fn cycles(results: &Results, clock: &ClockInfo) -> String {
         said += &format!("; by the arithmetic of a link, below: {}", name(both));
     }
     text + &wrapped("", &said)
+}
+
+/// The time of a copy by the processor, the device and a card, and who is quicker.
+fn small_copies(view: &SmallCopies) -> String {
+    let mut text = String::new();
+    section(&mut text, "The time of one small copy", small_head(), view.rows.iter().map(small_row));
+    text + &wrapped("", &quicker(view))
+}
+
+/// From which size on an engine is quicker than the processor.
+pub(super) fn quicker(view: &SmallCopies) -> String {
+    let SmallCopies { batch, doorbell, device_from, card_from, .. } = view;
+    let from = |size: &Option<u64>| match size {
+        Some(size) => format!("from {} on", bytes(*size)),
+        None => "at none of these sizes".to_owned(),
+    };
+    format!(
+        "One channel of this device is quicker than the processor {}. A card is, by the link's \
+         arithmetic and with a doorbell of {doorbell:.0} ns for {batch} copies, {}.",
+        from(device_from),
+        from(card_from)
+    )
 }
 
 fn setup(results: &Results) -> String {

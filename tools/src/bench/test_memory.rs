@@ -13,7 +13,9 @@ use std::sync::Arc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap};
 use vfio_dma::backend::Translation;
-use vfio_dma::dma::{Allocator, Buffer, Direction, Pattern, Placement, Request, SgTable};
+use vfio_dma::dma::{
+    Allocator, Buffer, Direction, Pattern, Placement, Request, SgTable, Slot, SlotPool,
+};
 use vm_memory::VolatileSlice;
 
 use super::error::BenchError;
@@ -67,7 +69,7 @@ impl Side {
     }
 
     /// Maps it for the device.
-    fn map(&self, allocator: &Allocator, request: &Request) -> Result<Arc<Buffer>, BenchError> {
+    fn map(&self, allocator: &Allocator, request: &Request) -> Result<Buffer, BenchError> {
         let buffer = if allocator.space().needs_fd() {
             allocator.adopt_file(&self.file, 0, request)
         } else {
@@ -75,7 +77,7 @@ impl Side {
             // `read`, `write` and `copy` use its address alone.
             unsafe { allocator.adopt(self.base, request) }
         };
-        Ok(Arc::new(buffer?))
+        Ok(buffer?)
     }
 }
 
@@ -89,6 +91,9 @@ struct Layout {
 
 /// Orders of segments that are tried.
 const ORDERS: u32 = 100;
+
+/// The slots of one side.
+pub(super) type Pool = (Arc<SlotPool>, Vec<Slot>);
 
 /// Source and target tables of one transfer.
 pub(super) type Pair = (SgTable, SgTable);
@@ -161,7 +166,7 @@ impl TestMemory {
                 None => Placement::Contiguous,
             };
             request.longest_run = key.map(|bytes| bytes as usize);
-            side.map(&self.allocator, &request)
+            side.map(&self.allocator, &request).map(Arc::new)
         };
         let source = place(&self.source, Direction::ToDevice)?;
         let target = place(&self.target, Direction::FromDevice)?;
@@ -170,6 +175,25 @@ impl TestMemory {
         let calls_per_segment = calls as f64 / segments as f64;
         self.layouts.insert(key, Layout { source, target, calls_per_segment });
         Ok(())
+    }
+
+    /// Maps the first slots of `slot` bytes of both sides once more, contiguous: sources,
+    /// targets, and the map calls that it took.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the placement cannot be had.
+    pub(super) fn pools(&self, slot: usize, count: usize) -> Result<(Pool, Pool, u64), BenchError> {
+        let before = self.allocator.space().usage().map_calls;
+        let pool = |side: &Side, direction| -> Result<Pool, BenchError> {
+            let request = Request::new(slot * count, direction).placement(Placement::Contiguous);
+            let buffer = side.map(&self.allocator, &request)?;
+            Ok(SlotPool::new(buffer, slot).map_err(|failed| failed.error)?)
+        };
+        let source = pool(&self.source, Direction::ToDevice)?;
+        let target = pool(&self.target, Direction::FromDevice)?;
+        let calls = self.allocator.space().usage().map_calls - before;
+        Ok((source, target, calls))
     }
 
     /// The tables for `transfer` bytes from `offset` on in segments of this size, which are

@@ -4,6 +4,8 @@
 //! slots they are. How many there were, and which entries of the ring they have, is noted once
 //! for a run of them; everything else is done once for a batch.
 
+mod parts;
+
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,16 +15,7 @@ use super::{Channel, IoatError};
 use crate::dma::{Coherent, Direction, Slot, SlotError, SlotPool, SlotTable, Unborrowed};
 use crate::queue::SlotPair;
 
-/// A part of a slot that is one segment of an operation of several.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SlotPart {
-    /// The slot.
-    pub slot: Slot,
-    /// First byte of it.
-    pub offset: u32,
-    /// Length in bytes.
-    pub len: u32,
-}
+pub use parts::SlotPart;
 
 /// An operation that was not taken on, and its slots.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +149,7 @@ impl Batch<'_> {
                 len,
             ));
         };
-        self.add(words(len as u32, OP_COPY, from.0, to.0), slots);
+        self.add(words(len as u64, OP_COPY, from.0, to.0), slots);
         Ok(())
     }
 
@@ -187,7 +180,7 @@ impl Batch<'_> {
             ));
         };
         let (read, written) = (read.0 + from as u64, written.0 + to as u64);
-        self.add(words(len as u32, OP_COPY, read, written), slots);
+        self.add(words(len as u64, OP_COPY, read, written), slots);
         Ok(())
     }
 
@@ -205,139 +198,8 @@ impl Batch<'_> {
         let (Some(to), true) = (to, fits) else {
             return Err(refuse_fill(self.channel, self.pools[1], slots, len));
         };
-        self.add(words(len as u32, OP_FILL, pattern, to.0), slots);
+        self.add(words(len as u64, OP_FILL, pattern, to.0), slots);
         Ok(())
-    }
-
-    /// Copies parts of slots, one after another, to a slot from `offset` on.
-    ///
-    /// It is as many descriptors as there are parts. They come back as pairs of a part's slot
-    /// and no target, but for the last one, which has the target. When one fails, those of the
-    /// operation behind it are not done, and fail with
-    /// [`TransferError::Behind`](super::TransferError::Behind).
-    ///
-    /// # Errors
-    ///
-    /// As [`Batch::copy`], and for no parts or more than nearly a quarter of the ring; the parts
-    /// stay where they are then.
-    pub fn gather(
-        &mut self,
-        parts: &mut Vec<SlotPart>,
-        target: Slot,
-        offset: usize,
-    ) -> Result<(), SlotsRefused> {
-        let target = Some(target);
-        let [source_pool, target_pool] = self.pools;
-        let at = match self.make_room(parts, source_pool, (&target, offset), target_pool) {
-            Ok(at) => at,
-            Err(error) => {
-                return Err(SlotsRefused::new(error, SlotPair { source: None, target }));
-            }
-        };
-        let words = |address, before, len| words(len, OP_COPY, address, at + before);
-        let pairs = self.add_parts(parts, source_pool, words, |slot| SlotPair {
-            source: Some(slot),
-            target: None,
-        });
-        if let Some(last) = pairs.last_mut() {
-            last.target = target;
-        }
-        self.go_on();
-        Ok(())
-    }
-
-    /// Copies a slot, from `offset` on, to parts of slots, one after another.
-    ///
-    /// It is as many descriptors as there are parts. They come back as pairs of no source and a
-    /// part's slot, but for the last one, which has the source.
-    ///
-    /// # Errors
-    ///
-    /// As [`Batch::gather`].
-    pub fn scatter(
-        &mut self,
-        source: Slot,
-        offset: usize,
-        parts: &mut Vec<SlotPart>,
-    ) -> Result<(), SlotsRefused> {
-        let source = Some(source);
-        let [source_pool, target_pool] = self.pools;
-        let at = match self.make_room(parts, target_pool, (&source, offset), source_pool) {
-            Ok(at) => at,
-            Err(error) => {
-                return Err(SlotsRefused::new(error, SlotPair { source, target: None }));
-            }
-        };
-        let words = |address, before, len| words(len, OP_COPY, at + before, address);
-        let pairs = self.add_parts(parts, target_pool, words, |slot| SlotPair {
-            source: None,
-            target: Some(slot),
-        });
-        if let Some(last) = pairs.last_mut() {
-            last.source = source;
-        }
-        self.go_on();
-        Ok(())
-    }
-
-    /// Checks an operation of several parts and makes room for it; returns the address of its
-    /// other side.
-    fn make_room(
-        &mut self,
-        parts: &[SlotPart],
-        pool: &SlotPool,
-        (single, offset): (&Option<Slot>, usize),
-        single_pool: &SlotPool,
-    ) -> Result<u64, IoatError> {
-        let (mut total, slot_len) = (0usize, pool.slot_len());
-        for SlotPart { slot, offset, len } in parts {
-            let (offset, len) = (*offset as usize, *len as usize);
-            pool.address(slot).ok_or(SlotError::Foreign { index: slot.index() })?;
-            if !is_inside(offset, len, slot_len) {
-                return Err(SlotError::Range { offset, len, slot_len }.into());
-            }
-            total = total.saturating_add(len);
-        }
-        let most = self.channel.ring.longest_run() as usize;
-        if !(1..=most).contains(&parts.len()) {
-            return Err(SlotError::Segments { segments: parts.len(), most }.into());
-        }
-        let at = address(single_pool, single, offset, total)?;
-        settle(self.channel, self.place.filled());
-        self.place.begin = self.place.at;
-        if self.channel.make_run(parts.len() as u32) {
-            return Ok(at);
-        }
-        self.go_on();
-        Err(self.channel.ring.full(parts.len() as u32).into())
-    }
-
-    /// Adds parts that were checked: `words` makes a descriptor of a part's address, the bytes
-    /// before it and its length, `pair` what is held for it. Returns what is held. The batch has
-    /// no place then.
-    #[inline]
-    fn add_parts(
-        &mut self,
-        parts: &mut Vec<SlotPart>,
-        pool: &SlotPool,
-        words: impl Fn(u64, u64, u32) -> [u64; NEXT],
-        pair: impl Fn(Slot) -> SlotPair,
-    ) -> &mut Vec<SlotPair> {
-        let first = self.channel.ring.producer().filled();
-        let (table, mut before) = (pool.table(), 0);
-        let descriptors = parts.iter().map_while(|SlotPart { slot, offset, len }| {
-            let address = table.address(slot)?.0 + u64::from(*offset);
-            let words = words(address, before, *len);
-            before += u64::from(*len);
-            Some(words)
-        });
-        let filled = self.channel.ring.fill(parts.len() as u32, descriptors);
-        debug_assert_eq!(filled as usize, parts.len(), "they were checked, and there is room");
-        let end = self.channel.ring.producer().filled();
-        self.channel.slots.group(first..end);
-        let pairs = self.channel.slots.run_at(first);
-        pairs.extend(parts.drain(..filled as usize).map(|part| pair(part.slot)));
-        pairs
     }
 
     /// Fills a descriptor; a table that has slots says that there is room for it.
@@ -361,7 +223,12 @@ impl Batch<'_> {
     /// Counts what was filled, and finds the next place.
     #[inline(always)]
     fn go_on(&mut self) {
-        self.place = next_place(self.channel, self.place.filled());
+        let Place { entries, records, at, begin } = next_place(self.channel, self.place.filled());
+        // Field by field, so that each of them stays a register.
+        self.place.entries = entries;
+        self.place.records = records;
+        self.place.at = at;
+        self.place.begin = begin;
         self.tables = match self.place.at {
             0 => [SlotTable::EMPTY; 2],
             _ => self.pools.map(SlotPool::table),
@@ -522,11 +389,5 @@ impl Channel {
     /// not [reaped](Channel::reap).
     pub fn detach_pools(&mut self) -> bool {
         self.slots.detach_all()
-    }
-
-    /// Makes room for a number of descriptors before the next marker; whether there is.
-    fn make_run(&mut self, count: u32) -> bool {
-        let free = self.slots.room(self.ring.producer());
-        self.feeding.is_none() && free > count && self.ring.make_run(count)
     }
 }

@@ -130,10 +130,13 @@ impl Channel {
         self.lost
     }
 
+    #[inline]
     pub(super) fn refuse_when_lost(&self) -> Result<(), IoatError> {
-        if !self.lost {
-            return Ok(());
-        }
+        if self.lost { self.refuse() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn refuse(&self) -> Result<(), IoatError> {
         self.engine.events.check().map_err(DeviceError::from)?;
         let location = self.engine.location.clone();
         Err(IoatError::ChannelLost { location, channel: self.index })

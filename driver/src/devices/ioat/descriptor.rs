@@ -25,11 +25,12 @@ pub(super) const OP_FILL: u32 = 0x01 << 24;
 /// CHANSTS and completion word: the bits of a descriptor's address.
 const ADDRESS: u64 = !0x3f;
 
-/// The words of a descriptor before the address of the next: `len` is at most 2^XFERCAP,
-/// `source` an address or the pattern of a fill, the least significant byte first.
-#[inline]
-pub(super) fn words(len: u32, control: u32, source: u64, target: u64) -> [u64; NEXT] {
-    [u64::from(control) << 32 | u64::from(len), source, target]
+/// The words of a descriptor before the address of the next: `len` is at most 2^XFERCAP, and
+/// that 2^31; `source` an address or the pattern of a fill, the least significant byte first.
+#[inline(always)]
+pub(super) fn words(len: u64, control: u32, source: u64, target: u64) -> [u64; NEXT] {
+    debug_assert!(len <= 1 << 31);
+    [u64::from(control) << 32 | len, source, target]
 }
 
 /// The first word of a descriptor, with the fence besides its control bits.

@@ -45,7 +45,7 @@ impl Channel {
             }
             let entries = self.ring.window_of(count as u32);
             // SAFETY: so many entries are free, of a ring that is borrowed here.
-            let run = unsafe { copy_run(&pairs[..count], entries, &tables, len as u32) };
+            let run = unsafe { copy_run(&pairs[..count], entries, &tables, len as u64) };
             let held = self.slots.run_at(self.ring.producer().filled());
             if run == pairs.len() && held.is_empty() {
                 // What is held is the caller's vector, with all that is in it.
@@ -73,7 +73,7 @@ unsafe fn copy_run(
     pairs: &[SlotPair],
     entries: Unborrowed<Descriptor>,
     &[from, to]: &[SlotTable<'_>; 2],
-    len: u32,
+    len: u64,
 ) -> usize {
     // The bytes up to the end of the pairs, so that one number counts all of it.
     let mut at = -(size_of_val(pairs) as isize);

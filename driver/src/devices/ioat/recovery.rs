@@ -208,7 +208,7 @@ impl Channel {
             (None, Some(&slot)) if one_fails => {
                 let error = self.describe(slot, &cause, errors);
                 // One that streams has nothing behind it.
-                let next = self.jobs.get(slot).and_then(|job| job.end);
+                let next = self.jobs.get(slot).and_then(|job| job.end());
                 self.order.pop_front();
                 self.end(slot, Err(error));
                 ended += 1;

@@ -15,11 +15,13 @@
 //! A device could still lie by writing a mark that is in flight, as it could by not copying
 //! what it says it copied: that is not to be told.
 
+mod run;
+
 use super::descriptor::{
     COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
 };
 use super::regs::State;
-use crate::dma::{Allocator, Coherent, Iova, Unborrowed};
+use crate::dma::{Allocator, Coherent, Iova};
 use crate::queue::{LastDone, Producer, QueueError, QueueSetupError, SubmissionRing};
 
 /// The fewest descriptors of a ring: one slot stays free, one is kept for the mark, and one
@@ -65,8 +67,8 @@ pub(super) struct Ring {
     /// The word that was found to be stale last.
     stale: u64,
     stale_words: u64,
-    /// Bits of a marker that tell of it.
-    notify: u32,
+    /// The first word of a marker.
+    marker: u64,
     /// Entries from the tail on that are known to take data: they are free, in a row, and no
     /// marker is due among them. 0 when that is not known.
     window: u32,
@@ -97,7 +99,7 @@ impl Ring {
             seen: 0,
             stale: 0,
             stale_words: 0,
-            notify,
+            marker: words(8, OP_COPY | notify, 0, 0)[0],
             window: 0,
         };
         ring.link();
@@ -120,6 +122,7 @@ impl Ring {
     }
 
     /// Data descriptors that can be in flight: one slot stays free, and one is for the mark.
+    #[inline]
     pub(super) fn capacity(&self) -> u32 {
         self.producer().capacity() - 1
     }
@@ -139,91 +142,6 @@ impl Ring {
     /// Words that named a descriptor which the device had not come to.
     pub(super) fn stale_words(&self) -> u64 {
         self.stale_words
-    }
-
-    /// Data descriptors that can be filled in a row before a marker is due, or none is free.
-    #[inline]
-    pub(super) fn room(&mut self) -> u32 {
-        let (unmarked, free) = ((self.producer().filled() - self.marked) as u32, self.free());
-        if unmarked >= self.quarter && free > 0 {
-            return self.room_behind_marker();
-        }
-        free.min(self.quarter.saturating_sub(unmarked))
-    }
-
-    /// The most data descriptors between two markers.
-    pub(super) fn longest_run(&self) -> u32 {
-        self.quarter
-    }
-
-    /// Makes sure that so many data descriptors can be filled without a marker among them;
-    /// whether they can.
-    pub(super) fn make_run(&mut self, count: u32) -> bool {
-        let unmarked = (self.producer().filled() - self.marked) as u32;
-        self.window = 0;
-        if unmarked + count > self.quarter && unmarked > 0 && self.free() > count {
-            self.mark();
-        }
-        self.room() >= count
-    }
-
-    /// Opens a window of at most so many entries.
-    pub(super) fn open_window(&mut self, most: u32) {
-        let room = self.room().min(most);
-        self.window = room.min(self.producer().size() - self.producer().tail());
-    }
-
-    /// How many entries the window has.
-    #[inline(always)]
-    pub(super) fn window_len(&self) -> u32 {
-        self.window
-    }
-
-    /// The entries of the window, and how many there are.
-    #[inline(always)]
-    pub(super) fn window(&mut self) -> (Unborrowed<Descriptor>, u32) {
-        (self.window_of(self.window), self.window)
-    }
-
-    /// The first entries of the window.
-    #[inline(always)]
-    pub(super) fn window_of(&mut self, count: u32) -> Unborrowed<Descriptor> {
-        debug_assert!(count <= self.window);
-        let end = (self.producer().tail() + count) as usize;
-        self.ring.entries_mut().unborrowed(end)
-    }
-
-    /// Counts data descriptors as filled that were written to entries of the window.
-    #[inline(always)]
-    pub(super) fn advance(&mut self, count: u32) {
-        self.window -= count;
-        self.ring.producer_mut().advance(count);
-    }
-
-    #[cold]
-    fn room_behind_marker(&mut self) -> u32 {
-        self.window = 0;
-        self.mark();
-        self.free().min(self.quarter)
-    }
-
-    /// Fills up to `most` data descriptors, see [`SubmissionRing::fill_from`].
-    #[inline]
-    pub(super) fn fill(
-        &mut self,
-        most: u32,
-        descriptors: impl IntoIterator<Item = [u64; NEXT]>,
-    ) -> u32 {
-        self.window = 0;
-        self.ring.fill_from(most, descriptors)
-    }
-
-    /// Fills one data descriptor; there must be [room](Self::room) for it.
-    #[inline]
-    pub(super) fn fill_one(&mut self, words: [u64; NEXT]) {
-        self.window = 0;
-        let pushed = self.ring.push(&words);
-        debug_assert!(pushed.is_ok(), "there is room");
     }
 
     /// How many data descriptors were ever filled.
@@ -249,15 +167,13 @@ impl Ring {
         self.marked = behind;
         self.markers[tail] = behind;
         self.all_markers += 1;
-        let marker = words(8, OP_COPY | self.notify, place, self.mark);
+        let marker = [self.marker, place, self.mark];
         let entries = self.ring.entries_mut();
-        for last in entries.elements(before, 1) {
-            last.write_word(0, fenced(last.read_word(0)));
-        }
-        for entry in entries.elements(tail, 1) {
-            entry.write_word(SOFTWARE, behind);
-            entry.write_words(&marker);
-        }
+        let last = entries.element(before);
+        last.write_word(0, fenced(last.read_word(0)));
+        let entry = entries.element(tail);
+        entry.write_word(SOFTWARE, behind);
+        entry.write_words(&marker);
     }
 
     /// Ends what was filled with a marker and counts it as published; the doorbell's value,
@@ -271,6 +187,13 @@ impl Ring {
         self.ring.publish().map(|published| published.count as u16)
     }
 
+    /// Whether an address, which a descriptor can have, is one of the ring.
+    #[inline(always)]
+    fn has(&self, address: u64) -> bool {
+        let len = u64::from(self.producer().size()) * Coherent::<Descriptor>::STRIDE as u64;
+        address.wrapping_sub(self.first) < len
+    }
+
     /// As [`Ring::look`], for who finds it most often: so many descriptors more are done; 0 says
     /// that the other has to look.
     #[inline(always)]
@@ -280,7 +203,7 @@ impl Ring {
             return 0;
         }
         match last_done(word) {
-            LastDone::Address(address) if address != self.seen => {}
+            LastDone::Address(address) if address != self.seen && self.has(address) => {}
             _ => return 0,
         }
         let mark = self.status.load_acquire(MARK, 0);
@@ -418,9 +341,18 @@ mod tests {
         at
     }
 
-    /// Data descriptors that the engine of this test passes over.
-    fn data(count: u32) -> impl Iterator<Item = [u64; NEXT]> {
-        (0..count).map(|n| words(64 + n, OP_COPY, 0, 0))
+    /// Fills data descriptors that the engine of this test passes over.
+    fn fill(ring: &mut Ring, count: u32) -> u32 {
+        let lens: Vec<u64> = (64..64 + u64::from(count)).collect();
+        let mut left = &lens[..];
+        while !left.is_empty() {
+            let mut run = ring.run();
+            let filled = run.fill(left, |&len| Some(words(len, OP_COPY, 0, 0)));
+            assert!(filled > 0, "there is room");
+            ring.take_run(filled);
+            left = &left[filled..];
+        }
+        count
     }
 
     #[test]
@@ -433,7 +365,7 @@ mod tests {
             for round in 0..100u64 {
                 let count = 1 + round as u32 % ring.capacity().min(3);
                 let room = ring.room();
-                let filled = ring.fill(count.min(room), data(count));
+                let filled = fill(&mut ring, count.min(room));
                 let doorbell = ring.publish().unwrap();
                 let published = ring.producer().in_flight().into();
                 assert_eq!(u64::from(doorbell), ring.producer().published());
@@ -472,7 +404,7 @@ mod tests {
                     if room == 0 {
                         break;
                     }
-                    left -= ring.fill(room, data(room));
+                    left -= fill(&mut ring, room);
                 }
                 ring.publish();
                 let in_flight = u64::from(ring.producer().in_flight());
@@ -488,9 +420,9 @@ mod tests {
     #[test]
     fn nonsense_in_the_word_or_the_mark_is_an_error() {
         let (allocator, host) = allocator();
-        let mut ring = Ring::new(&allocator, 8, false).unwrap();
+        let mut ring = Ring::new(&allocator, 32, false).unwrap();
         let (_, completion) = ring.restart(0).unwrap();
-        ring.fill(3, data(3));
+        fill(&mut ring, 3);
         ring.publish();
         host.store(completion.0, 0x40).unwrap();
         assert!(matches!(ring.look(), Err(QueueError::OutsideRing { address: 0x40, .. })));

@@ -40,15 +40,23 @@ impl Channel {
     pub fn reap(&mut self, into: &mut Vec<SlotPair>) -> Result<Reaped, IoatError> {
         if self.is_busy() {
             match self.ring.look_for_more() {
-                0 => _ = self.poll()?,
-                newly if self.order.is_empty() => self.count_done(newly),
-                newly => {
-                    self.advanced(newly)?;
-                    self.run_wakers();
-                }
+                newly if newly > 0 && self.order.is_empty() => self.count_done(newly),
+                newly => self.reap_others(newly)?,
             }
         }
         Ok(self.take_slots(into))
+    }
+
+    /// Ends other transfers, when so many descriptors were seen to be done; looks closer when
+    /// none was.
+    #[inline(never)]
+    fn reap_others(&mut self, newly: u64) -> Result<(), IoatError> {
+        match newly {
+            0 => self.look_closer()?,
+            newly => self.advanced(newly)?,
+        };
+        self.run_wakers();
+        Ok(())
     }
 
     /// As [`Channel::reap`], once there is something to give back, or nothing in flight.

@@ -4,7 +4,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::descriptor::{OP_COPY, OP_FILL};
-use super::feed::{fill_ring, rotated};
+use super::feed::{Passed, fill_first, fill_ring, rotated};
 use super::ring::Look;
 use super::{Channel, Finished, IoatError, Refused, Tables, TransferError};
 use crate::dma::{Direction, DmaLimits, Piece, Pieces, SgTable, Walk};
@@ -34,19 +34,23 @@ pub enum WhenFull {
 pub(super) struct Job {
     /// `None` when the device could not be stopped, and keeps them.
     pub(super) tables: Option<Tables>,
-    /// The 8 bytes of a fill.
-    pattern: Option<u64>,
-    len: u64,
+    /// The 8 bytes of a fill, which has no source.
+    pattern: u64,
     /// Number of its first descriptor among all that carried data.
     first: u64,
-    /// Position behind its last descriptor, when all are in the ring.
-    pub(super) end: Option<u64>,
-    /// Boxed, so that a transfer that goes well moves fewer bytes.
-    pub(super) result: Option<Result<(), Box<TransferError>>>,
-    pub(super) waker: Option<Waker>,
+    /// Position behind its last descriptor, when all are in the ring; else [`NO_END`].
+    end: u64,
+    /// It has ended, well if there is no error. Boxed, so that a transfer that goes well moves
+    /// fewer bytes.
+    has_ended: bool,
+    error: Option<Box<TransferError>>,
+    waker: Option<Waker>,
     /// Nobody asks for the result.
     detached: bool,
 }
+
+/// The end of a transfer that is not in the ring as a whole: no position comes to it.
+const NO_END: u64 = u64::MAX;
 
 /// What of a transfer waits for room in the ring.
 #[derive(Debug)]
@@ -58,23 +62,18 @@ pub(super) struct Remaining {
 }
 
 impl Job {
-    fn new(tables: Tables, pattern: Option<u64>, first: u64) -> Job {
-        Job {
-            len: tables.target.list().len(),
-            tables: Some(tables),
-            pattern,
-            first,
-            end: None,
-            result: None,
-            waker: None,
-            detached: false,
-        }
+    /// The position behind its last descriptor, when all are in the ring.
+    pub(super) fn end(&self) -> Option<u64> {
+        (self.end != NO_END).then_some(self.end)
     }
 
     /// Ends it; whether nobody asks for the result.
     #[inline]
-    fn end_with(&mut self, result: Result<(), Box<TransferError>>, wakers: &mut Wakers) -> bool {
-        self.result = Some(result);
+    fn end_with(&mut self, error: Option<Box<TransferError>>, wakers: &mut Wakers) -> bool {
+        self.has_ended = true;
+        if error.is_some() {
+            self.error = error;
+        }
         if let Some(waker) = self.waker.take() {
             wakers.wake.push(waker);
         }
@@ -93,8 +92,8 @@ impl Job {
             before += walk.next(source, target, limits)?.len;
         }
         let mut piece = walk.next(source, target, limits)?;
-        if let Some(pattern) = self.pattern {
-            piece.source.0 = rotated(pattern, before);
+        if tables.source.is_none() {
+            piece.source.0 = rotated(self.pattern, before);
         }
         Some((number, piece, before))
     }
@@ -114,7 +113,7 @@ impl Channel {
         target: SgTable,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        self.submit(Tables { source: Some(source), target }, None, when_full)
+        self.submit(Tables { source: Some(source), target }, 0, when_full)
     }
 
     /// Submits a fill with 8 bytes that repeat, the least significant one first.
@@ -128,30 +127,51 @@ impl Channel {
         pattern: u64,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        self.submit(Tables { source: None, target }, Some(pattern), when_full)
+        self.submit(Tables { source: None, target }, pattern, when_full)
     }
 
     #[inline]
     fn submit(
         &mut self,
         tables: Tables,
-        pattern: Option<u64>,
+        pattern: u64,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        let room = match self.check(&tables) {
-            Ok(needed) => self.make_room(needed, when_full),
-            Err(error) => Err(error),
-        };
-        match room {
-            Ok(()) => {}
+        match self.check(&tables) {
+            Ok(needed) if self.has_room(needed) => {}
+            Ok(needed) => match self.wait_for_room(needed, when_full) {
+                Ok(()) => {}
+                Err(error) => return Err(Refused { error, tables }),
+            },
             Err(error) => return Err(Refused { error, tables }),
         }
-        let first = self.ring.data_filled();
-        let job = Job::new(tables, pattern, first);
-        let left = job.len;
-        let slot = self.jobs.insert(job);
+        let (slot, job) = self.jobs.insert_mut(Job {
+            tables: Some(tables),
+            pattern,
+            first: self.ring.data_filled(),
+            end: NO_END,
+            has_ended: false,
+            error: None,
+            waker: None,
+            detached: false,
+        });
         self.order.push_back(slot);
-        self.feed(Remaining { slot, walk: Walk::default(), left });
+        let limits = self.engine.cuts();
+        let passed = match &job.tables {
+            Some(Tables { source: Some(source), target }) => {
+                fill_first(&mut self.ring, source.list(), target.list(), &limits)
+            }
+            _ => None,
+        };
+        match passed {
+            // Mostly that is all of it.
+            Some(Passed { left: 0, .. }) => job.end = self.ring.producer().filled(),
+            Some(Passed { walk, left }) => self.feed(Remaining { slot, walk, left }),
+            None => {
+                let left = job.tables.as_ref().map_or(0, |tables| tables.target.list().len());
+                self.feed(Remaining { slot, walk: Walk::default(), left });
+            }
+        }
         Ok(Token(slot))
     }
 
@@ -196,22 +216,23 @@ impl Channel {
         Ok(u32::try_from(needed).unwrap_or(u32::MAX))
     }
 
-    fn make_room(&mut self, needed: u32, when_full: WhenFull) -> Result<(), IoatError> {
-        let enough = needed.min(self.ring.capacity());
-        let has_room = |c: &Channel| c.feeding.is_none() && c.ring.free() >= enough;
-        if has_room(self) {
-            return Ok(());
-        }
+    /// Whether a transfer that needs so many descriptors can begin.
+    #[inline]
+    fn has_room(&self, needed: u32) -> bool {
+        self.feeding.is_none() && self.ring.free() >= needed.min(self.ring.capacity())
+    }
+
+    #[cold]
+    fn wait_for_room(&mut self, needed: u32, when_full: WhenFull) -> Result<(), IoatError> {
         if let WhenFull::Wait(limit) = when_full {
-            self.wait_until(limit, "room in the ring", |c| c.lost || has_room(c)).or_else(
-                |error| match error {
-                    IoatError::Timeout { .. } => Ok(()),
-                    error => Err(error),
-                },
-            )?;
+            let has_room = |c: &Channel| c.lost || c.has_room(needed);
+            self.wait_until(limit, "room in the ring", has_room).or_else(|error| match error {
+                IoatError::Timeout { .. } => Ok(()),
+                error => Err(error),
+            })?;
             self.refuse_when_lost()?;
         }
-        if has_room(self) { Ok(()) } else { Err(self.ring.full(needed).into()) }
+        if self.has_room(needed) { Ok(()) } else { Err(self.ring.full(needed).into()) }
     }
 
     /// Fills descriptors with what waits for room in the ring.
@@ -222,22 +243,22 @@ impl Channel {
     }
 
     /// Fills as many descriptors of a transfer as are free.
-    #[inline]
+    #[inline(never)]
     fn feed(&mut self, Remaining { slot, walk, left }: Remaining) {
         let Some(job) = self.jobs.get_mut(slot) else { return };
-        let Some(tables) = &job.tables else { return };
-        let target = tables.target.list().segments();
-        let source = tables.source.as_ref().map_or(target, |source| source.list().segments());
-        let (limits, ring) = (self.engine.cuts(), &mut *self.ring);
-        let (lists, state) = ((source, target), (walk, left));
-        let (walk, left) = match job.pattern {
-            None => fill_ring(ring, lists, &limits, state, OP_COPY, |piece, _| piece.source.0),
-            Some(pattern) => fill_ring(ring, lists, &limits, state, OP_FILL, |_, left| {
-                rotated(pattern, job.len - left)
+        let Some(Tables { source, target }) = &job.tables else { return };
+        let (limits, ring, target) = (self.engine.cuts(), &mut *self.ring, target.list());
+        let state = (walk, left);
+        let (walk, left) = match source {
+            Some(source) => {
+                fill_ring(ring, (source.list(), target), &limits, state, OP_COPY, |from, _| from)
+            }
+            None => fill_ring(ring, (target, target), &limits, state, OP_FILL, |_, left| {
+                rotated(job.pattern, target.len() - left)
             }),
         };
         if left == 0 {
-            job.end = Some(self.ring.producer().filled());
+            job.end = self.ring.producer().filled();
         } else {
             self.feeding = Some(Remaining { slot, walk, left });
         }
@@ -288,6 +309,17 @@ impl Channel {
         if !self.is_busy() {
             return Ok(0);
         }
+        let ended = match self.ring.look_for_more() {
+            0 => return self.look_closer(),
+            newly => self.advanced(newly)?,
+        };
+        self.run_wakers();
+        Ok(ended)
+    }
+
+    /// As [`Channel::poll`], when nothing is seen to be done at the first glance.
+    #[inline(never)]
+    pub(super) fn look_closer(&mut self) -> Result<usize, IoatError> {
         let ended = match self.ring.look() {
             Ok(Look::Same) if self.engine.events.check().is_ok() => Ok(0),
             Ok(Look::Same) => self.end_by_event(),
@@ -306,15 +338,20 @@ impl Channel {
     }
 
     /// The device is further by so many descriptors.
-    #[inline]
+    #[inline(always)]
     pub(super) fn advanced(&mut self, newly: u64) -> Result<usize, IoatError> {
         self.count_done(newly);
         let ended = self.retire();
         if self.feeding.is_some() {
-            self.feed_remaining();
-            self.issue()?;
+            self.feed_and_issue()?;
         }
         Ok(ended)
+    }
+
+    #[cold]
+    fn feed_and_issue(&mut self) -> Result<(), IoatError> {
+        self.feed_remaining();
+        self.issue()
     }
 
     #[inline]
@@ -329,12 +366,12 @@ impl Channel {
         let (mut ended, done) = (0, self.ring.producer().done());
         while let Some(&slot) = self.order.front() {
             let Some(job) = self.jobs.get_mut(slot) else { break };
-            if job.end.is_none_or(|end| end > done) {
+            if job.end > done {
                 break;
             }
             self.order.pop_front();
             ended += 1;
-            if job.end_with(Ok(()), &mut self.wakers) {
+            if job.end_with(None, &mut self.wakers) {
                 self.jobs.complete(slot);
             }
         }
@@ -349,7 +386,7 @@ impl Channel {
             self.feeding = None;
         }
         let Some(job) = self.jobs.get_mut(slot) else { return };
-        if job.end_with(result.map_err(Box::new), &mut self.wakers) {
+        if job.end_with(result.err().map(Box::new), &mut self.wakers) {
             self.jobs.complete(slot);
         }
     }
@@ -370,7 +407,7 @@ impl Channel {
     #[inline]
     pub fn is_finished(&self, token: Token) -> Result<bool, IoatError> {
         match self.jobs.get(token.0) {
-            Some(job) if !job.detached => Ok(job.result.is_some()),
+            Some(job) if !job.detached => Ok(job.has_ended),
             _ => Err(IoatError::NoSuchTransfer),
         }
     }
@@ -383,17 +420,19 @@ impl Channel {
     #[inline]
     pub fn take(&mut self, token: Token) -> Result<Option<Finished>, IoatError> {
         match self.jobs.get(token.0) {
-            Some(job) if job.result.is_some() => {}
+            Some(job) if job.has_ended => {}
             Some(job) if !job.detached => return Ok(None),
             _ => return Err(IoatError::NoSuchTransfer),
         }
-        let job = self.jobs.complete(token.0).ok_or(IoatError::NoSuchTransfer)?;
-        let Job { result, tables, waker, .. } = job;
+        let Some(Job { error, tables, waker, .. }) = self.jobs.complete(token.0) else {
+            return Err(IoatError::NoSuchTransfer);
+        };
         if let Some(waker) = waker {
             self.wakers.discard.push(waker);
             self.run_wakers();
         }
-        Ok(result.map(|result| Finished { result: result.map_err(|error| *error), tables }))
+        let result = error.map_or(Ok(()), |error| Err(*error));
+        Ok(Some(Finished { result, tables }))
     }
 
     /// Gives a transfer's result up: its tables are dropped when it ends.

@@ -66,7 +66,10 @@ pub struct SgList {
     /// Two segments that share bytes: a source may have them, a target may not.
     overlap: Option<(Segment, Segment)>,
     len: u64,
+    /// The lowest and the highest address, and the length of the longest segment.
+    first: u64,
     last: u64,
+    longest: u64,
 }
 
 impl SgList {
@@ -93,7 +96,9 @@ impl SgList {
         let (sorted, overlap) = in_order(&list);
         let by_address = if sorted.is_empty() { &list } else { &sorted };
         let last = by_address.iter().map(last_byte).max().ok_or(SgError::Empty)?;
-        Ok(SgList { segments: list, sorted, overlap, len, last })
+        let first = by_address[0].iova.0;
+        let longest = list.iter().map(|segment| segment.len as u64).max().unwrap_or(0);
+        Ok(SgList { segments: list, sorted, overlap, len, first, last, longest })
     }
 
     /// What the device sees of a whole buffer.
@@ -121,6 +126,7 @@ impl SgList {
     }
 
     /// The segments in the order of the bytes.
+    #[inline]
     #[must_use]
     pub fn segments(&self) -> &[Segment] {
         &self.segments
@@ -131,6 +137,12 @@ impl SgList {
     #[inline]
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Bytes of the longest segment.
+    #[inline]
+    pub(crate) fn longest(&self) -> u64 {
+        self.longest
     }
 
     /// Never: a list has at least one byte.
@@ -191,11 +203,15 @@ impl SgList {
     /// [`SgError::Overlap`] with two segments that share bytes.
     #[inline]
     pub fn check_apart(&self, target: &SgList) -> Result<(), SgError> {
-        let (ours, theirs) = (self.by_address(), target.by_address());
         // Mostly the lists lie apart as a whole.
-        if self.last < theirs[0].iova.0 || target.last < ours[0].iova.0 {
+        if self.last < target.first || target.last < self.first {
             return Ok(());
         }
+        self.check_each_apart(target)
+    }
+
+    fn check_each_apart(&self, target: &SgList) -> Result<(), SgError> {
+        let (ours, theirs) = (self.by_address(), target.by_address());
         let (mut i, mut j) = (0, 0);
         while i < ours.len() && j < theirs.len() {
             let (a, b) = (&ours[i], &theirs[j]);
@@ -211,7 +227,6 @@ impl SgList {
         Ok(())
     }
 
-    #[inline]
     fn by_address(&self) -> &[Segment] {
         if self.sorted.is_empty() { &self.segments } else { &self.sorted }
     }

@@ -16,7 +16,35 @@ pub struct SgTable(Box<Inner>);
 #[derive(Debug)]
 struct Inner {
     list: SgList,
+    /// Where the buffers are mapped; `None` when not all in one place.
+    space: Option<Arc<AddressSpace>>,
+    /// The directions that every buffer allows, as [`bit`]s.
+    directions: u8,
     buffers: Vec<Arc<Buffer>>,
+}
+
+/// A bit for each direction.
+#[inline]
+fn bit(direction: Direction) -> u8 {
+    1 << direction as u8
+}
+
+/// The directions that a buffer of one allows.
+fn allowed(have: Direction) -> u8 {
+    let all = [Direction::ToDevice, Direction::FromDevice, Direction::Bidirectional];
+    let fits = |need: &Direction| *need == have || have == Direction::Bidirectional;
+    all.into_iter().filter(fits).map(bit).sum()
+}
+
+impl Inner {
+    /// What is asked of a table with every transfer is found out once.
+    fn new(list: SgList, buffers: Vec<Arc<Buffer>>) -> Inner {
+        let first = buffers.first().map(|first| Arc::clone(first.space()));
+        let space =
+            first.filter(|space| buffers.iter().all(|buffer| Arc::ptr_eq(buffer.space(), space)));
+        let directions = buffers.iter().fold(u8::MAX, |all, b| all & allowed(b.direction()));
+        Inner { list, space, directions, buffers }
+    }
 }
 
 impl SgTable {
@@ -49,7 +77,7 @@ impl SgTable {
                 buffers.push(buffer);
             }
         }
-        Ok(SgTable(Box::new(Inner { list: SgList::new(segments)?, buffers })))
+        Ok(SgTable(Box::new(Inner::new(SgList::new(segments)?, buffers))))
     }
 
     /// What the device sees.
@@ -79,16 +107,23 @@ impl SgTable {
     }
 
     /// Whether every buffer is mapped in this address space.
+    #[inline]
     #[must_use]
     pub fn is_in(&self, space: &Arc<AddressSpace>) -> bool {
-        self.0.buffers.iter().all(|buffer| Arc::ptr_eq(buffer.space(), space))
+        self.0.space.as_ref().is_some_and(|ours| Arc::ptr_eq(ours, space))
     }
 
     /// The first direction among the buffers that does not allow `need`.
+    #[inline]
     #[must_use]
     pub fn wrong_direction(&self, need: Direction) -> Option<Direction> {
-        let fits = |have: &Direction| *have == need || *have == Direction::Bidirectional;
-        self.0.buffers.iter().map(|buffer| buffer.direction()).find(|have| !fits(have))
+        if self.0.directions & bit(need) != 0 { None } else { self.find_wrong(need) }
+    }
+
+    #[cold]
+    fn find_wrong(&self, need: Direction) -> Option<Direction> {
+        let mut have = self.0.buffers.iter().map(|buffer| buffer.direction());
+        have.find(|&have| allowed(have) & bit(need) == 0)
     }
 }
 
@@ -104,6 +139,6 @@ impl From<Arc<Buffer>> for SgTable {
     fn from(buffer: Arc<Buffer>) -> SgTable {
         let list = SgList::of(&buffer);
         let list = list.expect("a buffer has bytes, at addresses that a device has");
-        SgTable(Box::new(Inner { list, buffers: vec![buffer] }))
+        SgTable(Box::new(Inner::new(list, vec![buffer])))
     }
 }

@@ -57,6 +57,32 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// Behind so many segments of both lists.
+    #[inline]
+    pub(crate) fn behind(segments: usize) -> Walk {
+        let cursor = Cursor { next: segments, ..Cursor::default() };
+        Walk { source: cursor, target: cursor }
+    }
+
+    /// Behind so many segments of the source, and as many bytes of the one of the target.
+    pub(crate) fn gathered(segments: usize, target: &Segment, bytes: u64) -> Walk {
+        let Walk { source, mut target } = Walk::behind(segments).in_segment(target);
+        target.advance(bytes);
+        Walk { source, target }
+    }
+
+    /// As [`Walk::gathered`], with the sides exchanged.
+    pub(crate) fn scattered(segments: usize, source: &Segment, bytes: u64) -> Walk {
+        let Walk { source: target, target: source } = Walk::gathered(segments, source, bytes);
+        Walk { source, target }
+    }
+
+    /// With the target at the begin of its only segment.
+    fn in_segment(self, target: &Segment) -> Walk {
+        let target = Cursor { next: 1, at: target.iova.0, left: target.len as u64 };
+        Walk { target, ..self }
+    }
+
     /// The next piece, as long as both lists and the limits allow; `None` at the end of the
     /// shorter list.
     #[inline]
@@ -76,46 +102,15 @@ impl Walk {
         Some(Piece { source: Iova(from), target: Iova(to), len })
     }
 
-    /// The pieces that [`Walk::next`] would give from here on, as long as each is a whole
-    /// segment of both lists: they need no arithmetic. Who takes
-    /// some says so with [`Walk::pass`].
+    /// The segments of both lists that no byte was passed of. Who takes pieces that end with a
+    /// segment itself, without [`Walk::next`], says so with [`Walk::pass`].
     #[inline]
-    pub(crate) fn whole<'a>(
+    pub(crate) fn ahead<'a>(
         &self,
         source: &'a [Segment],
         target: &'a [Segment],
-        limits: &DmaLimits,
-    ) -> impl Iterator<Item = Piece> + use<'a> {
-        let (sources, targets) = (self.source.ahead(source), self.target.ahead(target));
-        let max_len = limits.max_run();
-        sources.iter().zip(targets).map_while(move |(from, to)| {
-            let len = from.len as u64;
-            let fits = from.len == to.len && len <= max_len;
-            fits.then_some(Piece { source: from.iova, target: to.iova, len })
-        })
-    }
-
-    /// As [`Walk::whole`], as long as each is a whole segment of the source and ends inside
-    /// the current segment of the target.
-    #[inline]
-    pub(crate) fn gathered<'a>(
-        &self,
-        source: &'a [Segment],
-        limits: &DmaLimits,
-    ) -> impl Iterator<Item = Piece> + use<'a> {
-        let pieces = inside(self.source.ahead(source), self.target, limits.max_run());
-        pieces.map(|(from, to, len)| Piece { source: from, target: to, len })
-    }
-
-    /// As [`Walk::gathered`], with the sides exchanged.
-    #[inline]
-    pub(crate) fn scattered<'a>(
-        &self,
-        target: &'a [Segment],
-        limits: &DmaLimits,
-    ) -> impl Iterator<Item = Piece> + use<'a> {
-        let pieces = inside(self.target.ahead(target), self.source, limits.max_run());
-        pieces.map(|(to, from, len)| Piece { source: from, target: to, len })
+    ) -> (&'a [Segment], &'a [Segment]) {
+        (self.source.ahead(source), self.target.ahead(target))
     }
 
     /// Whether the next piece begins a segment of both lists.
@@ -124,43 +119,31 @@ impl Walk {
         self.source.left | self.target.left == 0
     }
 
-    /// Whether the next piece begins in the middle of a segment of the target.
+    /// The address of the next byte of the source's segment, and what is left of that: 0 between
+    /// two segments.
     #[inline]
-    pub(crate) fn is_in_target(&self) -> bool {
-        self.target.left != 0
+    pub(crate) fn in_source(&self) -> (u64, u64) {
+        (self.source.at, self.source.left)
     }
 
-    /// Goes behind the first `count` pieces, of `len` bytes in all, of [`Walk::whole`],
-    /// [`Walk::gathered`] or [`Walk::scattered`].
+    /// As [`Walk::in_source`], of the target.
     #[inline]
-    pub(crate) fn pass(&mut self, count: u64, len: u64) {
+    pub(crate) fn in_target(&self) -> (u64, u64) {
+        (self.target.at, self.target.left)
+    }
+
+    /// Goes behind `count` pieces, of `len` bytes in all, each of which was a whole segment of
+    /// every list that is between two segments; none reaches beyond the segment that the other
+    /// list is in.
+    #[inline]
+    pub(crate) fn pass(&mut self, count: usize, len: u64) {
         for side in [&mut self.source, &mut self.target] {
             match side.left {
-                0 => side.next += count as usize,
+                0 => side.next += count,
                 _ => side.advance(len),
             }
         }
     }
-}
-
-/// Segments that follow each other inside of the segment that a cursor is in: where each
-/// starts, where it is on the other side, and its length.
-#[inline]
-fn inside(
-    list: &[Segment],
-    Cursor { mut at, mut left, .. }: Cursor,
-    max_len: u64,
-) -> impl Iterator<Item = (Iova, Iova, u64)> {
-    list.iter().map_while(move |segment| {
-        let len = segment.len as u64;
-        if len > max_len || len > left {
-            return None;
-        }
-        let begin = Iova(at);
-        at = at.wrapping_add(len);
-        left -= len;
-        Some((segment.iova, begin, len))
-    })
 }
 
 /// The pieces of a copy between two lists of the same length.

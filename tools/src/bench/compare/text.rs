@@ -183,8 +183,10 @@ fn describe(subject: &Subject) -> String {
             if *channels > 1 || *series == Series::Channels {
                 let _ = write!(text, ", channels {channels}");
             }
-            if *series == Series::Latency {
-                text.push_str(", one at a time");
+            match series {
+                Series::Latency => text.push_str(", one at a time"),
+                Series::Slots => text.push_str(", slots"),
+                _ => {}
             }
             text
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::axis::Axis;
 use super::chart::{Chart, Line, Point, Rule};
 use super::costs::{allocations, latency};
+use super::small::small_copies;
 use super::svg::SERIES;
 use crate::bench::link::CHEAP;
 use crate::bench::results::{Cell, Results, Series, Spread};
@@ -40,6 +41,7 @@ pub(super) fn measured(results: &Results) -> Vec<Figure> {
         batches(&of(Series::Batch)),
         channels(&of(Series::Channels)),
         latency(&of(Series::Latency)),
+        small_copies(results, &of(Series::Slots)),
         allocations(&results.allocations),
     ];
     figures.into_iter().flatten().collect()
@@ -111,7 +113,7 @@ impl SegmentAxis {
 }
 
 /// The least distance of two places that follow each other; 1 where there is one place.
-fn least_gap(places: impl Iterator<Item = f64> + Clone) -> f64 {
+pub(super) fn least_gap(places: impl Iterator<Item = f64> + Clone) -> f64 {
     let gaps = places.clone().zip(places.skip(1)).map(|(from, to)| to - from);
     let least = gaps.fold(f64::INFINITY, f64::min);
     if least.is_finite() { least } else { 1.0 }
@@ -119,7 +121,7 @@ fn least_gap(places: impl Iterator<Item = f64> + Clone) -> f64 {
 
 /// How far from their place the points of one of several lines stand, so that no bar hides
 /// another.
-fn beside(number: usize, of: usize, gap: f64) -> f64 {
+pub(super) fn beside(number: usize, of: usize, gap: f64) -> f64 {
     (number as f64 - (of.max(1) - 1) as f64 / 2.0) * gap * 0.07
 }
 
@@ -360,7 +362,7 @@ fn batches(cells: &[&Cell]) -> Option<Figure> {
 }
 
 /// A rate of operations.
-fn operations(per_second: f64) -> String {
+pub(super) fn operations(per_second: f64) -> String {
     match per_second {
         _ if per_second >= 1e6 => format!("{:.2} M/s", per_second / 1e6),
         _ if per_second >= 1e3 => format!("{:.0} k/s", per_second / 1e3),

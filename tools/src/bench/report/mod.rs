@@ -11,6 +11,7 @@ mod costs;
 mod figures;
 mod link;
 mod page;
+mod small;
 mod svg;
 
 pub use alone::plot;

@@ -338,6 +338,7 @@ mod tests {
                 ("batch", count(Series::Batch)),
                 ("channels", count(Series::Channels)),
                 ("latency", count(Series::Latency)),
+                ("slots", count(Series::Slots)),
                 ("mapping", results.allocations.len()),
                 ("link-share", segments),
                 ("link-view", results.link.unwrap().rows.len()),

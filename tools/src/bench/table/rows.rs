@@ -1,7 +1,7 @@
 //! The heads and the rows of the tables, and the figures in them.
 
 use super::wrapped;
-use crate::bench::results::{Allocation, Cell, Latency, Results, Spread};
+use crate::bench::results::{Allocation, Cell, Latency, Results, SmallCopy, Spread};
 use crate::bench::spread::{is_wide, marks};
 use crate::bench::units::bytes;
 
@@ -159,6 +159,42 @@ pub(super) fn latency_row(cell: &Cell) -> String {
         ),
         None => head,
     }
+}
+
+pub(super) fn slot_head() -> String {
+    format!(
+        "{:>10} {:>8} {:>9}  {:<13} {:>6} {:>6} {:>8} {:>8}",
+        "copy", "channels", "Mop/s", "p25-p75", "GB/s", "of mem", "p50", "p99"
+    )
+}
+
+pub(super) fn slot_row(cell: &Cell) -> String {
+    let (p50, p99) = quantiles(cell.latency.as_ref());
+    format!(
+        "{:>10} {:>8} {:>9.3}  {:<13} {:>6.*} {:>6} {p50:>8} {p99:>8}",
+        bytes(cell.transfer),
+        cell.channels,
+        cell.operations_per_second.median / 1e6,
+        scaled(&cell.operations_per_second, 1e6, 3),
+        digits(cell.bytes_per_second.median / 1e9),
+        cell.bytes_per_second.median / 1e9,
+        cell.of_memcpy.as_ref().map_or("-".into(), |of| percent(of.median)),
+    )
+}
+
+pub(super) fn small_head() -> String {
+    format!("{:>10} {:>10} {:>10} {:>12}", "copy", "memcpy", "device", "card, calc.")
+}
+
+pub(super) fn small_row(row: &SmallCopy) -> String {
+    let SmallCopy { transfer, memcpy, device, card } = *row;
+    let [memcpy, device, card] = [memcpy, device, card].map(nanoseconds);
+    format!("{:>10} {memcpy:>10} {device:>10} {card:>12}", bytes(transfer))
+}
+
+/// The time of a copy, short ones to a tenth of a nanosecond.
+fn nanoseconds(ns: f64) -> String {
+    if ns < 99.95 { format!("{ns:.1}ns") } else { time(ns as u64) }
 }
 
 pub(super) fn allocation_head() -> String {
