@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::backend::BackendError;
 #[cfg(feature = "iommufd")]
 use crate::backend::vfio::Ioas;
-use crate::backend::vfio::{self, Access, Container, NoIommu, Target, VfToken};
+use crate::backend::vfio::{self, Access, Container, NoIommu, Passed, Target, VfToken};
 use crate::device::{Device, DeviceError};
 use crate::dma::AddressSpace;
 use crate::pci::Address;
@@ -16,9 +16,14 @@ use crate::pci::sysfs::Tree;
 ///
 /// Devices in one address space share its IOVAs: a buffer placed for one can be given to
 /// the other.
+///
+/// A session of [`Session::in_container`] or `Session::in_ioas` opens devices in the one address
+/// space that it was given.
 #[derive(Debug, Default)]
 pub struct Session {
     methods: Methods,
+    /// The address space that all devices are opened in.
+    given: Option<Opener>,
     spaces: Vec<Shared>,
 }
 
@@ -136,7 +141,24 @@ impl Session {
     /// A session without devices, which reaches them by this method.
     #[must_use]
     pub fn through(access: Access) -> Session {
-        Session { methods: Methods::Through(access), spaces: Vec::new() }
+        Session { methods: Methods::Through(access), ..Session::default() }
+    }
+
+    /// A session whose devices are opened in this container, such as one that another process
+    /// opened and passed on ([`Container::from_fd`]).
+    #[must_use]
+    pub fn in_container(container: Arc<Container>) -> Session {
+        let given = Some(Opener::Type1(container));
+        Session { methods: Methods::Through(Access::Type1), given, ..Session::default() }
+    }
+
+    /// A session whose devices are opened in this address space of iommufd, such as one that
+    /// other processes share ([`IoasOptions`](vfio::IoasOptions)).
+    #[cfg(feature = "iommufd")]
+    #[must_use]
+    pub fn in_ioas(ioas: Arc<Ioas>) -> Session {
+        let given = Some(Opener::Iommufd(ioas));
+        Session { methods: Methods::Through(Access::Iommufd), given, ..Session::default() }
     }
 
     /// A session without devices, for devices without an IOMMU: they see physical addresses
@@ -151,7 +173,7 @@ impl Session {
     /// it is. A safe write to a register can break this.
     #[must_use]
     pub unsafe fn without_iommu() -> Session {
-        Session { methods: Methods::WithoutIommu, spaces: Vec::new() }
+        Session { methods: Methods::WithoutIommu, ..Session::default() }
     }
 
     /// Opens a device that is bound to vfio-pci: in an address space of this session if it
@@ -197,6 +219,47 @@ impl Session {
         Err(BackendError::NoAccess { location: address.to_string(), refusals }.into())
     }
 
+    /// Opens a device from a descriptor that another process opened and passed on: this process
+    /// needs no right to the nodes. It is opened in an address space of this session if it can
+    /// join one, else in a new one; the new one takes the right to `/dev/vfio/vfio` or
+    /// `/dev/iommu`, which a session of [`Session::in_container`] or `Session::in_ioas` does not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Container::open_passed`] or `Ioas::open_passed`, whichever the descriptor is for.
+    pub fn open_passed(
+        &mut self,
+        address: Address,
+        passed: Passed,
+        token: Option<&VfToken>,
+    ) -> Result<Device, DeviceError> {
+        let method = match &passed {
+            Passed::Group(_) | Passed::Device { .. } => Method::Type1,
+            #[cfg(feature = "iommufd")]
+            Passed::CharacterDevice(_) => Method::Iommufd,
+        };
+        if !self.methods.list().contains(&method) {
+            return Err(BackendError::Unsupported {
+                what: format!("opening {address} from {}", passed.name()),
+                by: format!("a session that is for {}", self.methods.list()[0].name()),
+            }
+            .into());
+        }
+        let shared = self.spaces.iter().find(|shared| shared.opener.method() == method);
+        let (opener, space) = match (shared, &self.given) {
+            (Some(shared), _) => (shared.opener.clone(), Some(Arc::clone(&shared.space))),
+            (None, Some(given)) => (given.clone(), None),
+            (None, None) => (Opener::new(method)?, None),
+        };
+        let device = match &opener {
+            Opener::Type1(container) => container.open_passed(address, passed, token)?,
+            #[cfg(feature = "iommufd")]
+            Opener::Iommufd(ioas) => ioas.open_passed(address, passed, token)?,
+            Opener::NoIommu(_) => unreachable!("no descriptor has this method"),
+        };
+        self.join(device, opener, space)
+    }
+
     /// Opens a device in an address space of the session, which is returned then, or by an
     /// opener that has none yet.
     fn find(
@@ -210,13 +273,16 @@ impl Session {
                 Ok(device) => {
                     return Ok((device, shared.opener.clone(), Some(Arc::clone(&shared.space))));
                 }
-                Err(BackendError::NotShareable { location, reason }) => {
+                Err(BackendError::NotShareable { location, reason }) if self.given.is_none() => {
                     log::info!("{location} gets an address space of its own: {reason}");
                 }
                 Err(error) => return Err(error),
             }
         }
-        let opener = Opener::new(method)?;
+        let opener = match &self.given {
+            Some(given) => given.clone(),
+            None => Opener::new(method)?,
+        };
         Ok((opener.open(address, token)?, opener, None))
     }
 

@@ -3,8 +3,9 @@
 use std::io;
 
 use super::{IrqKind, Region};
+use crate::pci::Address;
 use crate::pci::remedy::{Remedy, suffix};
-use crate::pci::sysfs::SysfsError;
+use crate::pci::sysfs::{SysfsError, join};
 
 /// An operation of a backend that failed.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,28 @@ pub enum BackendError {
         /// Why the kernel refused.
         reason: String,
     },
+    /// A reset of the bus would hit functions that this process does not own.
+    #[error(
+        "a reset of the bus of {location} hits {} too, which this process does not own\n  remedy: \
+         {remedy}",
+        join(.functions)
+    )]
+    NotOwned {
+        /// Which device's bus.
+        location: String,
+        /// The functions that are not this process's.
+        functions: Vec<Address>,
+        /// What helps.
+        remedy: Remedy,
+    },
+    /// A descriptor that another process passed is not what it was passed as.
+    #[error("the descriptor passed as {expected} is {found}")]
+    WrongDescriptor {
+        /// What it was passed as.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
     /// None of the methods that were allowed opens the device.
     #[error("{location} cannot be opened in any way{}", list_refusals(.refusals))]
     NoAccess {
@@ -154,7 +177,8 @@ impl BackendError {
         match self {
             BackendError::Os { remedy, .. } => remedy.as_ref(),
             BackendError::Precondition { remedy, .. }
-            | BackendError::FewerVectors { remedy, .. } => Some(remedy),
+            | BackendError::FewerVectors { remedy, .. }
+            | BackendError::NotOwned { remedy, .. } => Some(remedy),
             BackendError::Sysfs(error) => error.remedy(),
             BackendError::AlreadyOpen { .. } => Some(&Remedy::UseOpenDevice),
             BackendError::GroupAlreadyOpen { .. } => Some(&Remedy::UseSameSession),
@@ -165,9 +189,18 @@ impl BackendError {
             | BackendError::NoVectors { .. }
             | BackendError::Unsupported { .. }
             | BackendError::NotShareable { .. }
+            | BackendError::WrongDescriptor { .. }
             | BackendError::NoAccess { .. }
             | BackendError::Gone { .. } => None,
         }
+    }
+}
+
+impl BackendError {
+    /// A reset that would hit functions which are not this process's.
+    pub(crate) fn not_owned(location: String, functions: Vec<Address>) -> BackendError {
+        let remedy = Remedy::OwnFunctions { functions: functions.clone() };
+        BackendError::NotOwned { location, functions, remedy }
     }
 }
 

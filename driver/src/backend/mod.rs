@@ -20,9 +20,11 @@ pub mod vfio_user;
 
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+
+use crate::pci::Address;
 
 pub(crate) use config::backend_error;
 pub use error::BackendError;
@@ -144,6 +146,18 @@ impl Event {
     }
 }
 
+/// A function that a reset of a whole bus or slot hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Affected {
+    /// Which.
+    pub address: Address,
+    /// This process owns it: it has the function or its IOMMU group open, or, through iommufd,
+    /// nobody else can have it open. The reset takes all that it hits.
+    pub owned: bool,
+    /// This process has the function open.
+    pub open_here: bool,
+}
+
 /// The result of a backend's operation.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
@@ -229,6 +243,38 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// the parts of configuration space that the host owns.
     fn reset(&self) -> Result<()>;
 
+    /// The functions that [`Backend::reset_bus`] would hit, this one among them.
+    ///
+    /// # Errors
+    ///
+    /// Fails where there is no such reset.
+    fn bus_reset_scope(&self) -> Result<Vec<Affected>> {
+        Err(BackendError::Unsupported { what: "a reset of the bus".into(), by: self.location() })
+    }
+
+    /// Resets all that is reset together with this function: those of its slot, or of its bus.
+    /// Each is as after [`Backend::reset`].
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotOwned`] when some of it is not this process's; nothing is reset then.
+    fn reset_bus(&self) -> Result<()> {
+        Err(BackendError::Unsupported { what: "a reset of the bus".into(), by: self.location() })
+    }
+
+    /// A dma-buf of a part of one of the region's [`RegionInfo::mappable`] ranges, which another
+    /// device's IOMMU can map ([`Iommu::map_dma_buf`]).
+    ///
+    /// # Errors
+    ///
+    /// Fails where the kernel has none.
+    fn dma_buf(&self, region: Region, _range: Range<u64>) -> Result<OwnedFd> {
+        Err(BackendError::Unsupported {
+            what: format!("a dma-buf of {region}"),
+            by: self.location(),
+        })
+    }
+
     /// Has an eventfd signalled with an event of the function; `false` when the backend cannot
     /// tell of it. It is for as long as the device is open.
     ///
@@ -248,6 +294,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Fails when a mapped region cannot be replaced; the device is still open then.
     fn revoke(&self) -> Result<bool> {
         Ok(false)
+    }
+
+    /// The NUMA node that the device is attached to, where that is known.
+    fn numa_node(&self) -> Option<u32> {
+        None
     }
 
     /// The address space that the device's DMA goes through.
@@ -331,6 +382,28 @@ pub struct MapRequest<'a> {
     pub file: Option<(BorrowedFd<'a>, u64)>,
 }
 
+/// A request to map memory of a device at an I/O virtual address.
+#[derive(Debug, Clone, Copy)]
+pub struct DmaBufRequest<'a> {
+    /// First device address; a multiple of the smallest page size.
+    pub iova: u64,
+    /// Length in bytes: all of the dma-buf.
+    pub len: usize,
+    /// What the device may do.
+    pub access: DmaAccess,
+    /// The memory. The address space keeps it as long as it is mapped.
+    pub dma_buf: BorrowedFd<'a>,
+}
+
+/// How an address space takes memory of a device, for the DMA of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lending {
+    /// As memory of this process: a BAR that is mapped into it ([`Iommu::map`]).
+    Mapped,
+    /// As a dma-buf ([`Iommu::map_dma_buf`]).
+    DmaBuf,
+}
+
 /// One I/O address space.
 pub trait Iommu: Send + Sync + fmt::Debug {
     /// A few words for reports: `type1v2`, `iommufd`, `model`.
@@ -352,6 +425,21 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// dropped, `[host, host + len)` must stay mapped in this process, and no Rust
     /// reference may point into it: a device may access it at any time.
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()>;
+
+    /// How memory of another device is mapped; `None` where it cannot be.
+    fn lending(&self) -> Option<Lending> {
+        None
+    }
+
+    /// Makes memory of another device reachable for every device in the address space, until
+    /// [`Iommu::unmap`] of the range.
+    ///
+    /// # Errors
+    ///
+    /// As [`Iommu::map`]; also where the address space takes no dma-bufs.
+    fn map_dma_buf(&self, _request: &DmaBufRequest<'_>) -> Result<()> {
+        Err(BackendError::Unsupported { what: "mapping a dma-buf".into(), by: self.name().into() })
+    }
 
     /// Takes a mapping away. When this returns, no device in the address space reaches
     /// the memory any more.

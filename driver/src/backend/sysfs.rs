@@ -16,7 +16,6 @@ use nix::sys::mman::ProtFlags;
 use super::mapping::Mapping;
 use super::{BackendError, MappedRegion, Region, RegionInfo, Regions, Result};
 use crate::host::{Bar, BarKind, Sysfs};
-use crate::pci::sysfs::VFIO_PCI;
 use crate::pci::{Address, Remedy};
 
 /// A BAR's file in sysfs.
@@ -29,6 +28,8 @@ pub(crate) struct Resource {
     /// Whether it was opened for writing.
     writable: bool,
     driver: Option<String>,
+    /// Whether that hands the function to userspace.
+    with_vfio: bool,
 }
 
 impl Resource {
@@ -51,7 +52,8 @@ impl Resource {
         let opened = OpenOptions::new().read(true).write(writable).open(&path);
         let file =
             opened.map_err(|source| refused(format!("opening {}", path.display()), source))?;
-        Ok(Resource { address, bar, path, file, writable, driver: info.driver })
+        let (driver, with_vfio) = (info.driver, info.with_vfio);
+        Ok(Resource { address, bar, path, file, writable, driver, with_vfio })
     }
 
     fn check(&self, region: Region, offset: u64, len: usize) -> Result<()> {
@@ -152,9 +154,11 @@ impl Resource {
         let Some(driver) = driver else { return refused(action, errno.into()) };
         // `iomem_is_exclusive` in the kernel's `kernel/resource.c`.
         let remedy = match driver {
-            VFIO_PCI => "a program that opened it through VFIO has it mapped: end that, or open \
+            _ if self.with_vfio => {
+                "a program that opened it through VFIO has it mapped: end that, or open \
                          the function through VFIO"
-                .to_owned(),
+                    .to_owned()
+            }
             driver => format!(
                 "the driver {driver} has the BAR for itself: unbind {} from it, or boot with \
                  iomem=relaxed",

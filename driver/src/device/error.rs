@@ -6,7 +6,8 @@ use crate::backend::{BackendError, backend_error};
 use crate::dma::DmaError;
 use crate::irq::IrqError;
 use crate::mmio::MmioError;
-use crate::pci::{PciError, Remedy};
+use crate::pci::sysfs::join;
+use crate::pci::{Address, PciError, Remedy};
 
 /// Opening a device, or talking to its generic parts, failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,18 @@ pub enum DeviceError {
         location: String,
         /// How long was waited.
         waited: Duration,
+    },
+    /// A reset of the bus would hit devices that this process has open and the caller did not
+    /// name.
+    #[error(
+        "a reset of the bus of {location} hits {} too, which this process has open",
+        join(.functions)
+    )]
+    ResetHits {
+        /// The device whose bus is to be reset.
+        location: String,
+        /// The others.
+        functions: Vec<Address>,
     },
     /// The function answers no memory accesses, so that a BAR that is mapped now would end
     /// the process at its first access.

@@ -2,17 +2,19 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{DecodeOff, DeviceError};
-use crate::backend::{Backend, Event, Region};
+use crate::backend::{Affected, Backend, BackendError, Event, Lending, Region};
+use crate::dma::peer::PeerMemory;
 use crate::events::{Events, Watch};
 use crate::irq;
 use crate::mmio::{Bar, poll_until};
 use crate::pci::capability::{Body, PciExpress, id};
 use crate::pci::config::{Command, reg};
-use crate::pci::{Capabilities, ConfigSpace};
+use crate::pci::{Address, Capabilities, ConfigSpace};
 
 /// How long a PCI Express function is given to finish its transactions; completion
 /// timeouts end at 64 s, those of nearly every device within 50 ms (PCIe Base 4.0, 2.8).
@@ -144,6 +146,20 @@ impl Function {
         Ok(Bar::open(&self.backend, region, &self.events, &self.mapped)?)
     }
 
+    /// Takes a part of a BAR for another device, if it would answer; it counts as mapped then.
+    pub(super) fn lend(
+        &self,
+        way: Lending,
+        region: Region,
+        range: Range<u64>,
+    ) -> Result<PeerMemory, DeviceError> {
+        let _control = self.lock();
+        if let Some(reason) = self.decode_off()? {
+            return Err(DeviceError::NotDecoding { location: self.location.clone(), reason });
+        }
+        Ok(PeerMemory::lend(way, &self.backend, region, range, &self.mapped)?)
+    }
+
     fn decode_off(&self) -> Result<Option<DecodeOff>, DeviceError> {
         if let Some(pmcsr) = self.pmcsr
             && let state @ 1.. = self.config().read_u8(pmcsr)? & 3
@@ -237,20 +253,69 @@ impl Function {
     /// Resets the function; what was parked is dropped, for a function that was reset has
     /// forgotten every address it was told.
     pub(super) fn reset(&self) -> Result<(), DeviceError> {
-        let mut control = self.lock();
-        self.backend.reset()?;
-        self.events.was_reset();
-        self.set_command_bits(Command::BUS_MASTER, false)?;
-        let parked = std::mem::take(&mut control.parked);
-        drop(control);
-        drop(parked);
-        Ok(())
+        reset_together(&mut [self], || Ok(self.backend.reset()?))
+    }
+
+    /// What a reset of its slot or bus hits, if this process owns all of it.
+    pub(super) fn check_bus_reset(&self) -> Result<Vec<Affected>, DeviceError> {
+        let scope = self.backend.bus_reset_scope()?;
+        let foreign = scope.iter().filter(|affected| !affected.owned);
+        let functions: Vec<Address> = foreign.map(|affected| affected.address).collect();
+        if functions.is_empty() {
+            return Ok(scope);
+        }
+        Err(BackendError::not_owned(self.location.clone(), functions).into())
+    }
+
+    /// Resets all functions of its slot or bus, which the caller owns: this one and the others.
+    pub(super) fn reset_bus(&self, others: &[&Function]) -> Result<(), DeviceError> {
+        let scope = self.check_bus_reset()?;
+        let mut hit: Vec<&Function> = others.iter().copied().chain([self]).collect();
+        let is_named = |affected: &Affected| {
+            let address = affected.address.to_string();
+            hit.iter().any(|function| function.location == address)
+        };
+        let left = scope.iter().filter(|affected| affected.open_here && !is_named(affected));
+        let functions: Vec<Address> = left.map(|affected| affected.address).collect();
+        if !functions.is_empty() {
+            let location = self.location.clone();
+            return Err(DeviceError::ResetHits { location, functions });
+        }
+        // One that the reset does not reach has not forgotten its addresses.
+        let addresses: Vec<String> =
+            scope.iter().map(|affected| affected.address.to_string()).collect();
+        hit.retain(|function| addresses.contains(&function.location));
+        reset_together(&mut hit, || Ok(self.backend.reset_bus()?))
     }
 
     /// Keeps something until the function is known quiet.
     pub(crate) fn park(&self, item: Box<dyn Any + Send>) {
         self.lock().parked.push(item);
     }
+}
+
+/// Resets functions at once; what was parked for any of them is dropped.
+fn reset_together(
+    functions: &mut [&Function],
+    reset: impl FnOnce() -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    // In one order, whoever calls: each waits for the same lock first.
+    functions.sort_by_key(|function| std::ptr::from_ref(*function).addr());
+    let mut controls: Vec<_> = functions.iter().map(|function| function.lock()).collect();
+    reset()?;
+    let mut parked = Vec::new();
+    let mut outcome = Ok(());
+    for (function, control) in functions.iter().zip(&mut controls) {
+        function.events.was_reset();
+        match function.set_command_bits(Command::BUS_MASTER, false) {
+            Ok(()) => parked.append(&mut control.parked),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    drop(controls);
+    // Outside of the locks: what is dropped may come back to a function.
+    drop(parked);
+    outcome
 }
 
 impl Drop for Function {

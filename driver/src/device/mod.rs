@@ -34,11 +34,13 @@ mod function;
 mod tests;
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendError, IrqKind, Region, RegionInfo};
+use crate::backend::{Affected, Backend, BackendError, DmaAccess, IrqKind, Region, RegionInfo};
 use crate::dma::{
-    AddressSpace, Allocator, Buffer, Coherent, DmaLimits, Pool, Request, Reservation, Shared,
+    AddressSpace, Allocator, Buffer, Coherent, DmaLimits, PeerMapping, Pool, Request, Reservation,
+    Shared, peer,
 };
 use crate::events::Events;
 use crate::irq::Vector;
@@ -269,6 +271,33 @@ impl Device {
         Ok(self.events().check()?)
     }
 
+    /// Gives another device a part of a BAR of this one, for its DMA (peer memory): `range` in
+    /// bytes from the start of BAR `index`, whole pages of what the kernel lets be mapped. The
+    /// other device reaches it at the address of the mapping that is returned.
+    ///
+    /// With type1 the BAR is mapped into this process and from there for the other device; with
+    /// iommufd it is a dma-buf (Linux 7.0). Whether transactions between the two get through is
+    /// up to the bridges between them.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the range is not one of whole pages, or not of a BAR's memory; where there is no
+    /// IOMMU; when the function does not answer ([`DeviceError::NotDecoding`]); with iommufd on a
+    /// kernel that has no dma-bufs of BARs ([`Remedy::LendThroughType1`](crate::pci::Remedy)).
+    pub fn lend_to(
+        &self,
+        other: &Device,
+        index: u8,
+        range: Range<u64>,
+        access: DmaAccess,
+    ) -> Result<PeerMapping, DeviceError> {
+        let way = peer::way(&other.allocator, &range)?;
+        let memory = self.function.lend(way, Region::Bar(index), range)?;
+        let mapping = PeerMapping::new(&other.allocator, memory, access)?;
+        self.events().before_revoke(&mapping.revocable());
+        Ok(mapping)
+    }
+
     /// Switches the device's right to start DMA and to send MSIs on or off.
     ///
     /// # Errors
@@ -285,6 +314,38 @@ impl Device {
     /// Fails when the kernel or the device has no way to reset the function alone.
     pub fn reset(&mut self) -> Result<(), DeviceError> {
         self.function.reset()
+    }
+
+    /// The functions that [`Device::reset_bus`] would hit, this one among them.
+    ///
+    /// # Errors
+    ///
+    /// Fails where there is no such reset: behind a vfio-user socket, or on a root bus.
+    pub fn bus_reset_scope(&self) -> Result<Vec<Affected>, DeviceError> {
+        Ok(self.function.backend().bus_reset_scope()?)
+    }
+
+    /// Whether this process owns all that [`Device::reset_bus`] would hit.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::NotOwned`] when it does not, and as [`Device::bus_reset_scope`].
+    pub fn check_bus_reset(&self) -> Result<(), DeviceError> {
+        self.function.check_bus_reset().map(drop)
+    }
+
+    /// Resets all that is reset together with the function: the functions of its slot or bus
+    /// (VFIO's hot reset), those of virtual buses behind it too. Each is as after
+    /// [`Device::reset`]. `others` are the devices that this process has open among them.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is reset when it would hit a function that this process does not own
+    /// ([`BackendError::NotOwned`]), or has open and is not among `others`
+    /// ([`DeviceError::ResetHits`]).
+    pub fn reset_bus(&mut self, others: &mut [&mut Device]) -> Result<(), DeviceError> {
+        let others: Vec<&Function> = others.iter().map(|other| &*other.function).collect();
+        self.function.reset_bus(&others)
     }
 
     /// Takes away the device's right to start DMA and waits until what it had begun is done.

@@ -110,6 +110,14 @@ impl Buffer {
         }
     }
 
+    /// The NUMA nodes that its memory is on; `None` for a piece of a pool.
+    pub(super) fn nodes(&self) -> Option<nix::Result<Vec<(u32, u64)>>> {
+        match &self.backing {
+            Backing::Mapped { mapping, .. } => Some(mapping.memory().nodes()),
+            Backing::Pooled(_) => None,
+        }
+    }
+
     /// Whether the memory belongs to the caller, so that the bytes cannot go elsewhere.
     pub(super) fn is_lent(&self) -> bool {
         matches!(&self.backing, Backing::Mapped { mapping, .. } if mapping.memory().is_lent())

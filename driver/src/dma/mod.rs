@@ -19,6 +19,9 @@
 //! | [`Strategy::Deferred`] | waits for memory to be freed, see also [`Buffer::promote`] |
 //! | [`Strategy::ScatterGather`] | pages as they come, neighbours merged |
 //!
+//! On a machine with several NUMA nodes memory comes from the device's, unless the request says
+//! otherwise ([`Node`]), and the report says where it is.
+//!
 //! Memory that the caller has already is mapped where it is: [`Allocator::adopt_file`],
 //! [`Allocator::adopt`].
 //!
@@ -73,6 +76,7 @@ mod limits;
 mod mapping;
 mod memory;
 mod pattern;
+pub(crate) mod peer;
 mod placement;
 mod pool;
 mod report;
@@ -93,10 +97,11 @@ pub use iova::{Iova, IovaAllocator, IovaError, Segment};
 pub use limits::{DmaLimits, LimitExceeded, LimitsError};
 pub use memory::{FrameError, Memory, MemoryAccessError, MemoryError, PageSize};
 pub use pattern::{Mismatch, Pattern};
+pub use peer::PeerMapping;
 pub use placement::Reservation;
 pub use pool::{Pool, PoolUsage};
-pub use report::{Attempt, Cause, Outcome, Placement, Reason, Report, Strategy};
-pub use request::Request;
+pub use report::{Attempt, Cause, NodeReport, Outcome, Placement, Reason, Report, Strategy};
+pub use request::{Node, Request};
 pub use sg::{Piece, Pieces, SgError, SgList, SgTable, Walk};
 pub(crate) use slots::SlotTable;
 pub use slots::{Slot, SlotError, SlotPool, SlotPoolError, SlotPoolFailed};

@@ -5,6 +5,19 @@ use std::time::Duration;
 
 use super::{Direction, Placement, Pool, Strategy};
 
+/// The NUMA node that memory is to be on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Node {
+    /// The device's, where the firmware says which that is and it has memory left; else any.
+    #[default]
+    Device,
+    /// Whichever the thread's own memory policy has.
+    Any,
+    /// This one, and no other.
+    Only(u32),
+}
+
 /// A buffer that a caller asks for.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -33,6 +46,8 @@ pub struct Request {
     pub longest_run: Option<usize>,
     /// How long [`Strategy::Deferred`] waits.
     pub patience: Duration,
+    /// The NUMA node that the memory is to be on. What a pool has stays where it is.
+    pub node: Node,
 }
 
 impl Request {
@@ -51,6 +66,7 @@ impl Request {
             least_block: 64 << 10,
             longest_run: None,
             patience: Duration::ZERO,
+            node: Node::Device,
         }
     }
 
@@ -76,6 +92,12 @@ impl Request {
     #[must_use]
     pub fn placement(self, placement: Placement) -> Request {
         Request { placement, ..self }
+    }
+
+    /// On this NUMA node.
+    #[must_use]
+    pub fn node(self, node: Node) -> Request {
+        Request { node, ..self }
     }
 
     /// With these strategies, in this order.

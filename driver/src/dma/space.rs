@@ -222,17 +222,11 @@ impl AddressSpace {
                 let host = unsafe { memory.base().byte_add(piece.offset) };
                 let (len, file) = (piece.len, piece.file);
                 let request = MapRequest { iova: iova.0, host, len, access, file };
-                let begin = Instant::now();
-                // SAFETY: the caller keeps the memory until it is unmapped, and `Memory`
-                // lets no reference point into it.
-                let mapped = unsafe { self.iommu.map(&request) };
-                let took = begin.elapsed();
-                let mut state = self.lock();
-                state.usage.map_calls += 1;
-                state.usage.map_time += took;
-                mapped?;
-                state.usage.mappings += 1;
-                state.usage.bytes += len as u64;
+                self.count_map(len, || {
+                    // SAFETY: the caller keeps the memory until it is unmapped, and `Memory`
+                    // lets no reference point into it.
+                    unsafe { self.iommu.map(&request) }
+                })?;
                 done += 1;
             }
             Ok(())
@@ -255,6 +249,31 @@ impl AddressSpace {
             }
         }
         Err(MapFailed { error, stays_mapped: !stuck.is_empty() })
+    }
+
+    /// Makes one map call, and counts it.
+    pub(super) fn count_map(
+        &self,
+        len: usize,
+        map: impl FnOnce() -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let begin = Instant::now();
+        let mapped = map();
+        let took = begin.elapsed();
+        let mut state = self.lock();
+        state.usage.map_calls += 1;
+        state.usage.map_time += took;
+        mapped?;
+        state.usage.mappings += 1;
+        state.usage.bytes += len as u64;
+        Ok(())
+    }
+
+    /// Unmaps memory of a device, and gives its range back.
+    pub(super) fn unmap_peer(&self, segment: Segment) -> Result<(), DmaError> {
+        self.unmap_piece(segment.iova, segment.len)?;
+        self.give_back(&[segment]);
+        Ok(())
     }
 
     /// Unmaps exactly what [`AddressSpace::map`] mapped, as far as that goes.

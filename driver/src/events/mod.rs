@@ -9,9 +9,10 @@
 
 mod watcher;
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -49,6 +50,20 @@ struct State {
     /// Readable while a flag is set. The lock keeps both together.
     told: Mutex<()>,
     event: EventFd,
+    /// What uses the device's memory and is to leave it before the device is closed.
+    users: Mutex<Vec<Weak<dyn Revoke>>>,
+}
+
+/// Something that uses the memory of a device, and can leave it.
+pub(crate) trait Revoke: Send + Sync {
+    /// Leaves it; later calls do nothing.
+    fn revoke(&self);
+}
+
+impl fmt::Debug for dyn Revoke {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Revoke")
+    }
 }
 
 impl AsFd for Events {
@@ -67,6 +82,7 @@ impl Events {
             flags: AtomicU8::new(0),
             told: Mutex::new(()),
             event,
+            users: Mutex::default(),
         })))
     }
 
@@ -148,6 +164,23 @@ impl Events {
         }
     }
 
+    fn users(&self) -> MutexGuard<'_, Vec<Weak<dyn Revoke>>> {
+        // It changes in single steps.
+        self.0.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has something leave the device's memory before the device is closed; at once if that has
+    /// begun.
+    pub(crate) fn before_revoke(&self, user: &Arc<dyn Revoke>) {
+        let mut users = self.users();
+        users.retain(|user| user.strong_count() > 0);
+        users.push(Arc::downgrade(user));
+        drop(users);
+        if self.is_revoked() {
+            user.revoke();
+        }
+    }
+
     /// Whether what a register reads means nothing, because the device is closed or about to be.
     #[inline]
     pub(crate) fn is_revoked(&self) -> bool {
@@ -163,6 +196,10 @@ impl Events {
     pub(crate) fn revoke(&self, backend: &dyn Backend) -> bool {
         // Before the mappings change, so that nobody takes what is read from them for real.
         self.raise(REVOKED);
+        let users = std::mem::take(&mut *self.users());
+        for user in users.iter().filter_map(Weak::upgrade) {
+            user.revoke();
+        }
         match backend.revoke() {
             Ok(true) => self.raise(CLOSED),
             Ok(false) => log::warn!("{}: the device cannot be closed", self.0.location),

@@ -79,7 +79,7 @@ impl Sysfs {
     /// As [`Sysfs::bind`], without [`HostError::Occupied`].
     pub fn bind_in_use(&self, address: Address) -> Result<Binding> {
         let device = self.device(address)?;
-        if device.driver.as_deref() == Some(VFIO_PCI) {
+        if device.with_vfio {
             return Ok(Binding { address, former: None, group: device.group });
         }
         if device.class.is_pci_bridge() {
@@ -126,7 +126,7 @@ impl Sysfs {
     /// driver.
     pub fn unbind(&self, address: Address) -> Result<Unbound> {
         let device = self.device(address)?;
-        let bound = device.driver.as_deref() == Some(VFIO_PCI);
+        let bound = device.with_vfio;
         if !bound && self.driver_override(address)?.as_deref() != Some(VFIO_PCI) {
             self.forget(address);
             let driver = device.driver;

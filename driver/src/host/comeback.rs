@@ -64,7 +64,8 @@ impl Sysfs {
     /// back whose BARs or ids have changed. One that was removed before is only looked for.
     ///
     /// Between the scan and the end of this the kernel may give the function to a driver that
-    /// matches it: before Linux 6.19 it does so at once (`drivers_autoprobe`).
+    /// matches it. Linux 6.12 does so at once, whatever `drivers_autoprobe` says; Linux 7.3 heeds
+    /// that.
     ///
     /// # Errors
     ///

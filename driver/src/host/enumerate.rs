@@ -29,6 +29,9 @@ pub struct PciDeviceInfo {
     pub revision: u8,
     /// The driver bound to it, if any.
     pub driver: Option<String>,
+    /// The driver hands it to userspace: vfio-pci or a variant of it, see
+    /// [`Tree::is_with_vfio`](crate::pci::sysfs::Tree::is_with_vfio).
+    pub with_vfio: bool,
     /// Its IOMMU group; none when no IOMMU translates its DMA.
     pub group: Option<IommuGroup>,
     /// The NUMA node that it is attached to, where the firmware says so.
@@ -143,9 +146,9 @@ impl Sysfs {
             class: ClassCode::from_code(hex(&dir.join("class"), "a class code such as 0x010802")?),
             revision: hex(&dir.join("revision"), "a revision such as 0x01")?,
             driver: link_name(&dir.join("driver"))?,
+            with_vfio: self.tree.is_dir_with_vfio(&dir)?,
             group,
-            // -1 stands for none; the file is absent from a kernel without NUMA.
-            numa_node: read_text(&dir.join("numa_node")).ok().and_then(|text| text.parse().ok()),
+            numa_node: self.tree.numa_node(address),
             bars: bars(&dir.join("resource"))?,
         })
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::nodes::Nodes;
 use super::{HostUse, PciDeviceInfo, Result, Sysfs};
-use crate::pci::sysfs::{VFIO_PCI, link_name, names, read_text};
+use crate::pci::sysfs::{link_name, names, read_text};
 use crate::pci::{Address, ClassCode};
 
 impl Sysfs {
@@ -22,7 +22,7 @@ impl Sysfs {
     }
 
     pub(super) fn uses_of(&self, device: &PciDeviceInfo) -> Result<Vec<HostUse>> {
-        if device.driver.as_deref() == Some(VFIO_PCI) {
+        if device.with_vfio {
             return Ok(Vec::new());
         }
         let dir = self.tree.device_dir(device.address)?;

@@ -118,6 +118,13 @@ pub enum Remedy {
     UseOpenDevice,
     /// Reset the function: it may have lost or damaged what it was doing.
     ResetFunction,
+    /// Bind functions to vfio-pci, and open them in this process as well.
+    OwnFunctions {
+        /// Which.
+        functions: Vec<Address>,
+    },
+    /// Give a device memory of another through type1: the kernel has no dma-bufs of BARs.
+    LendThroughType1,
     /// Open the device through the session that has its IOMMU group open.
     UseSameSession,
     /// Start a vfio-user server.
@@ -183,6 +190,16 @@ impl fmt::Display for Remedy {
                 "accepting that the device reaches all memory: echo Y > {}, and bind the device \
                  again",
                 path.display()
+            ),
+            Remedy::OwnFunctions { functions } => {
+                let functions: Vec<String> = functions.iter().map(Address::to_string).collect();
+                let functions = functions.join(", ");
+                write!(f, "bind {functions} to vfio-pci and open them in this process as well")
+            }
+            Remedy::LendThroughType1 => f.write_str(
+                "this takes a kernel whose VFIO makes dma-bufs of BARs (CONFIG_PCI_P2PDMA, Linux \
+                 6.19) and whose iommufd maps them (Linux 7.0); on others open both devices through \
+                 their groups: type1",
             ),
             Remedy::UseIommu => f.write_str("open it through the IOMMU: type1 or iommufd"),
             Remedy::UseType1 => f.write_str(

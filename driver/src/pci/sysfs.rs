@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use super::remedy::{Remedy, suffix};
 use super::{Address, ClassCode};
 
-/// The driver that hands a PCI function to userspace.
+/// The driver that hands any PCI function to userspace. There are others for particular devices
+/// (its variants, such as mlx5_vfio_pci), see [`Tree::is_with_vfio`].
 pub const VFIO_PCI: &str = "vfio-pci";
 
 /// The result of reading sysfs.
@@ -213,6 +214,29 @@ impl Tree {
         link_name(&self.device_dir(address)?.join("driver"))
     }
 
+    /// Whether the function's driver hands it to userspace: vfio-pci, or one of its variants for
+    /// particular devices. A variant is known by what it is, not by its name: VFIO has the
+    /// function as a device of its own (Linux 6.1), or the driver's module is built on that of
+    /// vfio-pci (Linux 5.15).
+    ///
+    /// # Errors
+    ///
+    /// Fails when the function does not exist.
+    pub fn is_with_vfio(&self, address: Address) -> Result<bool> {
+        self.is_dir_with_vfio(&self.device_dir(address)?)
+    }
+
+    /// As [`Tree::is_with_vfio`], for the device with this directory.
+    pub(crate) fn is_dir_with_vfio(&self, dir: &Path) -> Result<bool> {
+        let Some(driver) = link_name(&dir.join("driver"))? else { return Ok(false) };
+        if driver == VFIO_PCI || names(&dir.join("vfio-dev")).is_ok_and(|names| !names.is_empty()) {
+            return Ok(true);
+        }
+        let module = link_name(&dir.join("driver/module"))?;
+        let holders = self.root.join("module/vfio_pci_core/holders");
+        Ok(module.is_some_and(|module| holders.join(module).exists()))
+    }
+
     /// The function's IOMMU group; none when no IOMMU translates its DMA.
     ///
     /// # Errors
@@ -228,6 +252,14 @@ impl Tree {
     pub fn physical_function(&self, address: Address) -> Option<Address> {
         let dir = self.root.join("bus/pci/devices").join(address.to_string());
         link_name(&dir.join("physfn")).ok().flatten()?.parse().ok()
+    }
+
+    /// The NUMA node that the function is attached to, where the firmware says so.
+    #[must_use]
+    pub fn numa_node(&self, address: Address) -> Option<u32> {
+        let dir = self.root.join("bus/pci/devices").join(address.to_string());
+        // -1 when it is not known.
+        read_text(&dir.join("numa_node")).ok()?.parse().ok()
     }
 
     /// The function's own character devices: one, in a kernel that has them (Linux 6.6).
@@ -268,6 +300,7 @@ impl Tree {
             }
             let dir = devices.join(&device);
             if let Some(driver) = link_name(&dir.join("driver"))?
+                && !self.is_dir_with_vfio(&dir)?
                 && !leaves_dma_alone(&driver, &dir)
             {
                 in_the_way.push(HostDriver { device, driver });
@@ -305,15 +338,15 @@ impl Tree {
     }
 }
 
-/// Whether the driver of the device with this directory leaves the group to VFIO.
+/// Whether a driver that is not VFIO's, of the device with this directory, leaves the group to
+/// it.
 fn leaves_dma_alone(driver: &str, dir: &Path) -> bool {
-    let variant_of_vfio = driver.replace('_', "-").ends_with("vfio-pci");
     let bridge = || {
         let code = read_text(&dir.join("class")).ok();
         code.and_then(|text| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok())
             .is_some_and(|code| ClassCode::from_code(code).is_pci_bridge())
     };
-    variant_of_vfio || driver == "pci-stub" || (driver == "pcieport" && bridge())
+    driver == "pci-stub" || (driver == "pcieport" && bridge())
 }
 
 /// An attribute's text without the line feed.
@@ -387,6 +420,32 @@ mod tests {
     }
 
     #[test]
+    fn variants_of_vfio_pci_are_known_by_what_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        let (tree, address) = (Tree::at(root.path()), "0000:00:05.0".parse().unwrap());
+        let with_vfio = |driver: Option<&str>| {
+            let root = root.path();
+            let dir = root.join("bus/pci/devices/0000:00:05.0");
+            let _ = fs::remove_dir_all(&dir);
+            member(root, "0000:00:05.0", driver, "0x020000\n");
+            tree.is_with_vfio(address).unwrap()
+        };
+        assert!(!with_vfio(None) && !with_vfio(Some("e1000e")) && with_vfio(Some(VFIO_PCI)));
+        // An older kernel: the driver's module is built on the core of vfio-pci.
+        let driver = root.path().join("bus/pci/drivers/fast_card");
+        fs::create_dir_all(&driver).unwrap();
+        symlink(root.path().join("module/fast_card_vfio"), driver.join("module")).unwrap();
+        assert!(!with_vfio(Some("fast_card")));
+        fs::create_dir_all(root.path().join("module/vfio_pci_core/holders/fast_card_vfio"))
+            .unwrap();
+        assert!(with_vfio(Some("fast_card")));
+        assert!(!with_vfio(Some("not_a_vfio_pci")));
+        fs::create_dir_all(root.path().join("bus/pci/devices/0000:00:05.0/vfio-dev/vfio0"))
+            .unwrap();
+        assert!(tree.is_with_vfio(address).unwrap());
+    }
+
+    #[test]
     fn members_in_the_way_are_named_with_what_to_do() {
         let address: Address = "0000:00:1f.7".parse().unwrap();
         let in_the_way =
@@ -407,7 +466,7 @@ mod tests {
         }
         let group = root.join("kernel/iommu_groups/7");
         fs::create_dir_all(group.join("devices")).unwrap();
-        symlink(&dir, group.join("devices").join(address)).unwrap();
+        let _ = symlink(&dir, group.join("devices").join(address));
         symlink(&group, dir.join("iommu_group")).unwrap();
     }
 
@@ -419,7 +478,9 @@ mod tests {
         member("0000:00:05.0", Some("edu"), other);
         member("0000:00:05.1", None, other);
         member("0000:00:05.2", Some("vfio-pci"), other);
-        member("0000:00:05.3", Some("mlx5_vfio_pci"), other);
+        member("0000:00:05.3", Some("a_variant"), other);
+        let variant = root.path().join("bus/pci/devices/0000:00:05.3");
+        fs::create_dir_all(variant.join("vfio-dev/vfio3")).unwrap();
         member("0000:00:05.4", Some("pci-stub"), other);
         member("0000:00:1c.0", Some("pcieport"), bridge);
         let tree = Tree::at(root.path());
@@ -427,11 +488,13 @@ mod tests {
         assert_eq!(tree.viability(address).unwrap().in_the_way, []);
 
         member("0000:00:05.6", Some("snd_hda_intel"), other);
-        // The port driver's name alone is not enough.
+        // Names alone are not enough.
+        member("0000:00:05.5", Some("not_a_vfio_pci"), other);
         member("0000:00:05.7", Some("pcieport"), other);
         let viability = tree.viability(address).unwrap();
         let drivers: Vec<_> = viability.in_the_way.iter().map(ToString::to_string).collect();
-        assert_eq!(drivers, ["0000:00:05.6 (snd_hda_intel)", "0000:00:05.7 (pcieport)"]);
+        let expected = ["05.5 (not_a_vfio_pci)", "05.6 (snd_hda_intel)", "05.7 (pcieport)"];
+        assert_eq!(drivers, expected.map(|member| format!("0000:00:{member}")));
         let text = viability.check().unwrap_err().to_string();
         assert!(text.contains("IOMMU group 7") && text.contains("snd_hda_intel"), "{text}");
     }

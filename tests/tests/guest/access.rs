@@ -21,6 +21,7 @@ use vfio_dma_tests::{Machine, address, vfio_dma};
 use vfio_dma_tools::vm::{self, Iommu, Kernel, VmConfig};
 
 use crate::errors::as_user;
+use crate::examples;
 use crate::interrupts::{SOON, check_intx, check_msix};
 use crate::memory::check_directions;
 use crate::support::{
@@ -40,7 +41,9 @@ const PARAMETER: &str = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
 fn machine(iommu: Iommu, kernel_args: Vec<String>) -> Machine {
     let devices = ["edu", "edu,dma_mask=0xffffffff", "pci-testdev,membar=16M", "e1000e,romfile="];
     let devices = devices.map(vm::Device::from).into();
-    VmConfig { kernel: Kernel::Full, iommu, devices, kernel_args, ..VmConfig::default() }.into()
+    let files = examples::files();
+    VmConfig { kernel: Kernel::Full, iommu, devices, files, kernel_args, ..VmConfig::default() }
+        .into()
 }
 
 pub(crate) fn iommufd() -> Machine {

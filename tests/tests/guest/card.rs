@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use vfio_dma::backend::BackendError;
 use vfio_dma::host::{BarKind, Silence, Sysfs};
+use vfio_dma::mmio::{Bar, MmioError};
 use vfio_dma_tests::{Said, address, vfio_dma};
+use vfio_dma_tools::vm::{Modules, VmConfig};
 
 use crate::support::{bind, leaves_machine_alone, misused, open, refused};
 
@@ -216,4 +219,32 @@ pub(crate) fn a_card_that_goes_away_is_an_error_and_no_signal() {
     // The kernel switches decoding on when a driver enables the function.
     works(&["config", &edu, "COMMAND.memory-space=1"]);
     assert!(works(&["peek", &edu, "0", "0"]).contains("0x010000ed"));
+}
+
+/// A driver of the host's that has its BARs for itself, as kernels with `IO_STRICT_DEVMEM` see to.
+pub(crate) fn held() -> VmConfig {
+    let mut modules = Modules::vfio();
+    modules.load.push("nvme".into());
+    VmConfig { devices: vec!["nvme,serial=1".into()], modules, ..VmConfig::default() }
+}
+
+pub(crate) fn a_bar_that_a_driver_has_for_itself_is_explained() {
+    let sysfs = Sysfs::new();
+    let card = address(0);
+    assert_eq!(sysfs.device(card).unwrap().driver.as_deref(), Some("nvme"));
+    let bdf = card.to_string();
+    let parts = ["the driver nvme has the BAR for itself", "iomem=relaxed", &bdf];
+    refused(&["peek", &bdf, "0", "0x8"], &parts);
+    refused(&["dump", &bdf, "0", "0..0x10"], &parts);
+    let error = Bar::through_sysfs(&sysfs, card, 0, false).unwrap_err();
+    let MmioError::Backend(BackendError::Os { source, remedy, .. }) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(source.raw_os_error(), Some(libc::EINVAL), "{error}");
+    assert!(remedy.is_some(), "{error}");
+    // What needs no BAR is there all the same.
+    assert!(works(&["config", &bdf, "VENDOR_ID"]).contains("0x1b36"));
+    fs::write("/sys/bus/pci/drivers/nvme/unbind", &bdf).unwrap();
+    works(&["config", &bdf, "COMMAND.memory-space=1"]);
+    assert!(works(&["peek", &bdf, "0", "0x8"]).starts_with("0x0008"));
 }

@@ -8,7 +8,7 @@ use vfio_dma_tools::vm::GuestFile;
 
 use crate::support::{bind, edu_behind_port};
 
-const EXAMPLES: [&str; 10] = [
+const EXAMPLES: [&str; 12] = [
     "first_dma",
     "copy",
     "edu_copy",
@@ -19,6 +19,8 @@ const EXAMPLES: [&str; 10] = [
     "ioat_async",
     "nvme_read",
     "verilog_engine",
+    "passed_descriptors",
+    "shared_space",
 ];
 
 /// The examples that are built, for the guest's `/bin`.
@@ -36,13 +38,13 @@ pub(crate) fn files() -> Vec<GuestFile> {
         .collect()
 }
 
-fn output(name: &str, arguments: &[&str]) -> Output {
+pub(crate) fn output(name: &str, arguments: &[&str]) -> Output {
     let path = format!("/bin/{name}");
     assert!(Path::new(&path).exists(), "{name} is not built: cargo build --workspace --examples");
     Command::new(path).args(arguments).output().unwrap()
 }
 
-fn run(name: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(name: &str, arguments: &[&str]) -> String {
     let output = output(name, arguments);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));

@@ -9,8 +9,10 @@ mod card;
 mod control;
 mod edu;
 mod errors;
+mod every;
 mod examples;
 mod first_day;
+mod hot_reset;
 mod in_use;
 mod interrupts;
 mod ioat;
@@ -18,9 +20,12 @@ mod ioatdma;
 mod irq;
 mod loopback;
 mod memory;
+mod numa;
 mod nvme;
 mod opening;
 mod ownership;
+mod passed;
+mod peer;
 mod placement;
 mod populate;
 mod removal;
@@ -30,6 +35,7 @@ mod show;
 mod soak;
 mod support;
 mod testdev;
+mod variant;
 
 use std::process::ExitCode;
 
@@ -170,6 +176,20 @@ fn main() -> ExitCode {
             ],
         },
         Scenario {
+            name: "every",
+            machine: || show::machine().into(),
+            cases: cases![
+                show::virtual_functions_are_switched_on,
+                every::what_reads_answers_for_every_function,
+                every::what_acts_answers_for_every_function,
+            ],
+        },
+        Scenario {
+            name: "card_held",
+            machine: || card::held().into(),
+            cases: cases![card::a_bar_that_a_driver_has_for_itself_is_explained],
+        },
+        Scenario {
             name: "first_day",
             machine: || first_day::machine().into(),
             cases: cases![first_day::the_page_says_what_the_commands_say],
@@ -258,7 +278,7 @@ fn main() -> ExitCode {
         },
         Scenario {
             name: "removal_ioat",
-            machine: ioat::machine,
+            machine: removal::slow_ioat,
             cases: cases![removal::unbind_with_64_transfers_in_flight_ends_each_once],
         },
         Scenario {
@@ -267,9 +287,68 @@ fn main() -> ExitCode {
             cases: cases![removal::an_unplugged_function_ends_its_transfer],
         },
         Scenario {
+            name: "removal_surprise",
+            machine: || removal::behind_hot_plug_port().into(),
+            cases: cases![removal::a_function_that_is_pulled_out_ends_its_transfer],
+        },
+        Scenario {
+            name: "removal_error_nvme",
+            machine: || removal::slow_drive().into(),
+            cases: cases![removal::an_uncorrectable_error_ends_transfers_until_the_reset],
+        },
+        Scenario {
             name: "removal_error",
             machine: || removal::behind_port("virtio-rng-pci,aer=on,disable-legacy=on").into(),
             cases: cases![removal::an_uncorrectable_error_ends_a_wait_until_the_reset],
+        },
+        Scenario {
+            name: "peer",
+            machine: || peer::machine().into(),
+            cases: cases![
+                peer::a_device_writes_to_and_reads_from_the_memory_of_another,
+                peer::what_is_no_memory_of_whole_pages_is_refused,
+                peer::what_is_lent_ends_with_its_card,
+                peer::whoever_was_lent_memory_can_leave_first,
+            ],
+        },
+        Scenario {
+            name: "peer_iommufd",
+            machine: || peer::full().into(),
+            cases: cases![
+                peer::it_does_through_iommufd,
+                peer::what_is_lent_through_iommufd_ends_with_its_card,
+                access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "numa",
+            machine: || numa::machine().into(),
+            cases: cases![
+                numa::memory_comes_from_the_node_of_the_device,
+                numa::a_node_that_is_exhausted_is_a_reason,
+                numa::the_command_line_says_where_memory_is,
+            ],
+        },
+        Scenario {
+            name: "hot_reset",
+            machine: || hot_reset::machine().into(),
+            cases: cases![
+                hot_reset::a_bus_is_reset_by_who_owns_its_groups,
+                hot_reset::the_command_line_resets_a_bus_through_vfio,
+            ],
+        },
+        Scenario {
+            name: "hot_reset_iommufd",
+            machine: || hot_reset::full().into(),
+            cases: cases![
+                hot_reset::a_bus_is_reset_by_who_owns_its_devices,
+                access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "variant",
+            machine: || variant::machine().into(),
+            cases: cases![variant::a_variant_opens_as_vfio_pci_does],
         },
         Scenario {
             name: "gigabytes",
@@ -314,6 +393,10 @@ fn main() -> ExitCode {
                 access::iommufd_cycles_leave_nothing_behind,
                 access::registers_and_interrupts_work_through_iommufd,
                 access::the_group_and_the_character_device_exclude_each_other,
+                passed::who_may_not_open_anything_drives_a_card,
+                passed::a_device_is_opened_from_what_was_passed,
+                passed::what_was_passed_is_checked,
+                passed::two_processes_share_an_ioas,
                 access::iommufd_tells_an_unprivileged_user_what_to_do,
                 access::iommufd_memory_lock_limit,
                 access::auto_prefers_type1_and_falls_back_to_iommufd,

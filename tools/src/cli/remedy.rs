@@ -65,6 +65,11 @@ pub(super) fn hint(remedy: &Remedy) -> Option<String> {
     match remedy {
         Remedy::ListFunctions => command("vfio-dma list".into()),
         Remedy::BindToVfioPci { address } => command(format!("vfio-dma bind {address}")),
+        Remedy::OwnFunctions { functions } => {
+            let commands: Vec<_> =
+                functions.iter().map(|function| format!("vfio-dma bind {function}")).collect();
+            command(commands.join("; "))
+        }
         Remedy::Rebind { address } => {
             command(format!("vfio-dma unbind {address} && vfio-dma bind {address}"))
         }

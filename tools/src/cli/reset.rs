@@ -4,8 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
+use vfio_dma::device::Device;
 use vfio_dma::host::{FunctionStatus, ResetPlan, ResetScope, ResetWay, Sysfs};
 use vfio_dma::pci::Address;
+use vfio_dma::pci::sysfs::Tree;
+use vfio_dma::session::Session;
 
 use super::rescan::{self, Came};
 use super::{Failure, output, usage};
@@ -26,6 +29,10 @@ pub struct Args {
     /// With the scope `function`: only this method of those that `show` tells, such as flr or pm
     #[arg(long)]
     method: Option<String>,
+    /// With the scope `bus`: by VFIO, as a program that drives all that is hit can: every function
+    /// has to be bound to vfio-pci
+    #[arg(long)]
+    through_vfio: bool,
     /// Reset also what the host uses: what uses it may fail
     #[arg(long)]
     force: bool,
@@ -88,6 +95,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if args.method.is_some() && scope != ResetScope::Function {
         return Err(usage("--method is for --scope function"));
     }
+    if args.through_vfio && scope != ResetScope::Bus {
+        return Err(usage("--through-vfio is for --scope bus"));
+    }
     let mut plan = sysfs.plan_reset(args.address, scope)?;
     if let (Some(method), ResetWay::Kernel { methods }) = (&args.method, &mut plan.way) {
         if !methods.contains(method) {
@@ -99,19 +109,27 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         *methods = vec![method.clone()];
     }
+    let owned = args.through_vfio.then(|| Owned::open(args.address)).transpose()?;
+    let means = match owned {
+        Some(_) => "by VFIO, for who has all of them open".into(),
+        None => way(&plan.way),
+    };
     if !args.json {
-        output::print(&announce(&plan))?;
+        output::print(&announce(&plan, &means))?;
     }
-    let came = if args.dry_run {
-        Vec::new()
-    } else {
-        sysfs.reset(&plan, args.force, Duration::from_secs(args.wait))?
+    let came = match owned {
+        _ if args.dry_run => Vec::new(),
+        Some(owned) => {
+            owned.reset()?;
+            Vec::new()
+        }
+        None => sysfs.reset(&plan, args.force, Duration::from_secs(args.wait))?,
     };
     if args.json {
         let report = Report {
             address: args.address,
             scope: scope.to_string(),
-            way: way(&plan.way),
+            way: means,
             hits: plan.hits.iter().map(hit).collect(),
             done: !args.dry_run,
             came_back: came.into_iter().map(Came::new).collect(),
@@ -137,9 +155,37 @@ fn users(status: &FunctionStatus) -> Vec<String> {
     uses.chain(status.holders.iter().map(ToString::to_string)).collect()
 }
 
+/// All that a reset of a bus hits, open in this process.
+struct Owned {
+    device: Device,
+    others: Vec<Device>,
+}
+
+impl Owned {
+    /// Opens what is bound to vfio-pci, and refuses when that is not all of it.
+    fn open(address: Address) -> Result<Owned, Failure> {
+        let mut session = Session::new();
+        let device = session.open(address)?;
+        let tree = Tree::new();
+        let mut others = Vec::new();
+        for affected in device.bus_reset_scope()? {
+            if affected.address != address && tree.is_with_vfio(affected.address)? {
+                others.push(session.open(affected.address)?);
+            }
+        }
+        device.check_bus_reset()?;
+        Ok(Owned { device, others })
+    }
+
+    fn reset(mut self) -> Result<(), Failure> {
+        let mut others: Vec<&mut Device> = self.others.iter_mut().collect();
+        Ok(self.device.reset_bus(&mut others)?)
+    }
+}
+
 /// What is going to be reset, and how.
-fn announce(plan: &ResetPlan) -> String {
-    let mut text = format!("{}: {} reset, {}\n", plan.address, plan.scope, way(&plan.way));
+fn announce(plan: &ResetPlan, means: &str) -> String {
+    let mut text = format!("{}: {} reset, {means}\n", plan.address, plan.scope);
     let others: Vec<&FunctionStatus> = plan.others().collect();
     if others.is_empty() {
         text += "  nothing else is hit\n";

@@ -146,6 +146,8 @@ pub(super) const SHARE_TAG: &str = "share";
 
 /// Least and most memory of a guest, in bytes.
 pub const MEMORY: RangeInclusive<u64> = 64 << 20..=1 << 40;
+/// Fewest and most NUMA nodes of a guest.
+pub const NODES: RangeInclusive<u32> = 1..=8;
 /// Fewest and most processors of a guest: each has an interrupt address of 8 bits.
 pub const CPUS: RangeInclusive<u32> = 1..=255;
 
@@ -169,6 +171,9 @@ pub struct VmConfig {
     pub devices: Vec<Device>,
     /// Its memory in bytes, a multiple of 1 MiB.
     pub memory: u64,
+    /// NUMA nodes that its memory is divided among, in equal parts of whole MiB; the processors
+    /// are on the first.
+    pub nodes: u32,
     /// Number of its processors.
     pub cpus: u32,
     /// The kernel modules that it gets.
@@ -201,6 +206,7 @@ impl Default for VmConfig {
             iommu: Iommu::default(),
             devices: Vec::new(),
             memory: 1 << 30,
+            nodes: 1,
             cpus: 1,
             modules: Modules::default(),
             program: std::env::current_exe().ok(),
@@ -257,6 +263,18 @@ impl VmConfig {
                 why: format!("at most {slots} fit on the bus"),
             });
         }
+        if !NODES.contains(&self.nodes) || !self.memory.is_multiple_of(u64::from(self.nodes) * MIB)
+        {
+            return Err(VmError::BadConfig {
+                what: "number of NUMA nodes",
+                value: self.nodes.to_string(),
+                why: format!(
+                    "it is {} to {}, and each has as many whole MiB of memory",
+                    NODES.start(),
+                    NODES.end()
+                ),
+            });
+        }
         let size = self.memory / MIB;
         // Only a shared memory backend gives vfio-user servers descriptors for guest memory.
         let mut arguments: Vec<OsString> = [
@@ -266,9 +284,7 @@ impl VmConfig {
             "-display",
             "none",
             "-machine",
-            "q35,kernel-irqchip=split,memory-backend=memory,smbus=off,sata=off,vmport=off",
-            "-object",
-            &format!("memory-backend-memfd,id=memory,size={size}M,share=on"),
+            "q35,kernel-irqchip=split,smbus=off,sata=off,vmport=off",
             "-m",
             &format!("{size}M"),
             "-smp",
@@ -276,6 +292,21 @@ impl VmConfig {
         ]
         .map(OsString::from)
         .into();
+        let part = size / u64::from(self.nodes);
+        for node in 0..self.nodes {
+            let backend = format!("memory-backend-memfd,id=memory{node},size={part}M,share=on");
+            arguments.extend(["-object".into(), backend.into()]);
+        }
+        if self.nodes == 1 {
+            arguments.extend(["-machine".into(), "memory-backend=memory0".into()]);
+        } else {
+            let last = self.cpus - 1;
+            for node in 0..self.nodes {
+                let cpus = if node == 0 { format!(",cpus=0-{last}") } else { String::new() };
+                let described = format!("node,nodeid={node},memdev=memory{node}{cpus}");
+                arguments.extend(["-numa".into(), described.into()]);
+            }
+        }
         // The IOMMU comes first: QEMU wants it before the devices behind it.
         let iommu = match self.iommu {
             Iommu::Intel { aw_bits: None } => "intel-iommu,caching-mode=on,intremap=on".into(),

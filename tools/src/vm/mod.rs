@@ -36,7 +36,7 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 pub use accel::{Accel, Kvm, kvm};
-pub use config::{CPUS, Device, FIRST_SLOT, GuestFile, Iommu, MEMORY, SHARE, VmConfig};
+pub use config::{CPUS, Device, FIRST_SLOT, GuestFile, Iommu, MEMORY, NODES, SHARE, VmConfig};
 pub use drive::{Image, NvmeDrive};
 pub use error::VmError;
 pub use guest::Guest;

@@ -48,6 +48,11 @@ impl Drop for Claim {
     }
 }
 
+/// Whether this process has the function open.
+pub(super) fn is_open(address: Address) -> bool {
+    open().contains_key(&address)
+}
+
 /// Another function of the group that this process has open.
 pub(super) fn other_of_group(address: Address, group: u32) -> Option<Address> {
     let found =
@@ -67,6 +72,7 @@ mod tests {
         let group = 0xfff1_0000;
         let claim = Claim::new(first, group).unwrap();
         assert_eq!(claim.address(), first);
+        assert!(is_open(first) && !is_open(second));
         let error = Claim::new(first, group).unwrap_err();
         assert!(
             matches!(&error, BackendError::AlreadyOpen { location } if *location == "fff1:00:00.0")

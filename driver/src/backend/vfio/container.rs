@@ -2,29 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
-use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::claim::Claim;
 use super::group::Group;
 use super::ioctl::done;
+use super::passed::{self, Passed};
 use super::reply::{Reply, ask};
 use super::token::VfToken;
 use super::{
     CONTAINER_NODE, Device, Target, check_unmapped, held_elsewhere, ioctl, map_error, node_error,
     os_error, precondition, unmap_error, unsafe_interrupts,
 };
-use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
+use crate::backend::{BackendError, Iommu, IommuInfo, Lending, MapRequest, Result, Translation};
 use crate::deadline::Deadline;
-use crate::pci::sysfs::Tree;
+use crate::pci::sysfs::{IommuGroup, Tree};
 use crate::pci::{Address, Remedy};
 
 /// `VFIO_TYPE1v2_IOMMU` as the argument of requests.
@@ -33,16 +34,19 @@ const KIND: libc::c_int = uapi::VFIO_TYPE1v2_IOMMU as libc::c_int;
 /// How long the kernel may take from unmapping all of a container to taking its IOMMU away.
 const LEAVING_LIMIT: Duration = Duration::from_millis(500);
 
+/// The groups of a container by number, as long as the lock is held.
+type Groups<'a> = MutexGuard<'a, BTreeMap<u32, Weak<Group>>>;
+
 /// A VFIO container; the devices opened through it share one set of IOVAs.
 pub struct Container {
-    inner: VfioContainer,
+    file: File,
     /// The groups in it, as long as a device of theirs is open.
     groups: Mutex<BTreeMap<u32, Weak<Group>>>,
 }
 
 impl fmt::Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Container").field("fd", &self.inner.as_raw_fd()).finish_non_exhaustive()
+        f.debug_struct("Container").field("fd", &self.file.as_raw_fd()).finish_non_exhaustive()
     }
 }
 
@@ -53,7 +57,31 @@ impl Container {
     ///
     /// Fails when the kernel has no VFIO, or this process may not use it.
     pub fn new() -> Result<Arc<Container>> {
-        Ok(Arc::new(Container { inner: open_node()?, groups: Mutex::default() }))
+        Container::of(open_node()?)
+    }
+
+    /// A container that another process opened and passed on. It may have groups, and mappings,
+    /// already: what is mapped must not be where this process maps.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::WrongDescriptor`] when it is no container.
+    pub fn from_fd(container: OwnedFd) -> Result<Arc<Container>> {
+        passed::check_container(&Tree::new(), container.as_fd())?;
+        Container::of(container.into())
+    }
+
+    fn of(file: File) -> Result<Arc<Container>> {
+        check(&file, KIND, || {
+            precondition(
+                format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
+                Remedy::LoadModule {
+                    module: "vfio_iommu_type1",
+                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
+                },
+            )
+        })?;
+        Ok(Arc::new(Container { file, groups: Mutex::default() }))
     }
 
     /// Opens a device in this container.
@@ -85,18 +113,8 @@ impl Container {
     ) -> Result<Device> {
         let Target { group, .. } = Target::translated(&Tree::new(), address)?;
         let claim = Claim::new(address, group.number)?;
-        let mut groups = self.groups();
-        let member = groups.get(&group.number).and_then(Weak::upgrade);
-        let group = match member {
-            Some(member) => member,
-            None => {
-                let opened = Arc::new(Group::open(&group, address, |_| None)?);
-                opened.check_viable(address)?;
-                self.take_in(&opened, address, groups.is_empty())?;
-                groups.insert(group.number, Arc::downgrade(&opened));
-                opened
-            }
-        };
+        let open = || Group::open(&group, address, |_| None);
+        let (group, groups) = self.member(&group, address, open)?;
         let opened = group.device(address, token);
         let member = Member { group: Some(group), container: Arc::clone(self) };
         // Its end takes the lock as well.
@@ -104,9 +122,87 @@ impl Container {
         Device::new(Box::new(opened?), Box::new(member), claim, Arc::clone(self) as _)
     }
 
+    /// Opens a device from a descriptor that another process opened and passed on: this one
+    /// needs no right to the nodes.
+    ///
+    /// A device that was opened by the other process already is in this container if that
+    /// process put its group there.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::WrongDescriptor`] when it is not what it is passed as, or that of another
+    /// function; else as [`Container::open`].
+    pub fn open_passed(
+        self: &Arc<Container>,
+        address: Address,
+        passed: Passed,
+        token: Option<&VfToken>,
+    ) -> Result<Device> {
+        let sysfs = Tree::new();
+        let Target { group, .. } = Target::translated(&sysfs, address)?;
+        let claim = Claim::new(address, group.number)?;
+        let (device, fd) = match passed {
+            Passed::Group(fd) => (None, Some(fd)),
+            Passed::Device { device, group } => (Some(device), group),
+            #[cfg(feature = "iommufd")]
+            other @ Passed::CharacterDevice(_) => {
+                return Err(BackendError::Unsupported {
+                    what: format!("opening {address} from {}", other.name()),
+                    by: "a container of VFIO".into(),
+                });
+            }
+        };
+        if let Some(device) = &device {
+            passed::check_device(&sysfs, device, address)?;
+        }
+        let (group, groups) = match fd {
+            Some(fd) => {
+                passed::check_group(&sysfs, fd.as_fd(), &group)?;
+                let open = || Ok(Group::passed(fd, &group));
+                let (group, groups) = self.member(&group, address, open)?;
+                (Some(group), groups)
+            }
+            None => (None, self.groups()),
+        };
+        let opened = match (device, &group) {
+            (Some(device), _) if self.has_iommu() => Ok(device),
+            (None, Some(group)) => group.device(address, token),
+            _ => Err(precondition(
+                format!("{address}: the container has no group, so none of this device"),
+                Remedy::Text("pass the container that its group is in, or pass the group".into()),
+            )),
+        };
+        let member = Member { group, container: Arc::clone(self) };
+        drop(groups);
+        Device::new(Box::new(opened?), Box::new(member), claim, Arc::clone(self) as _)
+    }
+
+    /// The group, in this container, and the lock that keeps it from leaving before a device of
+    /// it is open; opened by `open` when it is not here yet.
+    fn member(
+        &self,
+        group: &IommuGroup,
+        address: Address,
+        open: impl FnOnce() -> Result<Group>,
+    ) -> Result<(Arc<Group>, Groups<'_>)> {
+        let mut groups = self.groups();
+        if let Some(member) = groups.get(&group.number).and_then(Weak::upgrade) {
+            return Ok((member, groups));
+        }
+        let opened = open()?.shared();
+        let is_in_a_container = opened.check_viable(address)?;
+        // One that was passed may have joined already: the kernel lets it be in no other then.
+        if !is_in_a_container {
+            self.take_in(&opened, address)?;
+        }
+        groups.insert(group.number, Arc::downgrade(&opened));
+        Ok((opened, groups))
+    }
+
     /// Has a group join; the first one decides on the kind of IOMMU.
-    fn take_in(&self, group: &Group, address: Address, first: bool) -> Result<()> {
-        if let Err(errno) = group.join(&self.inner) {
+    fn take_in(&self, group: &Group, address: Address) -> Result<()> {
+        let first = !self.has_iommu();
+        if let Err(errno) = group.join(&self.file) {
             return Err(match errno {
                 Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
                 errno if first => {
@@ -124,7 +220,7 @@ impl Container {
             return Ok(());
         }
         // SAFETY: the descriptor is a container, and the argument a number.
-        match done(unsafe { ioctl::set_iommu(self.inner.as_raw_fd(), KIND) }) {
+        match done(unsafe { ioctl::set_iommu(self.file.as_raw_fd(), KIND) }) {
             Ok(()) => Ok(()),
             Err(Errno::EPERM) => Err(unsafe_interrupts(address, "vfio_iommu_type1")),
             Err(errno) => {
@@ -140,7 +236,7 @@ impl Container {
         let info = ask::<uapi::vfio_iommu_type1_info>(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
         });
         info.err() != Some(Errno::EINVAL)
     }
@@ -157,26 +253,42 @@ impl Container {
         true
     }
 
-    fn groups(&self) -> MutexGuard<'_, BTreeMap<u32, Weak<Group>>> {
+    fn groups(&self) -> Groups<'_> {
         // The map changes in single steps.
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Opens the container's node and checks its version, and that it has a type1v2 IOMMU.
-fn open_node() -> Result<VfioContainer> {
-    VfioContainer::new(None).map_err(|error| match error {
-        VfioError::OpenContainer(source) => no_container(source),
-        VfioError::VfioExtension => precondition(
-            format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
-            Remedy::LoadModule { module: "vfio_iommu_type1", kernel: "CONFIG_VFIO_IOMMU_TYPE1" },
-        ),
-        other => precondition(format!("{CONTAINER_NODE}: {other}"), Remedy::CheckSetup),
-    })
+/// Opens the container's node.
+pub(super) fn open_node() -> Result<File> {
+    File::options().read(true).write(true).open(CONTAINER_NODE).map_err(no_container)
+}
+
+/// Checks a container's version, and that it has this kind of IOMMU.
+pub(super) fn check(
+    container: &File,
+    kind: libc::c_int,
+    missing: impl FnOnce() -> BackendError,
+) -> Result<()> {
+    let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
+    // SAFETY: the request takes no argument.
+    let version = unsafe { ioctl::get_api_version(container.as_raw_fd()) }
+        .map_err(|errno| os_error(asking("the version"), errno, None))?;
+    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
+        return Err(BackendError::Unsupported {
+            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
+            by: format!("{CONTAINER_NODE}, which has version {version}"),
+        });
+    }
+    // SAFETY: the argument is a number.
+    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), kind) }
+        .map_err(|errno| os_error(asking("a kind of IOMMU"), errno, None))?;
+    // "1, or some other positive integer" (the header) when it has.
+    if has > 0 { Ok(()) } else { Err(missing()) }
 }
 
 /// Why the container's node does not open.
-pub(super) fn no_container(source: io::Error) -> BackendError {
+fn no_container(source: io::Error) -> BackendError {
     node_error(Path::new(CONTAINER_NODE), source, || Remedy::LoadModule {
         module: "vfio-pci",
         kernel: "CONFIG_VFIO, CONFIG_VFIO_CONTAINER, CONFIG_VFIO_PCI",
@@ -254,7 +366,7 @@ impl Iommu for Container {
         let reply = ask(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.inner.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
         });
         let reply = reply.map_err(|errno| {
             os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
@@ -278,7 +390,7 @@ impl Iommu for Container {
             size: request.len as u64,
         };
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
-        let status = unsafe { ioctl::iommu_map_dma(self.inner.as_raw_fd(), &raw const map) };
+        let status = unsafe { ioctl::iommu_map_dma(self.file.as_raw_fd(), &raw const map) };
         done(status).map_err(|errno| {
             let exhausted = (errno == Errno::ENOSPC).then(|| {
                 "the container has no mapping left: raise dma_entry_limit of the module \
@@ -289,6 +401,10 @@ impl Iommu for Container {
         })
     }
 
+    fn lending(&self) -> Option<Lending> {
+        Some(Lending::Mapped)
+    }
+
     fn unmap(&self, iova: u64, len: usize) -> Result<()> {
         let mut unmap = uapi::vfio_iommu_type1_dma_unmap {
             argsz: size_of::<uapi::vfio_iommu_type1_dma_unmap>() as u32,
@@ -297,7 +413,7 @@ impl Iommu for Container {
             ..Default::default()
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
-        let status = unsafe { ioctl::iommu_unmap_dma(self.inner.as_raw_fd(), &raw mut unmap) };
+        let status = unsafe { ioctl::iommu_unmap_dma(self.file.as_raw_fd(), &raw mut unmap) };
         match done(status) {
             // With the last group of a container the kernel unmaps all of it: a device that
             // leaves the bus takes its group along, whoever has the group open.

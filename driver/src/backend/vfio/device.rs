@@ -7,7 +7,7 @@ use std::io;
 use std::mem::{ManuallyDrop, offset_of, size_of};
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -19,10 +19,12 @@ use super::claim::Claim;
 use super::describe::Description;
 use super::ioctl::done;
 use super::region::Mappings;
-use super::{ioctl, os_error};
+use super::{hot_reset, ioctl, os_error};
 use crate::backend::{
-    Backend, BackendError, Event, Iommu, IrqKind, MappedRegion, Region, RegionInfo, Result,
+    Affected, Backend, BackendError, Event, Iommu, IrqKind, MappedRegion, Region, RegionInfo,
+    Result,
 };
+use crate::pci::sysfs::Tree;
 use crate::pci::{Address, Remedy};
 
 /// A PCI device opened through VFIO, by whichever method: regions, interrupts and reset are
@@ -35,6 +37,7 @@ pub struct Device {
     mappings: Arc<Mappings>,
     description: Description,
     iommu: Arc<dyn Iommu>,
+    numa_node: Option<u32>,
     /// Given back when the descriptor is closed.
     claim: Claim,
 }
@@ -67,7 +70,8 @@ impl Device {
         }
         let opened = RwLock::new(Some(opened));
         let mappings = Arc::default();
-        Ok(Device { opened, _keeps: keeps, mappings, description, iommu, claim })
+        let numa_node = Tree::new().numa_node(address);
+        Ok(Device { opened, _keeps: keeps, mappings, description, iommu, numa_node, claim })
     }
 
     fn address(&self) -> Address {
@@ -278,6 +282,43 @@ impl Backend for Device {
         })
     }
 
+    fn bus_reset_scope(&self) -> Result<Vec<Affected>> {
+        self.with_fd(|fd| hot_reset::scope(fd, self.address()))?
+    }
+
+    fn reset_bus(&self) -> Result<()> {
+        self.with_fd(|fd| hot_reset::reset(fd, self.address()))?
+    }
+
+    fn dma_buf(&self, region: Region, range: Range<u64>) -> Result<OwnedFd> {
+        // The header (8 bytes), that of the feature, and one range.
+        const WORDS: usize = (8
+            + size_of::<uapi::vfio_device_feature_dma_buf>()
+            + size_of::<uapi::vfio_region_dma_range>())
+            / 8;
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let flags = uapi::VFIO_DEVICE_FEATURE_GET | uapi::VFIO_DEVICE_FEATURE_DMA_BUF;
+        let opened = (libc::O_RDWR | libc::O_CLOEXEC) as u32;
+        let words: [u64; WORDS] = [
+            pair(8 * WORDS as u32, flags),
+            pair(region.index(), opened),
+            pair(0, 1),
+            range.start,
+            range.end - range.start,
+        ];
+        let made = self.with_fd(|fd| {
+            // SAFETY: the descriptor is a device, and the structures are as long as they say.
+            unsafe { ioctl::device_feature(fd, words.as_ptr().cast()) }
+        })?;
+        let dma_buf = made.map_err(|errno| {
+            let action = format!("{}: making a dma-buf of {region}", self.address());
+            let remedy = (errno == Errno::ENOTTY).then_some(Remedy::LendThroughType1);
+            os_error(action, errno, remedy)
+        })?;
+        // SAFETY: the kernel has just made the descriptor, for this process to own.
+        Ok(unsafe { OwnedFd::from_raw_fd(dma_buf) })
+    }
+
     fn notify(&self, event: Event, signalled: BorrowedFd<'_>) -> Result<bool> {
         let trigger = uapi::VFIO_IRQ_SET_ACTION_TRIGGER;
         match done(self.set_irqs(event.index(), trigger, [0, 1], Some(&[signalled]))?) {
@@ -302,6 +343,10 @@ impl Backend for Device {
         // in `drivers/vfio/pci/vfio_pci_core.c`).
         drop(opened.take());
         Ok(true)
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        self.numa_node
     }
 
     fn iommu(&self) -> &Arc<dyn Iommu> {

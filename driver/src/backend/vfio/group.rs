@@ -1,9 +1,11 @@
 //! IOMMU groups, and devices opened through them.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
@@ -15,6 +17,15 @@ use crate::backend::{BackendError, Result};
 use crate::pci::sysfs::{IommuGroup, Tree};
 use crate::pci::{Address, Remedy};
 
+/// The groups that this process has open, in whichever container: a reset of a bus takes all that
+/// are on it.
+static OPEN: Mutex<BTreeMap<u32, Weak<Group>>> = Mutex::new(BTreeMap::new());
+
+/// The group of this number, if this process has it open.
+pub(super) fn opened(number: u32) -> Option<Arc<Group>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).get(&number)?.upgrade()
+}
+
 /// A group that this process has open. The kernel opens it for one at a time.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -23,7 +34,22 @@ pub(super) struct Group {
     node: PathBuf,
 }
 
+impl AsRawFd for Group {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
 impl Group {
+    /// Has the group found by its number as long as it is open.
+    pub(super) fn shared(self) -> Arc<Group> {
+        let group = Arc::new(self);
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, group| group.strong_count() > 0);
+        open.insert(group.number, Arc::downgrade(&group));
+        group
+    }
+
     /// Opens the group for one of its devices. `denied` is told EPERM and may explain it.
     pub(super) fn open(
         group: &IommuGroup,
@@ -43,6 +69,11 @@ impl Group {
         Ok(Group { file, number, node })
     }
 
+    /// A group that another process opened, and passed on: its descriptor was checked.
+    pub(super) fn passed(fd: OwnedFd, group: &IommuGroup) -> Group {
+        Group { file: fd.into(), number: group.number, node: group.node() }
+    }
+
     /// Its number.
     pub(super) fn number(&self) -> u32 {
         self.number
@@ -53,8 +84,8 @@ impl Group {
         &self.node
     }
 
-    /// Fails when the kernel finds members in the way, or the group in a container already.
-    pub(super) fn check_viable(&self, address: Address) -> Result<()> {
+    /// Fails when the kernel finds members in the way; says whether it is in a container.
+    pub(super) fn check_viable(&self, address: Address) -> Result<bool> {
         let argsz = size_of::<uapi::vfio_group_status>() as u32;
         let mut status = uapi::vfio_group_status { argsz, flags: 0 };
         // SAFETY: the descriptor is a group, and the structure as large as it says.
@@ -62,7 +93,7 @@ impl Group {
             |errno| os_error(format!("{address}: asking for its group's state"), errno, None),
         )?;
         if status.flags & uapi::VFIO_GROUP_FLAGS_VIABLE != 0 {
-            return Ok(());
+            return Ok(status.flags & uapi::VFIO_GROUP_FLAGS_CONTAINER_SET != 0);
         }
         Err(precondition(
             format!("{address}: its IOMMU group {} is not viable", self.number),

@@ -7,10 +7,13 @@
 use iommufd_bindings::iommufd;
 use nix::errno::Errno;
 #[cfg(feature = "iommufd")]
-use vfio_bindings::bindings::vfio::{vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt};
 use vfio_bindings::bindings::vfio::{
-    vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
-    vfio_irq_info, vfio_irq_set, vfio_region_info,
+    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
+};
+use vfio_bindings::bindings::vfio::{
+    vfio_device_feature, vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info, vfio_irq_info, vfio_irq_set,
+    vfio_pci_hot_reset, vfio_pci_hot_reset_info, vfio_region_info,
 };
 
 /// The outcome of a request that the header promises 0 for: another number is not success.
@@ -35,6 +38,19 @@ nix::ioctl_none_bad!(
     /// VFIO_DEVICE_RESET: resets the function.
     device_reset,
     nix::request_code_none!(TYPE, BASE + 11)
+);
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: the functions that a reset of slot or bus hits.
+    device_get_pci_hot_reset_info,
+    nix::request_code_none!(TYPE, BASE + 12),
+    vfio_pci_hot_reset_info
+);
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_DEVICE_PCI_HOT_RESET: resets slot or bus, with the groups of all that is hit, or
+    /// without for a device that is bound to an iommufd.
+    device_pci_hot_reset,
+    nix::request_code_none!(TYPE, BASE + 13),
+    vfio_pci_hot_reset
 );
 nix::ioctl_readwrite_bad!(
     /// VFIO_IOMMU_GET_INFO: page sizes, and a chain of capabilities when `argsz` has room.
@@ -89,6 +105,12 @@ nix::ioctl_write_ptr_bad!(
     libc::c_char
 );
 nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_GET_INFO: the kind of device, and how many regions and interrupts it has.
+    device_get_info,
+    nix::request_code_none!(TYPE, BASE + 7),
+    vfio_device_info
+);
+nix::ioctl_readwrite_bad!(
     /// VFIO_DEVICE_GET_REGION_INFO: a region, and a chain of capabilities.
     device_get_region_info,
     nix::request_code_none!(TYPE, BASE + 8),
@@ -107,6 +129,19 @@ nix::ioctl_readwrite_bad!(
     nix::request_code_none!(TYPE, BASE + 18),
     vfio_device_bind_iommufd
 );
+nix::ioctl_write_ptr_bad!(
+    /// VFIO_DEVICE_FEATURE: gets, sets or probes a feature; a dma-buf is returned as a descriptor.
+    device_feature,
+    nix::request_code_none!(TYPE, BASE + 17),
+    vfio_device_feature
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// VFIO_DEVICE_ATTACH_IOMMUFD_PT: puts a device into an IOAS.
+    device_attach_iommufd_pt,
+    nix::request_code_none!(TYPE, BASE + 19),
+    vfio_device_attach_iommufd_pt
+);
 #[cfg(feature = "iommufd")]
 nix::ioctl_write_ptr_bad!(
     /// VFIO_DEVICE_DETACH_IOMMUFD_PT: takes a device out of its IOAS.
@@ -120,6 +155,41 @@ nix::ioctl_readwrite_bad!(
     ioas_iova_ranges,
     nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_IOVA_RANGES),
     iommufd::iommu_ioas_iova_ranges
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_write_ptr_bad!(
+    /// IOMMU_DESTROY: destroys an object of iommufd.
+    iommu_destroy,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_DESTROY),
+    iommufd::iommu_destroy
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_ALLOC: makes an empty I/O address space.
+    ioas_alloc,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_ALLOC),
+    iommufd::iommu_ioas_alloc
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_MAP: maps process memory at an IOVA.
+    ioas_map,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP),
+    iommufd::iommu_ioas_map
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_MAP_FILE: maps a file or a dma-buf at an IOVA.
+    ioas_map_file,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP_FILE),
+    iommufd::iommu_ioas_map_file
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_UNMAP: unmaps a range and reports how many bytes were unmapped.
+    ioas_unmap,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_UNMAP),
+    iommufd::iommu_ioas_unmap
 );
 
 #[cfg(test)]

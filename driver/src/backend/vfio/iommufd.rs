@@ -2,39 +2,71 @@
 
 use std::fmt;
 use std::fs::File;
-use std::mem::{ManuallyDrop, offset_of, size_of};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::mem::{offset_of, size_of};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommufd_bindings::iommufd as uapi;
-use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio;
-use vfio_ioctls::{VfioDevice, VfioError, VfioIommufd};
-use vmm_sys_util::errno::Error as SysError;
 
 use super::claim::Claim;
 use super::ioctl::done;
+use super::passed::{self, Passed};
 use super::token::{self, VfToken};
 use super::{
     Device, Target, busy, check_unmapped, held_elsewhere, ioctl, map_error, node_error, os_error,
     precondition, unmap_error, unsafe_interrupts,
 };
-use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation, lock_limit};
+use crate::backend::{
+    BackendError, DmaAccess, DmaBufRequest, Iommu, IommuInfo, Lending, MapRequest, Result,
+    Translation, lock_limit,
+};
 use crate::pci::sysfs::Tree;
 use crate::pci::{Address, Remedy};
 
 const IOMMU_NODE: &str = "/dev/iommu";
 
 /// An I/O address space of iommufd; the devices opened in it share one set of IOVAs.
+///
+/// It can be shared among processes: one gives [`Ioas::descriptor`] and [`Ioas::id`] to another,
+/// which makes an `Ioas` of them ([`IoasOptions`]), and each maps in a range of its own. A device
+/// that one of them opens reaches what any of them mapped.
 pub struct Ioas {
-    inner: Arc<VfioIommufd>,
+    iommufd: File,
+    id: u32,
+    iovas: RangeInclusive<u64>,
+    /// This process made it, and is to destroy it.
+    own: bool,
+    /// Other processes may have it.
+    shared: AtomicBool,
+}
+
+/// How an I/O address space of iommufd is had; by default it is a new one of this process.
+#[derive(Debug)]
+pub struct IoasOptions {
+    /// The iommufd that another process opened and passed on; `None` opens `/dev/iommu`.
+    pub iommufd: Option<OwnedFd>,
+    /// An address space that the iommufd has already: [`Ioas::id`] of the process that made it;
+    /// `None` makes a new one.
+    pub id: Option<u32>,
+    /// The IOVAs that this process maps at, first and last. Processes that share an address space
+    /// need ranges that are disjoint: nothing else keeps them apart.
+    pub iovas: RangeInclusive<u64>,
+}
+
+impl Default for IoasOptions {
+    fn default() -> IoasOptions {
+        IoasOptions { iommufd: None, id: None, iovas: 0..=u64::MAX }
+    }
 }
 
 impl fmt::Debug for Ioas {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ioas").field("fd", &self.fd()).field("id", &self.inner.ioas().id()).finish()
+        f.debug_struct("Ioas").field("fd", &self.fd()).field("id", &self.id).finish()
     }
 }
 
@@ -45,26 +77,55 @@ impl Ioas {
     ///
     /// Fails when the kernel has no iommufd, or this process may not use it.
     pub fn new() -> Result<Arc<Ioas>> {
-        let iommufd = IommuFd::new().map_err(|error| match error {
-            IommufdError::OpenIommufd(source) => {
-                node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
-                    module: "iommufd",
-                    kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
-                         CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
-                })
+        Ioas::with(IoasOptions::default())
+    }
+
+    /// An address space that is new, or that other processes share.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ioas::new`]; [`BackendError::WrongDescriptor`] when what was passed is no iommufd, and
+    /// an error when it has no address space of this id.
+    pub fn with(options: IoasOptions) -> Result<Arc<Ioas>> {
+        let passed = options.iommufd.is_some();
+        let iommufd = match options.iommufd {
+            Some(fd) => {
+                passed::check_iommufd(&Tree::new(), fd.as_fd())?;
+                File::from(fd)
             }
-            other => unexpected(IOMMU_NODE, &other),
+            None => open_node()?,
+        };
+        let own = options.id.is_none();
+        let id = match options.id {
+            Some(id) => id,
+            None => allocate(&iommufd)?,
+        };
+        let shared = AtomicBool::new(false);
+        let ioas = Ioas { iommufd, id, iovas: options.iovas, own: own && passed, shared };
+        // What is no address space has no ranges.
+        ioas.ranges().map_err(|errno| {
+            os_error(format!("looking up the I/O address space {id} of an iommufd"), errno, None)
         })?;
-        let iommufd = Arc::new(iommufd);
-        let ioas = IommufdIoas::new(Arc::clone(&iommufd)).map_err(|error| match error {
-            IommufdError::IommuIoasAlloc(error) => {
-                os_error("making an I/O address space of iommufd".into(), errno(error), None)
-            }
-            other => unexpected(IOMMU_NODE, &other),
-        })?;
-        let inner = VfioIommufd::new(iommufd, Some(Arc::new(ioas)), None)
-            .map_err(|error| unexpected(IOMMU_NODE, &error))?;
-        Ok(Arc::new(Ioas { inner: Arc::new(inner) }))
+        Ok(Arc::new(ioas))
+    }
+
+    /// The number by which its iommufd knows it: [`IoasOptions::id`] of another process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// A descriptor of its iommufd, to be passed to another process. Whoever has it can map and
+    /// unmap anything in the address space. From then on, the address space is there until every
+    /// process has closed its descriptor, with what is mapped in it and was not unmapped: memory
+    /// of a process that was killed stays allocated until then.
+    ///
+    /// # Errors
+    ///
+    /// Fails when this process has too many open files.
+    pub fn descriptor(&self) -> Result<OwnedFd> {
+        self.shared.store(true, Ordering::Relaxed);
+        passed::duplicate(self.iommufd.as_fd())
     }
 
     /// Opens a device in this address space.
@@ -102,19 +163,72 @@ impl Ioas {
                 options: "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6), and udev or devtmpfs on /dev",
             }),
         })?;
+        self.take_in(device, claim, &node, group, token)
+    }
+
+    /// Opens a device from its character device, which another process opened and passed on: this
+    /// one needs no right to the node. The other process must not have bound it to an iommufd.
+    ///
+    /// # Errors
+    ///
+    /// [`BackendError::WrongDescriptor`] when it is not what it is passed as, or that of another
+    /// function; else as [`Ioas::open_with`].
+    pub fn open_passed(
+        self: &Arc<Ioas>,
+        address: Address,
+        passed: Passed,
+        token: Option<&VfToken>,
+    ) -> Result<Device> {
+        let sysfs = Tree::new();
+        let group = Target::translated(&sysfs, address)?.group.number;
+        let claim = Claim::new(address, group)?;
+        let Passed::CharacterDevice(device) = passed else {
+            return Err(BackendError::Unsupported {
+                what: format!("opening {address} from {}", passed.name()),
+                by: "iommufd".into(),
+            });
+        };
+        passed::check_character_device(&sysfs, device.as_fd(), address)?;
+        self.take_in(device.into(), claim, &node(&sysfs, address)?, group, token)
+    }
+
+    /// Binds a device to this iommufd and attaches it to the address space.
+    fn take_in(
+        self: &Arc<Ioas>,
+        device: File,
+        claim: Claim,
+        node: &Path,
+        group: u32,
+        token: Option<&VfToken>,
+    ) -> Result<Device> {
+        let address = claim.address();
         self.bind(&device, token).map_err(|errno| {
-            token::refusal(&sysfs, address, token, errno).unwrap_or_else(|| match errno {
+            token::refusal(&Tree::new(), address, token, errno).unwrap_or_else(|| match errno {
                 // Of a device that is bound already the kernel says EINVAL, of one whose group
                 // is in use EBUSY.
-                Errno::EBUSY | Errno::EINVAL => held_elsewhere(address, &node, group),
+                Errno::EBUSY | Errno::EINVAL => held_elsewhere(address, node, group),
                 Errno::EPERM => unsafe_interrupts(address, "iommufd"),
                 errno => os_error(format!("binding {address} to iommufd"), errno, None),
             })
         })?;
-        let inner = VfioDevice::new_from_bound_fd(device, Arc::clone(&self.inner), true)
-            .map_err(|error| explain(error, address))?;
-        let owner = CdevDevice { inner: ManuallyDrop::new(inner), address };
-        Device::new(Box::new(owner), Box::new(()), claim, Arc::clone(self) as _)
+        let device = Attached { device, address };
+        let mut attach = vfio::vfio_device_attach_iommufd_pt {
+            argsz: offset_of!(vfio::vfio_device_attach_iommufd_pt, pasid) as u32,
+            pt_id: self.id,
+            ..Default::default()
+        };
+        // SAFETY: the descriptor is a device, and the structure as large as it says.
+        let attached =
+            unsafe { ioctl::device_attach_iommufd_pt(device.as_raw_fd(), &raw mut attach) };
+        done(attached).map_err(|errno| match errno {
+            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
+            Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE => BackendError::NotShareable {
+                location: address.to_string(),
+                reason: format!("the kernel does not attach it to the IOAS: {errno}"),
+            },
+            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
+        })?;
+        Device::new(Box::new(device), Box::new(()), claim, Arc::clone(self) as _)
     }
 
     /// Gives a device to this iommufd.
@@ -136,7 +250,7 @@ impl Ioas {
     }
 
     fn fd(&self) -> RawFd {
-        self.inner.iommufd().as_raw_fd()
+        self.iommufd.as_raw_fd()
     }
 
     /// The ranges that may be mapped, and what their ends are multiples of.
@@ -146,7 +260,7 @@ impl Ioas {
         for _ in 0..4 {
             let mut query = uapi::iommu_ioas_iova_ranges {
                 size: size_of::<uapi::iommu_ioas_iova_ranges>() as u32,
-                ioas_id: self.inner.ioas().id(),
+                ioas_id: self.id,
                 num_iovas: u32::try_from(ranges.len()).map_err(|_| Errno::EMSGSIZE)?,
                 allowed_iovas: ranges.as_mut_ptr() as u64,
                 ..Default::default()
@@ -176,7 +290,10 @@ impl Iommu for Ioas {
         })?;
         Ok(IommuInfo {
             translation: Translation::Iommu,
-            ranges: ranges.into_iter().map(|range| range.start..=range.last).collect(),
+            ranges: ranges
+                .into_iter()
+                .filter_map(|range| common(range.start..=range.last, &self.iovas))
+                .collect(),
             page_sizes: page_sizes(alignment),
             available_mappings: None,
             needs_fd: false,
@@ -184,35 +301,24 @@ impl Iommu for Ioas {
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
-        let mut flags = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
-        if request.access.reads() {
-            flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
-        }
-        if request.access.writes() {
-            flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
-        }
-        let map = uapi::iommu_ioas_map {
+        let mut map = uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>() as u32,
-            flags,
-            ioas_id: self.inner.ioas().id(),
+            flags: map_flags(request.access),
+            ioas_id: self.id,
             user_va: request.host.as_ptr() as u64,
             length: request.len as u64,
             iova: request.iova,
             ..Default::default()
         };
-        // `map_iommu_ioas` is not marked unsafe, but what this function demands of its
-        // caller is what it needs.
-        self.inner.iommufd().map_iommu_ioas(&map).map_err(|error| {
-            let IommufdError::IommuIoasMap(error) = error else {
-                return unexpected("mapping memory", &error);
-            };
-            let errno = errno(error);
+        // SAFETY: the descriptor is an iommufd; the caller vouches for the memory.
+        let status = unsafe { ioctl::ioas_map(self.fd(), &raw mut map) };
+        done(status).map_err(|errno| {
             let remedy = match errno {
                 Errno::ENOMEM => pin_limit(request.len),
                 Errno::EFAULT => Some(
                     "iommufd pins pages of memory only: the device cannot write to a file on a \
-                     disk (use a memfd, tmpfs or huge pages, or let the device only read it), and \
-                     a BAR is mapped through type1"
+                     disk (use a memfd, tmpfs or huge pages, or let the device only read it); a \
+                     BAR is lent to a device (Device::lend_to), or mapped through type1"
                         .into(),
                 ),
                 _ => None,
@@ -221,19 +327,101 @@ impl Iommu for Ioas {
         })
     }
 
+    fn lending(&self) -> Option<Lending> {
+        Some(Lending::DmaBuf)
+    }
+
+    fn map_dma_buf(&self, request: &DmaBufRequest<'_>) -> Result<()> {
+        let &DmaBufRequest { iova, len, access, dma_buf } = request;
+        let mut map = uapi::iommu_ioas_map_file {
+            size: size_of::<uapi::iommu_ioas_map_file>() as u32,
+            flags: map_flags(access),
+            ioas_id: self.id,
+            fd: dma_buf.as_raw_fd(),
+            start: 0,
+            length: len as u64,
+            iova,
+        };
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says. The kernel
+        // keeps the dma-buf as long as it is mapped.
+        let status = unsafe { ioctl::ioas_map_file(self.fd(), &raw mut map) };
+        done(status).map_err(|errno| {
+            let action = format!("mapping {len} bytes of a BAR at IOVA {iova:#x} ({access})");
+            let remedy = matches!(errno, Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)
+                .then_some(Remedy::LendThroughType1);
+            os_error(action, errno, remedy)
+        })
+    }
+
     fn unmap(&self, iova: u64, len: usize) -> Result<()> {
         let mut unmap = uapi::iommu_ioas_unmap {
             size: size_of::<uapi::iommu_ioas_unmap>() as u32,
-            ioas_id: self.inner.ioas().id(),
+            ioas_id: self.id,
             iova,
             length: len as u64,
         };
-        self.inner.iommufd().unmap_iommu_ioas(&mut unmap).map_err(|error| match error {
-            IommufdError::IommuIoasUnmap(error) => unmap_error(iova, len, errno(error)),
-            other => unexpected("unmapping memory", &other),
-        })?;
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        let status = unsafe { ioctl::ioas_unmap(self.fd(), &raw mut unmap) };
+        done(status).map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.length)
     }
+}
+
+impl Drop for Ioas {
+    fn drop(&mut self) {
+        // Of an iommufd of this process alone it goes with the descriptor.
+        if !self.own || *self.shared.get_mut() {
+            return;
+        }
+        let destroy =
+            uapi::iommu_destroy { size: size_of::<uapi::iommu_destroy>() as u32, id: self.id };
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        if let Err(errno) = done(unsafe { ioctl::iommu_destroy(self.fd(), &raw const destroy) }) {
+            log::error!("the I/O address space {} of an iommufd stays: {errno}", self.id);
+        }
+    }
+}
+
+fn open_node() -> Result<File> {
+    let opened = File::options().read(true).write(true).open(IOMMU_NODE);
+    opened.map_err(|source| {
+        node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
+            module: "iommufd",
+            kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
+                     CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
+        })
+    })
+}
+
+/// A fixed address, and what the device may do there.
+fn map_flags(access: DmaAccess) -> u32 {
+    let mut flags = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+    if access.reads() {
+        flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
+    }
+    if access.writes() {
+        flags |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+    }
+    flags
+}
+
+/// Makes an empty address space.
+fn allocate(iommufd: &File) -> Result<u32> {
+    let mut allocate = uapi::iommu_ioas_alloc {
+        size: size_of::<uapi::iommu_ioas_alloc>() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+    let status = unsafe { ioctl::ioas_alloc(iommufd.as_raw_fd(), &raw mut allocate) };
+    done(status)
+        .map_err(|errno| os_error("making an I/O address space of iommufd".into(), errno, None))?;
+    Ok(allocate.out_ioas_id)
+}
+
+/// What two ranges have in common.
+fn common(one: RangeInclusive<u64>, other: &RangeInclusive<u64>) -> Option<RangeInclusive<u64>> {
+    let (start, end) = (*one.start().max(other.start()), *one.end().min(other.end()));
+    (start <= end).then_some(start..=end)
 }
 
 /// The page sizes from the alignment that iommufd asks of IOVAs: it tells the smallest only.
@@ -264,67 +452,30 @@ fn pin_limit(needed: usize) -> Option<Remedy> {
     lock_limit().map(|limit| Remedy::RaiseUserMemlock { limit, needed: needed as u64 })
 }
 
-/// Why a device that was bound to iommufd is not in the address space.
-fn explain(error: VfioError, address: Address) -> BackendError {
-    match error {
-        VfioError::VfioDeviceAttachIommufdPt(error) => match errno(error) {
-            Errno::EPERM => unsafe_interrupts(address, "iommufd"),
-            errno @ (Errno::EINVAL | Errno::EADDRINUSE | Errno::EMEDIUMTYPE) => {
-                BackendError::NotShareable {
-                    location: address.to_string(),
-                    reason: format!("the kernel does not attach it to the IOAS: {errno}"),
-                }
-            }
-            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
-        },
-        other => unexpected(&format!("{address}: opening the device"), &other),
-    }
-}
-
-fn errno(error: SysError) -> Errno {
-    Errno::from_raw(error.errno())
-}
-
-fn unexpected(action: &str, error: &dyn std::error::Error) -> BackendError {
-    precondition(format!("{action}: {error}"), Remedy::CheckSetup)
-}
-
 /// A device of its own character device, bound to iommufd.
-struct CdevDevice {
-    inner: ManuallyDrop<VfioDevice>,
+struct Attached {
+    device: File,
     address: Address,
 }
 
-impl AsRawFd for CdevDevice {
+impl AsRawFd for Attached {
     fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
+        self.device.as_raw_fd()
     }
 }
 
-impl Drop for CdevDevice {
+impl Drop for Attached {
     fn drop(&mut self) {
-        let fd = self.inner.as_raw_fd();
         let detach = vfio::vfio_device_detach_iommufd_pt {
-            argsz: size_of::<vfio::vfio_device_detach_iommufd_pt>() as u32,
+            argsz: offset_of!(vfio::vfio_device_detach_iommufd_pt, pasid) as u32,
             ..Default::default()
         };
-        // `VfioDevice` panics when it cannot detach. It can if this did: to the kernel a
-        // second time is no error.
         // SAFETY: the descriptor is a device, and the structure as large as it says.
-        let status = unsafe { ioctl::device_detach_iommufd_pt(fd, &raw const detach) };
-        match done(status) {
-            // SAFETY: not used again after this.
-            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.inner) },
-            Err(errno) => {
-                log::error!(
-                    "{}: detaching the device from iommufd: {errno}; its address space stays \
-                     until this process ends",
-                    self.address
-                );
-                // Closing the descriptor takes the device away from iommufd all the same.
-                // SAFETY: nobody else closes the descriptor: `inner` is not dropped.
-                drop(unsafe { File::from_raw_fd(fd) });
-            }
+        let status =
+            unsafe { ioctl::device_detach_iommufd_pt(self.as_raw_fd(), &raw const detach) };
+        if let Err(errno) = done(status) {
+            // Closing the descriptor takes the device away from iommufd all the same.
+            log::warn!("{}: detaching the device from iommufd: {errno}", self.address);
         }
     }
 }
@@ -332,6 +483,13 @@ impl Drop for CdevDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_of_a_process_are_what_it_and_the_iommu_have_in_common() {
+        assert_eq!(common(0..=99, &(50..=u64::MAX)), Some(50..=99));
+        assert_eq!(common(0..=99, &(99..=200)), Some(99..=99));
+        assert_eq!(common(0..=99, &(100..=200)), None);
+    }
 
     #[test]
     fn an_alignment_is_taken_for_the_smallest_page() {

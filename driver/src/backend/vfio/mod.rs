@@ -1,4 +1,4 @@
-//! Devices bound to vfio-pci, reached by one of three methods.
+//! Devices bound to vfio-pci, or to a variant of it, reached by one of three methods.
 //!
 //! | address space | nodes | [`Access`] |
 //! |---|---|---|
@@ -6,17 +6,20 @@
 //! | `Ioas` (feature `iommufd`) | `/dev/vfio/devices/vfioN` and `/dev/iommu` | `Iommufd` |
 //! | [`NoIommu`]: physical addresses | `/dev/vfio/noiommu-N` and `/dev/vfio/vfio` | none: `unsafe` |
 //!
-//! Each opens a [`Device`], a function once in a process.
+//! Each opens a [`Device`], a function once in a process. The first two also take descriptors
+//! that another process opened and passed on ([`Passed`]).
 
 mod claim;
 mod container;
 mod describe;
 mod device;
 mod group;
+mod hot_reset;
 mod ioctl;
 #[cfg(feature = "iommufd")]
 mod iommufd;
 mod noiommu;
+mod passed;
 mod region;
 mod reply;
 mod token;
@@ -30,12 +33,13 @@ use nix::errno::Errno;
 pub use container::Container;
 pub use device::Device;
 #[cfg(feature = "iommufd")]
-pub use iommufd::Ioas;
+pub use iommufd::{Ioas, IoasOptions};
 pub use noiommu::NoIommu;
+pub use passed::Passed;
 pub use token::{VfToken, VfTokenError};
 
 use super::{BackendError, MapRequest, Result, lock_limit};
-use crate::pci::sysfs::{IommuGroup, SysfsError, Tree, VFIO_PCI};
+use crate::pci::sysfs::{IommuGroup, SysfsError, Tree};
 use crate::pci::{Address, Remedy};
 
 /// The device node of the container.
@@ -76,7 +80,7 @@ impl Target {
     fn bound(sysfs: &Tree, address: Address) -> Result<Target> {
         let driver = sysfs.driver(address)?;
         let group = sysfs.group(address)?.ok_or(SysfsError::NoGroup { address })?;
-        if driver.as_deref() != Some(VFIO_PCI) {
+        if !sysfs.is_with_vfio(address)? {
             let bound = driver.map_or("no driver".into(), |name| format!("the driver {name}"));
             return Err(precondition(
                 format!("{address} is bound to {bound}, not to vfio-pci"),

@@ -4,7 +4,6 @@
 //! `enable_unsafe_noiommu_mode` is set before the device is bound to vfio-pci. Nothing is
 //! translated and nothing is protected: a device that is told a wrong address writes there.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -15,9 +14,7 @@ use vfio_bindings::bindings::vfio as uapi;
 use super::claim::Claim;
 use super::group::Group;
 use super::ioctl::done;
-use super::{
-    CONTAINER_NODE, Device, Target, container, held_elsewhere, ioctl, os_error, precondition,
-};
+use super::{Device, Target, container, held_elsewhere, ioctl, os_error, precondition};
 use crate::backend::{BackendError, Iommu, IommuInfo, MapRequest, Result, Translation};
 use crate::pci::sysfs::{SysfsError, Tree};
 use crate::pci::{Address, Remedy};
@@ -67,7 +64,8 @@ impl NoIommu {
             Err(error) => return Err(error),
         };
         let claim = Claim::new(address, group.number)?;
-        let container = open_container(&sysfs)?;
+        let container = container::open_node()?;
+        container::check(&container, KIND, || switched_off(&sysfs))?;
         let denied = |node: &Path| Some(not_privileged(address, node));
         let group = Group::open(&group, address, denied)?;
         let failed = |doing: &str, errno| match errno {
@@ -119,27 +117,6 @@ fn refused(what: String) -> BackendError {
         what,
         by: "VFIO's no-IOMMU mode, where devices see physical addresses".into(),
     }
-}
-
-/// Opens a container for no-IOMMU mode; `VfioContainer` is for one with an IOMMU.
-fn open_container(sysfs: &Tree) -> Result<File> {
-    let node = File::options().read(true).write(true).open(CONTAINER_NODE);
-    let container = node.map_err(container::no_container)?;
-    let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
-    // SAFETY: the request takes no argument.
-    let version = unsafe { ioctl::get_api_version(container.as_raw_fd()) }
-        .map_err(|errno| os_error(asking("the version"), errno, None))?;
-    if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
-        return Err(BackendError::Unsupported {
-            what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
-            by: format!("{CONTAINER_NODE}, which has version {version}"),
-        });
-    }
-    // SAFETY: the argument is a number.
-    let has = unsafe { ioctl::check_extension(container.as_raw_fd(), KIND) }
-        .map_err(|errno| os_error(asking("no-IOMMU mode"), errno, None))?;
-    // "1, or some other positive integer" (the header) when it has.
-    if has > 0 { Ok(container) } else { Err(switched_off(sysfs)) }
 }
 
 /// `VFIO_NOIOMMU_IOMMU` as the argument of requests.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{os_error, precondition};
 use crate::backend::BackendError;
-use crate::pci::sysfs::{Tree, VFIO_PCI};
+use crate::pci::sysfs::Tree;
 use crate::pci::{Address, Remedy};
 
 /// The secret, a UUID, that a physical function and its virtual functions are opened with when
@@ -106,8 +106,7 @@ pub(super) fn refusal(
 /// The physical function of a virtual one, if that is on vfio-pci.
 fn physical(sysfs: &Tree, address: Address) -> Option<Address> {
     let physical = sysfs.physical_function(address)?;
-    let driver = sysfs.driver(physical).ok().flatten();
-    (driver.as_deref() == Some(VFIO_PCI)).then_some(physical)
+    sysfs.is_with_vfio(physical).unwrap_or(false).then_some(physical)
 }
 
 #[cfg(test)]

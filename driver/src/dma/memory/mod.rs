@@ -6,6 +6,7 @@ mod file;
 pub(super) mod frames;
 pub(super) mod lock;
 mod map;
+pub(super) mod node;
 mod page_size;
 pub(super) mod physical;
 mod populate;
@@ -288,6 +289,16 @@ impl Memory {
         let source = unsafe { from.base.byte_add(offset) };
         // SAFETY: two values' own mappings are disjoint, and nothing refers into either.
         unsafe { own.take(at, source, size) }.map_err(error)
+    }
+
+    /// The NUMA nodes that its pages are on, with the bytes on each.
+    pub(super) fn nodes(&self) -> nix::Result<Vec<(u32, u64)>> {
+        let step = match self.page_size {
+            // What was made huge may have been split since.
+            PageSize::Transparent => PageSize::Base,
+            page_size => page_size,
+        };
+        node::nodes_of(self.base, self.len, step.bytes())
     }
 
     /// Where the memory starts in this process.

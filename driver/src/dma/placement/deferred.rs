@@ -26,7 +26,7 @@ pub(super) fn wait(context: &Context<'_>, seen: u64, before: &[Strategy]) -> Att
                 continue;
             }
             if let Ok(placed) = context.attempt(strategy, seen, &before[..i]) {
-                return Ok(Placed { buffer: placed.buffer, tries, through: Some(strategy) });
+                return Ok(Placed { tries, through: Some(strategy), ..placed });
             }
         }
         if !freed {

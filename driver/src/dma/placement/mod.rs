@@ -4,6 +4,7 @@ mod blocks;
 mod deferred;
 mod in_place;
 mod iommu;
+mod node;
 mod physical;
 mod pool;
 mod scatter;
@@ -14,8 +15,8 @@ mod why;
 use std::sync::Arc;
 
 use super::{
-    AddressSpace, Attempt, Buffer, Cause, DmaError, DmaLimits, Outcome, PageSize, Reason, Report,
-    Request, Strategy,
+    AddressSpace, Attempt, Buffer, Cause, DmaError, DmaLimits, NodeReport, Outcome, PageSize,
+    Reason, Report, Request, Strategy,
 };
 use crate::backend::{Backend, Translation};
 use crate::dma::mapping::Mapping;
@@ -41,11 +42,12 @@ struct Placed {
     buffer: Buffer,
     tries: u32,
     through: Option<Strategy>,
+    node: Option<NodeReport>,
 }
 
 impl Placed {
     fn new(buffer: Buffer, tries: u32) -> Placed {
-        Placed { buffer, tries, through: None }
+        Placed { buffer, tries, through: None, node: None }
     }
 }
 
@@ -187,8 +189,11 @@ impl<'a> Context<'a> {
     /// Tries strategies in order and adds what came of each to the report.
     fn run(&self, order: &[Strategy], mut report: Report) -> Result<Buffer, Report> {
         let seen = self.space.frees();
+        let wanted = self.wanted_node();
+        let _preferred = wanted.and_then(|node| self.prefer(node));
         for (i, &strategy) in order.iter().enumerate() {
-            match self.attempt(strategy, seen, &order[..i]) {
+            let attempted = self.attempt(strategy, seen, &order[..i]);
+            match self.on_node(attempted, wanted) {
                 Ok(placed) => return Ok(finish(placed, strategy, report)),
                 Err(failed) => report.attempts.push(failed.attempt(strategy)),
             }
@@ -204,7 +209,8 @@ fn page_of(space: &AddressSpace) -> usize {
 
 /// Gives a buffer its report.
 fn finish(placed: Placed, strategy: Strategy, mut report: Report) -> Buffer {
-    let Placed { mut buffer, tries, through } = placed;
+    let Placed { mut buffer, tries, through, node } = placed;
+    report.node = node;
     let (segments, map_calls) = (buffer.segments().len(), buffer.map_calls());
     let outcome = Outcome::Placed { segments, map_calls, through };
     report.attempts.push(Attempt { strategy, tries, outcome });

@@ -47,6 +47,31 @@ pub struct Attempt {
     pub outcome: Outcome,
 }
 
+/// The NUMA nodes that a buffer is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct NodeReport {
+    /// The node that was wished for.
+    pub wanted: u32,
+    /// The nodes that the pages are on, and the bytes on each.
+    pub found: Vec<(u32, u64)>,
+}
+
+impl fmt::Display for NodeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [(node, _)] = self.found[..] {
+            write!(f, "on NUMA node {node}")?;
+            return if node == self.wanted { Ok(()) } else { write!(f, ", not {}", self.wanted) };
+        }
+        f.write_str("on NUMA nodes ")?;
+        for (i, &(node, bytes)) in self.found.iter().enumerate() {
+            write!(f, "{}{node} ({})", if i > 0 { ", " } else { "" }, Size(bytes))?;
+        }
+        write!(f, "; {} was wished for", self.wanted)
+    }
+}
+
 /// How a buffer came to be placed, or why it could not be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -58,11 +83,15 @@ pub struct Report {
     pub direction: Direction,
     /// The strategies in the order that they were considered.
     pub attempts: Vec<Attempt>,
+    /// The NUMA nodes that the memory is on; `None` where there is one only, or none was wished
+    /// for.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub node: Option<NodeReport>,
 }
 
 impl Report {
     pub(super) fn new(len: usize, direction: Direction) -> Report {
-        Report { len, direction, attempts: Vec::new() }
+        Report { len, direction, attempts: Vec::new(), node: None }
     }
 
     /// The strategy that placed the buffer, with its segments and map calls.
@@ -107,6 +136,9 @@ impl fmt::Display for Report {
                     write!(f, ", then {through}")?;
                 }
                 write_tries(f, *tries)?;
+                if let Some(node) = &self.node {
+                    write!(f, ", {node}")?;
+                }
             }
             _ => write!(f, "no buffer of {} could be placed", Size(self.len as u64))?,
         }

@@ -94,6 +94,13 @@ pub enum Cause {
         /// Bytes that were held meanwhile, so that the same pages do not return.
         held: u64,
     },
+    /// The pages that could be had are on other NUMA nodes than the one that was asked for.
+    OtherNode {
+        /// The node asked for.
+        wanted: u32,
+        /// Bytes that are on others.
+        elsewhere: u64,
+    },
     /// The caller gives no time to wait.
     NoPatience,
     /// Nothing that was freed in the time given helped.
@@ -143,6 +150,7 @@ impl Reason {
             Cause::Translation(_) => "translation",
             Cause::Frames(_) => "frames",
             Cause::NotContiguous { .. } => "not-contiguous",
+            Cause::OtherNode { .. } => "other-node",
             Cause::NoPatience => "no-patience",
             Cause::Waited { .. } => "waited",
             Cause::Lent => "lent",
@@ -165,6 +173,7 @@ impl Reason {
             Cause::AddressMask { mask, .. } => Some(mask),
             Cause::Mappings { available, .. } => Some(available),
             Cause::NotPopulated { .. }
+            | Cause::OtherNode { .. }
             | Cause::Translation(_)
             | Cause::Frames(_)
             | Cause::Waited { .. }
@@ -196,6 +205,9 @@ impl Reason {
             }
             Cause::Frames(_) => "CAP_SYS_ADMIN".into(),
             Cause::NotContiguous { .. } => "how fragmented the machine's memory is".into(),
+            Cause::OtherNode { wanted, .. } => {
+                format!("the free memory of /sys/devices/system/node/node{wanted}/meminfo")
+            }
             Cause::NoPatience | Cause::Waited { .. } => "Request::patience".into(),
             Cause::Limit(_) => "what the device takes (Device::set_dma_limits)".into(),
             Cause::Translation(_) => "whether the machine has an IOMMU in use".into(),
@@ -286,6 +298,11 @@ impl fmt::Display for Reason {
                 Size(*needed),
                 Size(*longest),
                 Size(*held)
+            ),
+            Cause::OtherNode { wanted, elsewhere } => write!(
+                f,
+                "NUMA node {wanted} has too little memory left: {} of {asked} came from others",
+                Size(*elsewhere)
             ),
             Cause::NoPatience => f.write_str("the caller does not wait"),
             Cause::Waited { milliseconds, frees } => {

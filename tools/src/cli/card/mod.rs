@@ -11,7 +11,6 @@ use vfio_dma::device::Device;
 use vfio_dma::host::{Awake, BarKind, PciDeviceInfo, Silence, Sysfs};
 use vfio_dma::mmio::{Bar, MmioError};
 use vfio_dma::pci::Address;
-use vfio_dma::pci::sysfs::VFIO_PCI;
 use vfio_dma::registers::{AccessMode, Register, RegisterFile, Target};
 use vfio_dma::session::Session;
 use vfio_dma_model::embedded::Embedded;
@@ -163,7 +162,7 @@ impl Card {
             }
             match Bar::through_sysfs(&self.sysfs, address, index, writes) {
                 Ok(bar) => return Ok(bar),
-                Err(error) if info.driver.as_deref() == Some(VFIO_PCI) => {
+                Err(error) if info.with_vfio => {
                     let reason = match &error {
                         MmioError::Backend(BackendError::Os { source, .. }) => source.to_string(),
                         error => error.to_string(),

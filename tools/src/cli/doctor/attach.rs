@@ -4,7 +4,6 @@ use vfio_dma::backend::BackendError;
 use vfio_dma::backend::vfio::{Access, VfToken};
 use vfio_dma::device::DeviceError;
 use vfio_dma::pci::Address;
-use vfio_dma::pci::sysfs::VFIO_PCI;
 use vfio_dma::session::Session;
 
 use super::{Check, Host};
@@ -15,7 +14,7 @@ use crate::cli::remedy::hint;
 pub(super) fn check(host: &Host, address: Address, token: Option<&VfToken>) -> Option<Check> {
     let name = "attach";
     let info = host.sysfs.device(address).ok()?;
-    if info.driver.as_deref() != Some(VFIO_PCI) {
+    if !info.with_vfio {
         return None;
     }
     let group = info.group?;

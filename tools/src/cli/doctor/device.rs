@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use vfio_dma::Remedy;
 use vfio_dma::devices::recognise;
 use vfio_dma::host::{HostUse, PciDeviceInfo};
-use vfio_dma::pci::sysfs::{HostDriver, SysfsError, VFIO_PCI};
+use vfio_dma::pci::sysfs::{HostDriver, SysfsError};
 use vfio_dma::pci::{Address, PciError};
 
 use super::{Check, Host, writable};
@@ -88,7 +88,7 @@ fn header(host: &Host, info: &PciDeviceInfo) -> Check {
 fn driver(host: &Host, info: &PciDeviceInfo) -> Check {
     let name = "driver";
     let finding = match info.driver.as_deref() {
-        Some(VFIO_PCI) => return Check::ok(name, VFIO_PCI),
+        Some(driver) if info.with_vfio => return Check::ok(name, driver),
         Some(driver) => format!("{driver}, not vfio-pci"),
         None => "none, not vfio-pci".to_owned(),
     };
@@ -133,11 +133,10 @@ fn node(host: &Host, info: &PciDeviceInfo, node: &std::path::Path) -> Check {
     match writable(&host.node(node)) {
         Ok(()) => Check::ok(name, format!("{shown} can be opened")),
         // It is there for devices on vfio-pci, by udev or devtmpfs.
-        Err(Errno::ENOENT) if info.driver.as_deref() == Some(VFIO_PCI) => {
-            Check::failed(name, format!("{shown} is absent")).mend(
+        Err(Errno::ENOENT) if info.with_vfio => Check::failed(name, format!("{shown} is absent"))
+            .mend(
                 "have udev or devtmpfs make it; in a container, pass it in (--device)".to_owned(),
-            )
-        }
+            ),
         Err(Errno::ENOENT) => Check::failed(name, format!("{shown} is absent"))
             .mend(format!("vfio-dma bind {}", info.address)),
         Err(errno) => Check::failed(name, format!("{shown}: {}", errno.desc()))
