@@ -169,7 +169,7 @@ fn latencies(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
 
 fn describe(subject: &Subject) -> String {
     match subject {
-        Subject::Transfer { series, transfer, segment, batch, channels } => {
+        Subject::Transfer { series, transfer, segment, batch, channels, method } => {
             let mut text = bytes(*transfer);
             match segment {
                 Some(segment) => {
@@ -186,6 +186,7 @@ fn describe(subject: &Subject) -> String {
             if *series == Series::Latency {
                 text.push_str(", one at a time");
             }
+            text.push_str(method.suffix());
             text
         }
         Subject::Memcpy { transfer } => format!("{} memcpy", bytes(*transfer)),
