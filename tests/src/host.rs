@@ -132,8 +132,16 @@ fn boot(scenario: &Scenario, selected: &[&str]) -> Result<Vec<CaseResult>, Strin
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(format!("the guest reported nothing; it said:\n{stdout}{stderr}"));
     }
-    (machine.verify)().map_err(|why| format!("on the host: {why}"))?;
-    Ok(cases)
+    let wrong = (machine.verify)().err().map(|why| format!("on the host: {why}"));
+    match wrong {
+        // What failed in the guest comes first: the host may only see what is left of it.
+        Some(why) if cases.iter().any(|case| !case.passed) => {
+            eprintln!("{}: {why}", scenario.name);
+            Ok(cases)
+        }
+        Some(why) => Err(why),
+        None => Ok(cases),
+    }
 }
 
 fn verdict(result: &Result<CaseResult, String>) -> Result<(), Failed> {

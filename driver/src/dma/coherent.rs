@@ -194,6 +194,19 @@ impl<T: Shared> Coherent<T> {
         }
     }
 
+    /// Writes a word of an element while others have the array too; orders nothing.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else of the program accesses this word meanwhile.
+    #[inline]
+    pub(crate) unsafe fn write_shared(&self, index: usize, word: usize, value: T::Word) {
+        self.check(index);
+        assert!(word < T::WORDS, "word {word} of an element of {}", T::WORDS);
+        // SAFETY: the address is valid and aligned, as checked when the array was made.
+        unsafe { T::Word::store_relaxed(self.word(index, word), value) };
+    }
+
     /// Loads one word of an element; every later load and store of the program comes after
     /// it.
     #[inline]

@@ -105,4 +105,5 @@ pub use request::{Node, Request};
 pub use sg::{Piece, Pieces, SgError, SgList, SgTable, Walk};
 pub(crate) use slots::SlotTable;
 pub use slots::{Slot, SlotError, SlotPool, SlotPoolError, SlotPoolFailed};
+pub(crate) use space::ReservedIova;
 pub use space::{AddressSpace, Usage};

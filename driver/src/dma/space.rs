@@ -178,6 +178,18 @@ impl AddressSpace {
         Ok(vec![Segment { iova, len }])
     }
 
+    /// Takes addresses out of the address space, at which nothing will be mapped: for what a
+    /// device has there by itself.
+    pub(crate) fn reserve_iova(
+        self: &Arc<Self>,
+        len: u64,
+        align: u64,
+    ) -> Result<ReservedIova, DmaError> {
+        let align = align.max(self.granule);
+        let iova = self.lock().iovas.allocate(len, align, u64::MAX)?;
+        Ok(ReservedIova { space: Arc::clone(self), iova, len })
+    }
+
     /// As few IOVA ranges as there are free runs, see [`IovaAllocator::allocate_runs`].
     pub(super) fn take_runs(
         &self,
@@ -346,6 +358,29 @@ impl AddressSpace {
         state.usage.mappings -= 1;
         state.usage.bytes -= len as u64;
         Ok(())
+    }
+}
+
+/// Addresses at which nothing is mapped; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ReservedIova {
+    space: Arc<AddressSpace>,
+    iova: Iova,
+    len: u64,
+}
+
+impl ReservedIova {
+    /// The first of them.
+    pub(crate) fn iova(&self) -> Iova {
+        self.iova
+    }
+}
+
+impl Drop for ReservedIova {
+    fn drop(&mut self) {
+        if let Err(error) = self.space.lock().iovas.free(self.iova, self.len) {
+            log::error!("giving an IOVA range back: {error}");
+        }
     }
 }
 

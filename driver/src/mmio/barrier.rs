@@ -29,3 +29,16 @@ pub(crate) fn after_read() {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
 }
+
+/// Keeps earlier stores to memory before the loads from memory that follow, as a device sees
+/// both.
+#[inline]
+pub(crate) fn full() {
+    #[cfg(not(target_arch = "aarch64"))]
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    // SAFETY: a barrier touches no memory and no register of the program.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("dmb osh", options(nostack, preserves_flags))
+    };
+}

@@ -58,6 +58,11 @@ impl Producer {
         Producer { size: self.size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 }
     }
 
+    /// Begins anew, empty: for a device that was stopped, and has forgotten the ring.
+    pub fn clear(&mut self) {
+        *self = self.renewed();
+    }
+
     /// Entries of the ring.
     #[inline]
     #[must_use]

@@ -468,8 +468,10 @@ fn main() -> ExitCode {
                 nvme::the_command_line_reads_and_writes_who_is_named,
                 nvme::what_cannot_be_is_refused_before_the_controller_sees_it,
                 nvme::a_bad_medium_is_told_by_name,
+                nvme::a_list_page_that_is_not_mapped_is_an_error_and_no_more,
                 nvme::a_reset_ends_every_transfer_once,
                 nvme::a_command_that_is_late_is_given_up,
+                nvme::a_read_that_is_aborted_ends_once,
                 bench::nvme_is_measured_in_time,
                 nvme::an_unbind_with_64_reads_in_flight_ends_each_once,
                 soak::nvme_is_soaked,
@@ -485,6 +487,28 @@ fn main() -> ExitCode {
                 nvme::reads_and_writes_through_iommufd,
                 nvme::linux_reads_what_was_written_and_the_reverse,
                 access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
+            name: "nvme_offered",
+            machine: nvme::offering,
+            cases: cases![
+                nvme::shadow_doorbells_save_register_writes,
+                nvme::blocks_are_copied_by_the_controller,
+                nvme::queues_lie_in_the_controllers_memory,
+            ],
+        },
+        Scenario {
+            name: "nvme_judges",
+            machine: nvme::judged,
+            cases: cases![nvme::nvme_cli_and_fio_read_what_was_written_and_the_reverse],
+        },
+        Scenario {
+            name: "nvme_unplugged",
+            machine: nvme::unpluggable,
+            cases: cases![
+                nvme::an_event_of_the_drive_is_told,
+                nvme::an_unplugged_drive_ends_every_read_once,
             ],
         },
         Scenario {

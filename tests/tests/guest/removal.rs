@@ -249,7 +249,7 @@ pub(crate) fn unbind_with_64_transfers_in_flight_ends_each_once() {
 }
 
 /// QEMU's monitor, which the guest reaches through a serial card of its own.
-fn monitor(command: &str) {
+pub(crate) fn monitor(command: &str) {
     let card = format!("/{}/", address(0));
     let ports = std::fs::read_dir("/sys/class/tty").unwrap().map(|port| port.unwrap());
     let of_card = |port: &std::fs::DirEntry| {

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::results::{Results, Series, Setup, Spread};
+use super::results::{Method, Results, Series, Setup, Spread};
 
 mod text;
 
@@ -34,6 +34,8 @@ pub enum Subject {
         batch: u32,
         /// Channels at once.
         channels: u32,
+        /// How the device is told where the data is.
+        method: Method,
     },
     /// The processor's own copy; judged by its rate, more being better.
     Memcpy {
@@ -187,6 +189,7 @@ fn figures(results: &Results) -> BTreeMap<Subject, Figures> {
             segment: cell.segment,
             batch: cell.batch,
             channels: cell.channels,
+            method: cell.method,
         };
         let latency = cell.latency.as_ref().map(|latency| [latency.p50, latency.p99]);
         (subject, Figures { figure: cell.bytes_per_second, of_memcpy: cell.of_memcpy, latency })

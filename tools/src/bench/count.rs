@@ -33,8 +33,8 @@ pub(super) fn count(measured: &mut Measured, link: &LinkConfig, seed: u64, budge
 }
 
 fn spec(cell: &Cell) -> Spec {
-    let Cell { series, transfer, segment, batch, channels, .. } = *cell;
-    Spec { series, transfer, segment, batch, channels }
+    let Cell { series, transfer, segment, batch, channels, method, .. } = *cell;
+    Spec { series, transfer, segment, batch, channels, method }
 }
 
 /// Returns how many cells were left over.

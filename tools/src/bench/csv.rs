@@ -8,10 +8,10 @@ use ::csv::WriterBuilder;
 
 use super::error::BenchError;
 use super::link::OPERATIONS;
-use super::results::{Results, Series, Spread};
+use super::results::{Method, Results, Series, Spread};
 
 /// The columns before the figures.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "kind",
     "taken",
     "device",
@@ -20,6 +20,7 @@ const KEYS: [&str; 13] = [
     "segment_bytes",
     "batch",
     "channels",
+    "method",
     "strategy",
     "page_bytes",
     "operation",
@@ -97,6 +98,7 @@ pub fn to_csv(results: &Results) -> Result<String, BenchError> {
         row.maybe("segment_bytes", cell.segment)?;
         row.put("batch", cell.batch)?;
         row.put("channels", cell.channels)?;
+        row.put("method", method(cell.method))?;
         row.spread("rate", Some(&cell.bytes_per_second))?;
         row.spread("operations", Some(&cell.operations_per_second))?;
         row.spread("of_memcpy", cell.of_memcpy.as_ref())?;
@@ -165,6 +167,17 @@ fn series(series: Series) -> &'static str {
         Series::Channels => "channels",
         Series::Latency => "latency",
         Series::Slots => "slots",
+        Series::Methods => "methods",
+    }
+}
+
+fn method(method: Method) -> &'static str {
+    match method {
+        Method::Auto => "auto",
+        Method::Prp => "prp",
+        Method::Sgl => "sgl",
+        Method::Verify => "verify",
+        Method::OneBlock => "one-block",
     }
 }
 

@@ -94,6 +94,7 @@ impl Generator {
             segment,
             batch,
             channels,
+            method: super::results::Method::Auto,
             bytes_per_second,
             operations_per_second: self.around(operations),
             of_memcpy: Some(self.around(rate / memcpy)),

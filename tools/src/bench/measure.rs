@@ -315,7 +315,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
         let Some(bytes_per_second) = scaled(&variant.rates, spec.transfer) else { continue };
         let memcpy = copies.iter().find(|copy| copy.spec.transfer == spec.transfer);
         let reference = variants.iter().find(|other| other.spec == spec.reference());
-        let reference = reference.filter(|_| spec.segment.is_some());
+        let reference = reference.filter(|other| other.spec != spec);
         let of_contiguous = reference.and_then(|other| ratio(&variant.rates, &other.rates));
         if of_contiguous.as_ref().is_some_and(is_undecided) {
             undecided.push(spec.to_string());
@@ -330,6 +330,7 @@ fn finish(variants: &[Variant], copies: &[Copy], measured: &mut Measured) {
             segment: spec.segment,
             batch: spec.batch,
             channels: spec.channels,
+            method: spec.method,
             bytes_per_second,
             operations_per_second,
             of_memcpy: memcpy.and_then(|copy| ratio(&variant.rates, &copy.rates)),

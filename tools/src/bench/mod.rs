@@ -282,6 +282,7 @@ impl Session<'_> {
         let (specs, mut notes) = nvme::plan_nvme(&self.options.plan, &drive, &namespace)?;
         let mut subject = nvme::NvmeSubject::new(&drive, namespace, &specs, seed, timeout)?;
         let mut measured = self.measure(&mut subject, &specs, drive.allocator());
+        notes.extend(nvme::medium(&measured.cells));
         notes.append(&mut measured.notes);
         Ok((info, Measured { notes, ..measured }))
     }

@@ -1,5 +1,6 @@
 //! Runs variants on NVMe: reads of the drive's first blocks, several in flight, a doorbell for
-//! each batch, polled. Nothing is written.
+//! each batch, polled. Nothing is written. A table of its own has reads that are told by PRPs and by
+//! SGLs, and what a read takes without its data.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use hdrhistogram::Histogram;
 use vfio_dma::device::Device;
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::nvme::{
-    Config, IoQueue, Namespace, Nvme, NvmeError, QueueConfig, Token, WhenFull,
+    Config, DataMethod, IoQueue, Namespace, Nvme, NvmeError, QueueConfig, Token, WhenFull,
 };
 use vfio_dma::dma::{Direction, Request, SgTable};
 use vfio_dma::queue::{QueueError, WaitMode};
@@ -17,8 +18,8 @@ use super::drive;
 use super::error::BenchError;
 use super::plan::{PlanOptions, Spec, plan};
 use super::profile::Profile;
-use super::results::Series;
-use super::subject::{Extent, Sample, Subject};
+use super::results::{Cell, Method, Series};
+use super::subject::{Extent, Sample, Subject, histogram};
 use super::test_memory::TestMemory;
 use super::units::bytes;
 
@@ -32,8 +33,10 @@ const PART: usize = 128 << 10;
 /// Reads of one queue that take turns.
 struct Lane {
     namespace: Namespace,
-    /// First block, and the list that it is read into.
-    idle: VecDeque<(u64, SgTable)>,
+    /// First block, and the list that it is read into; `None` for what moves no data.
+    idle: VecDeque<(u64, Option<SgTable>)>,
+    /// Blocks of a transfer.
+    blocks: u64,
     flying: VecDeque<(Token, u64, Instant)>,
     batch: usize,
     /// How many may still be begun.
@@ -51,14 +54,18 @@ impl drive::Lane for Lane {
             let begin = Instant::now();
             for _ in 0..self.quota.min(self.batch as u64) {
                 let Some((lba, table)) = self.idle.pop_front() else { break };
-                match queue.read(&self.namespace, lba, table, WhenFull::Return) {
+                let submitted = match table {
+                    Some(table) => queue.read(&self.namespace, lba, table, WhenFull::Return),
+                    None => queue.verify(&self.namespace, lba, self.blocks, WhenFull::Return),
+                };
+                match submitted {
                     Ok(token) => self.flying.push_back((token, lba, begin)),
                     Err(refused) => {
                         let full =
                             matches!(refused.error, NvmeError::Queue(QueueError::Full { .. }));
-                        if let Some(table) = refused.table.filter(|_| full) {
+                        if full {
                             // A long read of several commands streams through the queue.
-                            self.idle.push_front((lba, table));
+                            self.idle.push_front((lba, refused.table));
                             queue.issue()?;
                             return Ok(());
                         }
@@ -83,7 +90,7 @@ impl drive::Lane for Lane {
         while let Some(&(token, lba, begin)) = self.flying.front() {
             let Some(finished) = queue.take(token)? else { break };
             self.flying.pop_front();
-            self.idle.push_back((lba, finished.into_table().map_err(NvmeError::from)?));
+            self.idle.push_back((lba, finished.into_result().map_err(NvmeError::from)?));
             let ns = u64::try_from((now - begin).as_nanos()).unwrap_or(u64::MAX);
             latency.saturating_record(ns);
             ended += 1;
@@ -174,6 +181,7 @@ pub(super) fn plan_nvme(
         .filter(|spec| spec.series != Series::Slots)
         .filter(|spec| !is_quick || spec.series != Series::Channels || spec.transfer == 64 << 10);
     let block = u64::from(namespace.block_size());
+    let all = all.chain(methods(options, nvme, block));
     let fits = |spec: &Spec| {
         spec.transfer.is_multiple_of(block)
             && spec.stride().is_multiple_of(block)
@@ -196,6 +204,60 @@ pub(super) fn plan_nvme(
             .into(),
     );
     Ok((specs, notes))
+}
+
+/// Reads that are told by PRPs and by SGLs, and what they take without their data.
+fn methods(options: &PlanOptions, nvme: &Nvme, block: u64) -> Vec<Spec> {
+    let own: &[u64] = match options.profile {
+        Profile::Quick => &[64 << 10],
+        Profile::Full => &[4 << 10, 64 << 10, 512 << 10],
+    };
+    let asked = options.sizes.clone().unwrap_or_else(|| own.to_vec());
+    let info = nvme.info();
+    let most = info.max_transfer.unwrap_or(u64::MAX);
+    let mut specs = Vec::new();
+    for transfer in own.iter().copied().filter(|size| asked.contains(size) && *size <= most) {
+        // PRPs describe whole pages.
+        let pages = options.segments.iter().flatten().copied().flatten();
+        let segment = pages
+            .chain([4096])
+            .find(|segment| segment.is_multiple_of(nvme.page_size()) && *segment < transfer);
+        let batch = ((256 << 10) / transfer).clamp(1, 32) as u32;
+        let spec = |segment, method| {
+            let series = Series::Methods;
+            Spec { series, transfer, segment, batch, channels: 1, method }
+        };
+        let mut told = vec![Method::Prp];
+        told.extend(info.takes_sgl().then_some(Method::Sgl));
+        let shapes = [None].into_iter().chain(segment.map(Some));
+        specs.extend(shapes.flat_map(|segment| told.iter().map(move |&way| spec(segment, way))));
+        let alone = if info.can_verify() { Method::Verify } else { Method::OneBlock };
+        if alone == Method::Verify || transfer > block {
+            specs.push(spec(None, alone));
+        }
+    }
+    specs
+}
+
+/// What of a read is the medium's, as far as that can be told.
+pub(super) fn medium(cells: &[Cell]) -> Vec<String> {
+    let told = cells.iter().filter_map(|cell| {
+        let share = 100.0 / cell.of_contiguous.as_ref()?.median;
+        let size = bytes(cell.transfer);
+        match cell.method {
+            Method::Verify => Some(format!(
+                "of a read of {size} into contiguous memory {share:.0}% is the medium's: that is \
+                 what it takes to verify the same blocks, which moves no data"
+            )),
+            Method::OneBlock => Some(format!(
+                "of a read of {size} into contiguous memory {share:.0}% is what a read of its \
+                 first block takes; what of the rest is the medium's and what the memory's is \
+                 not known, for the drive does not offer the verify command"
+            )),
+            Method::Auto | Method::Prp | Method::Sgl => None,
+        }
+    });
+    told.collect()
 }
 
 impl NvmeSubject {
@@ -254,20 +316,23 @@ impl Subject for NvmeSubject {
         let (slots, stride) = (spec.slots() as usize, spec.stride() as usize);
         let (transfer, depth) = (spec.transfer as usize, spec.depth() as usize);
         let block = u64::from(self.namespace.block_size());
+        let moved = if spec.method == Method::OneBlock { block as usize } else { transfer };
         let mut map_calls = 0;
         let mut lanes = Vec::new();
         for lane in 0..spec.channels as usize {
             let mut idle = VecDeque::with_capacity(depth);
             for n in 0..depth {
                 let offset = (lane * depth + n) % slots * stride;
-                let ((_, target), calls) = self.memory.pair(spec.segment, offset, transfer)?;
+                let ((_, target), calls) = self.memory.pair(spec.segment, offset, moved)?;
                 // Of both sides; only the target is read into.
                 map_calls = calls.div_ceil(2);
+                let target = Some(target).filter(|_| spec.method != Method::Verify);
                 idle.push_back((offset as u64 / block, target));
             }
             let (batch, flying) = (spec.batch as usize, VecDeque::with_capacity(depth));
             let namespace = self.namespace;
-            lanes.push(Lane { namespace, idle, flying, batch, quota: 0 });
+            let blocks = spec.transfer / block;
+            lanes.push(Lane { namespace, idle, blocks, flying, batch, quota: 0 });
         }
         self.cells.insert(number, Ready { spec: *spec, lanes });
         Ok(map_calls)
@@ -289,11 +354,27 @@ impl Subject for NvmeSubject {
             Extent::For(time) => (u64::MAX, time),
         };
         cell.lanes.iter_mut().for_each(|lane| lane.quota = quota);
+        let method = match cell.spec.method {
+            Method::Prp => DataMethod::Prp,
+            Method::Sgl => DataMethod::Sgl,
+            Method::Auto | Method::Verify | Method::OneBlock => DataMethod::Auto,
+        };
+        self.queues.iter_mut().for_each(|queue| queue.set_method(method));
         let (transfers, elapsed) =
             drive::drive(&mut self.queues, &mut cell.lanes, time, self.timeout, latency)?;
         let after = self.totals();
         let (descriptors, doorbells) = (after.0 - before.0, after.1 - before.1);
         Ok(Sample { transfers, elapsed, descriptors, doorbells, cycles: 0 })
+    }
+
+    fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        match self.spec(number).map(|spec| spec.method) {
+            // There is nothing to compare.
+            Some(Method::Verify | Method::OneBlock) => {
+                self.run(number, Extent::Once, &mut histogram())
+            }
+            _ => self.verify_bytes(number),
+        }
     }
 
     fn spec(&self, number: usize) -> Option<Spec> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::BenchError;
 use super::profile::Profile;
-use super::results::Series;
+use super::results::{Method, Series};
 use super::units::bytes;
 
 /// Time for each variant in a round, unless asked for otherwise.
@@ -63,6 +63,8 @@ pub struct Spec {
     pub batch: u32,
     /// Channels at once.
     pub channels: u32,
+    /// How the device is told where the data is.
+    pub method: Method,
 }
 
 impl Spec {
@@ -79,7 +81,7 @@ impl Spec {
         match self.series {
             Series::Latency => 1,
             Series::Batch | Series::Slots => 2 * self.batch,
-            Series::Segments | Series::Channels => {
+            Series::Segments | Series::Channels | Series::Methods => {
                 let batches = FLYING_BYTES / (self.transfer * u64::from(self.batch));
                 self.batch * batches.clamp(2, 8) as u32
             }
@@ -117,7 +119,8 @@ impl Spec {
     /// The contiguous variant that this one is compared with.
     #[must_use]
     pub fn reference(&self) -> Spec {
-        Spec { segment: None, ..*self }
+        let method = if self.series == Series::Methods { Method::Prp } else { self.method };
+        Spec { segment: None, method, ..*self }
     }
 }
 
@@ -130,6 +133,7 @@ impl fmt::Display for Spec {
         }
         match self.series {
             Series::Segments => Ok(()),
+            Series::Methods => f.write_str(self.method.suffix()),
             Series::Batch => write!(f, ", batch {}", self.batch),
             Series::Channels if self.channels == 1 => f.write_str(", 1 channel"),
             Series::Channels => write!(f, ", {} channels", self.channels),
@@ -174,7 +178,15 @@ pub fn plan(
         let batch = (BATCH_BYTES / transfer).clamp(1, 32).min(ring / pieces).max(1) as u32;
         let all = std::iter::once(None).chain(fitting.into_iter().map(Some));
         let series = Series::Segments;
-        specs.extend(all.map(|segment| Spec { series, transfer, segment, batch, channels: 1 }));
+        let method = Method::Auto;
+        specs.extend(all.map(|segment| Spec {
+            series,
+            transfer,
+            segment,
+            batch,
+            channels: 1,
+            method,
+        }));
     }
     if !left_out.is_empty() {
         let what = left_out.join(", ");
@@ -190,6 +202,7 @@ pub fn plan(
         segment: None,
         batch,
         channels,
+        method: Method::Auto,
     };
     let batches = sorted(options.batches.clone().unwrap_or_else(|| profile.batches()));
     for transfer in within(profile.batch_sizes(), 4 << 10) {
@@ -237,6 +250,7 @@ pub fn plan_edu(options: &PlanOptions) -> (Vec<Spec>, Vec<String>) {
             segment,
             batch: 1,
             channels: 1,
+            method: Method::Auto,
         }));
     }
     let fits = |size: u64| size.is_multiple_of(4096) && specs.iter().any(|s| s.transfer > size);
@@ -433,6 +447,7 @@ mod tests {
             segment: Some(256),
             batch: 1,
             channels: 1,
+            method: Method::Auto,
         };
         assert_eq!(spec.to_string(), "1 MiB in 256 B segments");
     }

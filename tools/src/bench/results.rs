@@ -170,13 +170,17 @@ pub struct Cell {
     pub batch: u32,
     /// Channels that worked at once.
     pub channels: u32,
+    /// How the device is told where the data is.
+    #[serde(default)]
+    pub method: Method,
     /// Payload bytes for each second, over all channels.
     pub bytes_per_second: Spread,
     /// Transfers for each second, over all channels.
     pub operations_per_second: Spread,
     /// Rate as a share of the processor's copy in the same round.
     pub of_memcpy: Option<Spread>,
-    /// Rate as a share of the contiguous transfer in the same round; `null` for that itself.
+    /// Rate as a share of the contiguous transfer in the same round, of that by PRP in the table
+    /// of methods; `null` for that itself.
     pub of_contiguous: Option<Spread>,
     /// From the submission of a transfer until its completion was seen.
     pub latency: Option<Latency>,
@@ -219,6 +223,41 @@ pub enum Series {
     Latency,
     /// Small copies between slots, by size and channels.
     Slots,
+    /// The ways to tell a device where data is, and what a transfer takes without its data.
+    Methods,
+}
+
+/// How a device is told where data is, or what of a transfer it does without it.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// As the driver chooses.
+    #[default]
+    Auto,
+    /// By PRP entries and lists.
+    Prp,
+    /// By SGLs.
+    Sgl,
+    /// Nothing is moved: the blocks are verified, which is what the medium takes.
+    Verify,
+    /// The first block alone is moved: what a command takes besides its data.
+    OneBlock,
+}
+
+impl Method {
+    /// What is said behind the size of a transfer; nothing for the driver's own choice.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Method::Auto => "",
+            Method::Prp => ", by PRP",
+            Method::Sgl => ", by SGL",
+            Method::Verify => ", verified only",
+            Method::OneBlock => ", one block of it",
+        }
+    }
 }
 
 /// From which size on an engine is quicker than the processor at small copies: the device by

@@ -63,6 +63,15 @@ pub(super) trait Subject {
     ///
     /// Fails when the device does, or a byte is wrong.
     fn verify(&mut self, number: usize) -> Result<Sample, BenchError> {
+        self.verify_bytes(number)
+    }
+
+    /// What [`Subject::verify`] is where every transfer moves all of its bytes.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    fn verify_bytes(&mut self, number: usize) -> Result<Sample, BenchError> {
         let unprepared = BenchError::State("a variant that is not prepared");
         let spec = self.spec(number).ok_or(unprepared)?;
         let (stride, transfer) = (spec.stride() as usize, spec.transfer as usize);

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use self::rows::{
     Unit, allocation_head, allocation_rows, batch_head, batch_row, channel_head, channel_row,
-    cycle_head, cycle_row, digits, latency_head, latency_row, percent, range, segment_head,
-    segment_row, share_head, share_row, slot_head, slot_row, small_head, small_row, work_head,
-    work_row,
+    cycle_head, cycle_row, digits, latency_head, latency_row, method_head, method_row, percent,
+    range, segment_head, segment_row, share_head, share_row, slot_head, slot_row, small_head,
+    small_row, work_head, work_row,
 };
 use super::results::{
     Cell, ClockInfo, Conditions, LinkView, Noise, Results, Series, SmallCopies, Spread,
@@ -50,6 +50,12 @@ pub fn table(results: &Results) -> String {
         "Transfers for a doorbell",
         batch_head(),
         cells(Series::Batch).map(batch_row),
+    );
+    section(
+        &mut text,
+        "Where data is, told by PRPs and by SGLs, and what a transfer takes without its data",
+        method_head(unit),
+        cells(Series::Methods).map(|cell| method_row(cell, unit)),
     );
     section(&mut text, "Channels", channel_head(), cells(Series::Channels).map(channel_row));
     section(

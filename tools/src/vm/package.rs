@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::apt::{self, Apt};
 use super::cache::Cache;
@@ -46,6 +47,29 @@ impl Package {
     pub(super) fn program(&self, path: &str) -> Result<GuestFile, VmError> {
         let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
         self.file(path, &format!("{}/{name}", self.guest), 0o755)
+    }
+
+    /// The loader, and the libraries that a program needs, all in one directory of the guest.
+    /// They are looked for in these directories, by the package's own loader.
+    pub(super) fn needed(&self, program: &str, dirs: &[&str]) -> Result<Vec<GuestFile>, VmError> {
+        let loader = "usr/lib64/ld-linux-x86-64.so.2";
+        let dirs = dirs.iter().map(|dir| self.tree.join(dir).display().to_string());
+        let path = dirs.collect::<Vec<_>>().join(":");
+        let mut command = Command::new(self.tree.join(loader));
+        command.arg("--library-path").arg(path).arg("--list").arg(self.tree.join(program));
+        let list = apt::run_with_lines(command, |_| ())?;
+        let mut files = vec![self.file(loader, &format!("{}/ld.so", self.guest), 0o755)?];
+        for line in list.lines() {
+            // `libz.so.1 => /tree/usr/lib/libz.so.1 (0x...)`; the loader itself is not relative.
+            let Some((name, found)) = line.trim().split_once(" => ") else { continue };
+            let found = Path::new(found.split(" (").next().unwrap_or(found));
+            if !name.contains('/') {
+                let host = found.canonicalize().at("find", found)?;
+                let guest = format!("{}/{name}", self.guest);
+                files.push(GuestFile { host, guest, mode: 0o755 });
+            }
+        }
+        Ok(files)
     }
 
     /// The loader, and the libraries below these directories, all in one.

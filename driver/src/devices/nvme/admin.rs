@@ -1,12 +1,16 @@
 //! The admin queue and its commands (NVM Express Base 1.4, 5).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::command::{Command, Completed, DataPointer, admin};
 use super::controller::Controller;
 use super::identify::{self, ControllerInfo, ErrorLogEntry, Namespace, SmartLog};
+use super::memory_buffer::MemoryBuffer;
 use super::pair::Pair;
+use super::shadow::Pages;
 use super::{NvmeError, Status};
 use crate::device::Device;
 use crate::dma::{Coherent, Iova};
@@ -57,6 +61,10 @@ struct Memory {
     pair: Pair<Waiting>,
     /// What commands give; one command at a time has data.
     data: Coherent<u64>,
+    /// Shadow doorbells, once it is known that the controller takes them.
+    shadow: Option<Arc<Pages>>,
+    /// The controller memory buffer, whose addresses nobody else may have.
+    buffer: Option<Arc<MemoryBuffer>>,
 }
 
 /// The admin queue.
@@ -77,9 +85,9 @@ impl Admin {
         max_entries: u32,
     ) -> Result<Admin, QueueSetupError> {
         let allocator = device.allocator();
-        let pair = Pair::new(allocator, 0, ENTRIES.min(max_entries), page, stride)?;
+        let pair = Pair::new(allocator, (0, ENTRIES.min(max_entries)), page, stride, None)?;
         let data = allocator.coherent(identify::LEN / 8, page)?;
-        let mut memory = Held::new(device, Memory { pair, data });
+        let mut memory = Held::new(device, Memory { pair, data, shadow: None, buffer: None });
         // Nobody was told of it.
         memory.release();
         Ok(Admin { memory, events: VecDeque::new(), events_lost: 0, wanted: None })
@@ -92,12 +100,22 @@ impl Admin {
         let pair = &mut self.memory.pair;
         pair.tags.complete_all(drop);
         pair.clear();
-        (pair.size(), pair.submission.entries().iova(0), pair.completion.iova())
+        (pair.size(), pair.submission.iova(), pair.completion.iova())
     }
 
     /// The controller reaches the queues no more.
     pub(super) fn release(&mut self) {
         self.memory.release();
+    }
+
+    /// Keeps the shadow doorbells as long as the controller may reach them.
+    pub(super) fn keep_shadow(&mut self, pages: &Arc<Pages>) {
+        self.memory.shadow = Some(Arc::clone(pages));
+    }
+
+    /// Keeps the addresses of the controller memory buffer as long as it may be there.
+    pub(super) fn keep_buffer(&mut self, buffer: &Arc<MemoryBuffer>) {
+        self.memory.buffer = Some(Arc::clone(buffer));
     }
 
     fn page(&self) -> DataPointer {
@@ -137,7 +155,7 @@ impl Controller {
                 }
             }
         }
-        queue.memory.pair.acknowledge(&self.bar)?;
+        queue.memory.pair.acknowledge(self.doorbells())?;
         self.request_events(queue, events)?;
         Ok(ours)
     }
@@ -147,7 +165,7 @@ impl Controller {
         for _ in 0..count {
             pair.push(&Command::new(admin::ASYNC_EVENT_REQUEST, 0), Waiting::Event)?;
         }
-        pair.ring(&self.bar)?;
+        pair.ring(self.doorbells())?;
         Ok(())
     }
 
@@ -161,7 +179,7 @@ impl Controller {
     ) -> Result<Completed, NvmeError> {
         self.check_events()?;
         queue.memory.pair.push(command, Waiting::Caller)?;
-        queue.memory.pair.ring(&self.bar)?;
+        queue.memory.pair.ring(self.doorbells())?;
         let mut looks = 0;
         let done = poll_until(limit, || {
             let ours = self.reap_admin(queue)?;
@@ -231,10 +249,27 @@ impl Controller {
         command.words[1] = count << 16 | count;
         let granted = self.bring_up(queue, &command, "setting the number of queues")?;
         let granted = (granted & 0xffff).min(granted >> 16) as u16;
+        self.configure_shadow(queue)?;
         if let Some((events, requests)) = queue.wanted {
             self.ask_for_events(queue, events, requests)?;
         }
         Ok(granted.saturating_add(1).min(asked))
+    }
+
+    /// Tells the controller of the shadow doorbells, which a reset has it forget. One that does
+    /// not take them after all is told by its registers.
+    fn configure_shadow(&self, queue: &mut Admin) -> Result<(), NvmeError> {
+        self.is_shadowed.store(false, Ordering::Release);
+        let Some(pages) = &self.shadow else { return Ok(()) };
+        pages.clear();
+        let mut command = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0);
+        command.data.words = pages.addresses();
+        match self.bring_up(queue, &command, "configuring shadow doorbells") {
+            Ok(_) => self.is_shadowed.store(true, Ordering::Release),
+            Err(error @ NvmeError::Command { .. }) => log::warn!("{error}"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn ask_for_events(&self, queue: &mut Admin, events: u32, count: u32) -> Result<(), NvmeError> {
@@ -293,6 +328,9 @@ impl Controller {
         pair: &Pair<T>,
         interrupts: bool,
     ) -> Result<(), NvmeError> {
+        if let Some(pages) = &self.shadow {
+            pages.clear_of(pair.doorbells());
+        }
         let shape = (pair.size() - 1) << 16 | u32::from(pair.id);
         let mut command = Command::new(admin::CREATE_COMPLETION_QUEUE, 0);
         command.data = DataPointer::page(pair.completion.iova().0);
@@ -302,7 +340,7 @@ impl Controller {
         command.words[1] = 1 | if interrupts { vector } else { 0 };
         self.run(queue, command, "creating a completion queue")?;
         let mut command = Command::new(admin::CREATE_SUBMISSION_QUEUE, 0);
-        command.data = DataPointer::page(pair.submission.entries().iova(0).0);
+        command.data = DataPointer::page(pair.submission.iova().0);
         command.words[0] = shape;
         command.words[1] = u32::from(pair.id) << 16 | 1;
         let created = self.run(queue, command, "creating a submission queue").map(drop);

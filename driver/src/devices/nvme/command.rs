@@ -119,6 +119,7 @@ pub(super) mod admin {
     pub(in super::super) const SET_FEATURES: u8 = 0x09;
     pub(in super::super) const GET_FEATURES: u8 = 0x0a;
     pub(in super::super) const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+    pub(in super::super) const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 }
 
 /// Opcodes of NVM commands (6).
@@ -130,6 +131,7 @@ pub(super) mod nvm {
     pub(in super::super) const WRITE_ZEROES: u8 = 0x08;
     pub(in super::super) const DATASET_MANAGEMENT: u8 = 0x09;
     pub(in super::super) const VERIFY: u8 = 0x0c;
+    pub(in super::super) const COPY: u8 = 0x19;
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! What the queues of a controller share: its registers, admin queue and state.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use super::admin::Admin;
 use super::identify::{ControllerInfo, Namespace};
+use super::memory_buffer::MemoryBuffer;
 use super::quirks::Quirks;
 use super::regs::{self, Cap};
+use super::shadow::{Doorbells, Pages};
 use super::{Config, NvmeError, Shutdown};
 use crate::device::{Device, DeviceError};
 use crate::dma::Allocator;
@@ -73,6 +75,12 @@ pub(super) struct Controller {
     pub(super) queues: u16,
     /// Those that are open.
     open: Mutex<Vec<bool>>,
+    /// Doorbells in memory, where the controller takes them and they are wanted.
+    pub(super) shadow: Option<Arc<Pages>>,
+    /// The controller memory buffer, where it is asked for.
+    pub(super) buffer: Option<Arc<MemoryBuffer>>,
+    /// The controller was told of the shadow doorbells.
+    pub(super) is_shadowed: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -118,6 +126,9 @@ impl Controller {
             namespaces: Vec::new(),
             queues: 0,
             open: Mutex::default(),
+            shadow: None,
+            buffer: None,
+            is_shadowed: AtomicBool::new(false),
         }
     }
 
@@ -152,6 +163,13 @@ impl Controller {
     #[inline]
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The doorbells, which are written while the condition is held, or the admin queue.
+    #[inline]
+    pub(super) fn doorbells(&self) -> Doorbells<'_> {
+        let is_shadowed = self.is_shadowed.load(Ordering::Acquire);
+        Doorbells { bar: &self.bar, pages: self.shadow.as_ref().filter(|_| is_shadowed) }
     }
 
     pub(super) fn gone(&self) -> NvmeError {
@@ -218,6 +236,17 @@ impl Controller {
     /// Stops the controller so that it reaches no memory any more: by CC.EN, else by a reset
     /// of the function, else by taking bus mastering away.
     pub(super) fn stop(&self) -> Result<(), NvmeError> {
+        self.stop_queues()?;
+        if self.buffer.is_some()
+            // Its addresses mean memory again. A controller that cannot be told is gone.
+            && let Err(error) = self.bar.write::<u32>(regs::CMBMSC, 0)
+        {
+            log::debug!("{error}");
+        }
+        Ok(())
+    }
+
+    fn stop_queues(&self) -> Result<(), NvmeError> {
         let Err(error) = self.disable() else { return Ok(()) };
         log::warn!("{error}; resetting the function");
         let mut device = self.device();
@@ -236,6 +265,9 @@ impl Controller {
         self.bar.set(regs::AQA, (size - 1) << 16 | (size - 1))?;
         self.bar.write64_split(regs::ASQ, submission.0, low_first)?;
         self.bar.write64_split(regs::ACQ, completion.0, low_first)?;
+        if let Some(buffer) = &self.buffer {
+            buffer.enable(&self.bar, &self.location)?;
+        }
         self.device().set_bus_master(true)?;
         self.bar.set(regs::CC, regs::enable(self.page))?;
         self.wait_ready(true)

@@ -167,6 +167,21 @@ pub enum NvmeError {
         /// Its size in blocks.
         size: u64,
     },
+    /// Blocks are to be copied to where some of them lie.
+    #[error(
+        "{blocks} blocks from {lba} on overlap with the blocks {first} to {end} that they are \
+         copied to"
+    )]
+    Overlap {
+        /// First block of the source.
+        lba: u64,
+        /// Number of its blocks.
+        blocks: u64,
+        /// The first block that is written.
+        first: u64,
+        /// One past the last block that is written.
+        end: u64,
+    },
     /// A list has not a whole number of blocks.
     #[error("{len} bytes are not a whole number of blocks of {block_size} bytes")]
     PartOfBlock {

@@ -1,6 +1,6 @@
 //! What a controller and its namespaces say of themselves (NVM Express Base 1.4, 5.15.2).
 
-use super::NvmeError;
+use super::{CopyLimits, NvmeError};
 
 /// Bytes of an identify data structure.
 pub(super) const LEN: usize = 4096;
@@ -50,6 +50,8 @@ pub struct ControllerInfo {
     pub error_log_entries: u32,
     /// Optional commands: ONCS.
     pub optional_commands: u16,
+    /// Formats of the copy command's source ranges: OCFS, a bit each.
+    pub copy_formats: u16,
     /// Which SGLs are taken: SGLS, 0 for none.
     pub sgls: u32,
     /// Whether it has a volatile write cache.
@@ -78,6 +80,7 @@ impl ControllerInfo {
             event_limit: u32::from(bytes[259]) + 1,
             error_log_entries: u32::from(bytes[262]) + 1,
             optional_commands: u16_at(bytes, 520),
+            copy_formats: u16_at(bytes, 534),
             sgls: u32_at(bytes, 536),
             has_write_cache: bytes[525] & 1 != 0,
             has_shadow_doorbells: u16_at(bytes, 256) & 1 << 8 != 0,
@@ -120,6 +123,13 @@ impl ControllerInfo {
     pub fn can_verify(&self) -> bool {
         self.optional_commands & 1 << 7 != 0
     }
+
+    /// Whether the copy command is offered, with source ranges of format 0: ONCS, bit 8, and
+    /// OCFS, bit 0. Each namespace has limits of its own.
+    #[must_use]
+    pub fn can_copy(&self) -> bool {
+        self.optional_commands & 1 << 8 != 0 && self.copy_formats & 1 != 0
+    }
 }
 
 /// A namespace of a controller: a drive, or a part of one.
@@ -133,6 +143,7 @@ pub struct Namespace {
     metadata: u16,
     protection: u8,
     pub(super) is_write_protected: bool,
+    pub(super) copy_limits: CopyLimits,
     /// Which controller it is of, in this process.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) controller: u64,
@@ -156,6 +167,11 @@ impl Namespace {
             metadata: lbaf as u16,
             protection: bytes[29] & 7,
             is_write_protected: bytes[99] & 1 != 0,
+            copy_limits: CopyLimits {
+                range_blocks: u16_at(bytes, 74),
+                command_blocks: u32_at(bytes, 76),
+                ranges: u16::from(bytes[80]) + 1,
+            },
             controller,
         })
     }
@@ -195,6 +211,12 @@ impl Namespace {
     #[must_use]
     pub fn is_write_protected(&self) -> bool {
         self.is_write_protected
+    }
+
+    /// What it takes of a copy command.
+    #[must_use]
+    pub fn copy_limits(&self) -> CopyLimits {
+        self.copy_limits
     }
 
     /// Its size in bytes.
@@ -327,6 +349,7 @@ mod tests {
         (bytes[258], bytes[259], bytes[525]) = (3, 3, 7);
         bytes[516..520].copy_from_slice(&256u32.to_le_bytes());
         bytes[520..522].copy_from_slice(&0x75du16.to_le_bytes());
+        bytes[534] = 0xf;
         bytes[536..540].copy_from_slice(&0x0008_0001u32.to_le_bytes());
         bytes
     }
@@ -342,6 +365,7 @@ mod tests {
         assert_eq!((info.namespaces, info.abort_limit, info.event_limit), (256, 4, 4));
         assert!(info.takes_sgl() && !info.sgl_is_dword_aligned());
         assert!(info.can_compare() && info.can_deallocate() && info.can_write_zeroes());
+        assert!(info.can_copy());
         assert!(!info.can_verify() && info.has_write_cache && info.has_shadow_doorbells);
         let mut none = qemu();
         (none[77], none[536], none[4]) = (0, 0, 0x1b);
@@ -362,6 +386,11 @@ mod tests {
         let namespace = Namespace::parse(1, 0, &bytes).unwrap();
         assert_eq!((namespace.blocks, namespace.block_size), (1000, 4096));
         assert_eq!(namespace.bytes(), 4_096_000);
+        assert!(!namespace.copy_limits().is_some());
+        bytes[74..80].copy_from_slice(&[0x80, 0, 0, 2, 0, 0]);
+        bytes[80] = 255;
+        let limits = Namespace::parse(1, 0, &bytes).unwrap().copy_limits();
+        assert_eq!((limits.range_blocks, limits.command_blocks, limits.ranges), (128, 512, 256));
         assert!(namespace.check_format("x").is_ok());
         bytes[136] = 8;
         bytes[29] = 1;

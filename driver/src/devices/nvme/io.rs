@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use super::controller::{Condition, Shared, State};
 use super::data::Shape;
 use super::pair::{ListPool, Pair};
+use super::rings::{Completions, Submissions};
 use super::transfer::{Job, Remaining};
 use super::{DataMethod, Namespace, NvmeError};
+use crate::backend::IrqKind;
 use crate::queue::{Held, InFlight, QueueError, Slot, WaitMode, Wakers};
 
 /// How an I/O queue is to be driven.
@@ -29,6 +31,10 @@ pub struct QueueConfig {
     /// The most bytes of one command, besides the controller's own limit; longer transfers
     /// become several.
     pub max_transfer: u64,
+    /// Whether the queue lies in the controller memory buffer, as far as that takes it and has
+    /// room ([`Config::memory_buffer`](super::Config::memory_buffer) switches it on): what is
+    /// submitted is written over the bus then, and the controller reads it at home.
+    pub memory_buffer: bool,
     /// Pages for the list of one command, at least 1: 512 PRP entries or 256 SGL descriptors
     /// each, with pages of 4 KiB. A transfer that needs more becomes several commands.
     pub list_pages: u32,
@@ -43,6 +49,7 @@ impl Default for QueueConfig {
             timeout: Duration::from_secs(30),
             abort_grace: Duration::from_secs(5),
             max_transfer: 1 << 20,
+            memory_buffer: false,
             list_pages: 1,
         }
     }
@@ -56,10 +63,15 @@ pub struct Stats {
     pub transfers: u64,
     /// Commands that the controller was told of.
     pub commands: u64,
-    /// Doorbells written for commands.
+    /// Doorbell registers written for commands.
     pub doorbells: u64,
-    /// Doorbells written for completions that were taken.
+    /// Doorbells for commands that the controller found in memory: no register was written.
+    pub shadow_doorbells: u64,
+    /// Doorbell registers written for completions that were taken.
     pub head_doorbells: u64,
+    /// Times that both registers were written once more, because nothing had moved for 10 ms
+    /// and the controller may have missed a doorbell in memory.
+    pub repeated_doorbells: u64,
     /// Interrupts waited for that came.
     pub interrupts: u64,
     /// Commands that did not end in time.
@@ -111,6 +123,8 @@ pub struct IoQueue {
     pub(super) lost: Option<String>,
     /// Polls until the clock is looked at.
     pub(super) polls: u32,
+    /// Completions that were taken, when they last had changed at a look at the clock.
+    pub(super) progress: Option<(u64, Instant)>,
     pub(super) wakers: Wakers,
     pub(super) is_shared: bool,
     pub(super) stats: Stats,
@@ -163,7 +177,13 @@ impl IoQueue {
         };
         let (allocator, page) = (&controller.allocator, controller.page);
         let stride = controller.cap.doorbell_stride();
-        let pair = Pair::new(allocator, id, config.size, page, stride)?;
+        let buffer = controller.buffer.as_ref().filter(|_| config.memory_buffer);
+        if config.memory_buffer && !buffer.is_some_and(|buffer| buffer.uses().takes_submissions()) {
+            let what = "queues in a controller memory buffer, or Config::memory_buffer is off";
+            return Err(NvmeError::NotOffered { location: controller.location.clone(), what });
+        }
+        let mut pair = Pair::new(allocator, (id, config.size), page, stride, buffer)?;
+        pair.is_level = wait.irq() == Some(IrqKind::Intx);
         let capacity = pair.tags.capacity();
         let lists = ListPool::new(allocator, capacity, config.list_pages.max(1) as usize, page)?;
         let device = controller.device();
@@ -200,6 +220,7 @@ impl IoQueue {
             epoch,
             lost: None,
             polls: 0,
+            progress: None,
             wakers: Wakers::default(),
             is_shared: false,
             stats: Stats::default(),
@@ -210,6 +231,14 @@ impl IoQueue {
     #[must_use]
     pub fn id(&self) -> u16 {
         self.id
+    }
+
+    /// Whether its submission and its completion queue lie in the controller memory buffer.
+    #[must_use]
+    pub fn in_memory_buffer(&self) -> (bool, bool) {
+        let pair = &self.memory.pair;
+        let submission = matches!(pair.submission, Submissions::Buffer(..));
+        (submission, matches!(pair.completion, Completions::Buffer(_)))
     }
 
     /// What the queue did so far.

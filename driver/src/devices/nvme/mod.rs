@@ -44,14 +44,18 @@ mod admin;
 mod bounce;
 mod command;
 mod controller;
+mod copy;
 mod data;
 mod error;
 mod identify;
 mod io;
+mod memory_buffer;
 mod pair;
 mod quirks;
 mod recovery;
 mod regs;
+mod rings;
+mod shadow;
 mod signature;
 mod status;
 mod submit;
@@ -74,6 +78,7 @@ use crate::mmio::{Bar, SplitOrder};
 use crate::queue::WaitMode;
 
 pub use admin::Event;
+pub use copy::CopyLimits;
 pub use data::DataMethod;
 pub use error::{Finished, NvmeError, Refused, TransferError};
 pub use identify::{ControllerInfo, ErrorLogEntry, Namespace, SmartLog};
@@ -85,8 +90,10 @@ pub use writable::{Consent, Writable};
 
 use admin::Admin;
 use controller::{Controller, Parts, Shared};
+use memory_buffer::MemoryBuffer;
 use quirks::Quirks;
 use regs::Cap;
+use shadow::Pages;
 
 /// The class of NVMe controllers: mass storage, non-volatile memory, NVM Express.
 const CLASS: u32 = 0x01_0802;
@@ -110,11 +117,24 @@ pub struct Config {
     pub queues: u16,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
+    /// Whether doorbells are in memory where the controller takes that
+    /// ([`ControllerInfo::has_shadow_doorbells`]: emulated ones do, for which a register write
+    /// is dear): their registers are written when the controller asks for it.
+    pub shadow_doorbells: bool,
+    /// Whether the controller memory buffer is switched on, for queues that ask for it
+    /// ([`QueueConfig::memory_buffer`]). Opening fails where there is none.
+    pub memory_buffer: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { wait: None, queues: 16, admin_timeout: Duration::from_secs(60) }
+        Config {
+            wait: None,
+            queues: 16,
+            admin_timeout: Duration::from_secs(60),
+            shadow_doorbells: true,
+            memory_buffer: false,
+        }
     }
 }
 
@@ -182,11 +202,22 @@ impl Controller {
     fn set_up(&mut self) -> Result<(), NvmeError> {
         // What a former user left running would go on once bus mastering is back.
         self.stop()?;
+        if self.config.memory_buffer {
+            self.find_memory_buffer()?;
+        }
         let mut admin = self.admin();
         self.start(&mut admin)?;
         let (info, namespaces) = self.identify_all(&mut admin)?;
-        let granted = self.configure(&mut admin)?;
+        let shadow = if info.has_shadow_doorbells && self.config.shadow_doorbells {
+            let pages = Arc::new(Pages::new(&self.allocator, self.page)?);
+            admin.keep_shadow(&pages);
+            Some(pages)
+        } else {
+            None
+        };
         drop(admin);
+        self.shadow = shadow;
+        let granted = self.configure(&mut self.admin())?;
         (self.info, self.namespaces) = (info, namespaces);
         let (_, end) = regs::doorbells(granted, self.cap.doorbell_stride());
         if end + 4 > self.bar.size() {
@@ -195,6 +226,18 @@ impl Controller {
         }
         self.set_queues(granted);
         self.enable_vectors()
+    }
+
+    fn find_memory_buffer(&mut self) -> Result<(), NvmeError> {
+        if !self.cap.has_memory_buffer() {
+            let (location, what) = (self.location.clone(), "a controller memory buffer (CAP.CMBS)");
+            return Err(NvmeError::NotOffered { location, what });
+        }
+        let found = MemoryBuffer::find(&self.device(), &self.bar, self.page);
+        let buffer = Arc::new(found?);
+        self.admin().keep_buffer(&buffer);
+        self.buffer = Some(buffer);
+        Ok(())
     }
 
     fn enable_vectors(&mut self) -> Result<(), NvmeError> {
@@ -267,11 +310,24 @@ impl Nvme {
         self.controller.page
     }
 
-    /// Whether the controller has a memory buffer of its own (CAP.CMBS); the driver does not
-    /// use it.
+    /// Whether the controller has a memory buffer of its own: CAP.CMBS.
     #[must_use]
     pub fn has_memory_buffer(&self) -> bool {
         self.controller.cap.has_memory_buffer()
+    }
+
+    /// Bytes of the controller memory buffer that queues can lie in; `None` where
+    /// [`Config::memory_buffer`] did not switch it on.
+    #[must_use]
+    pub fn memory_buffer(&self) -> Option<u64> {
+        self.controller.buffer.as_ref().map(|buffer| buffer.len())
+    }
+
+    /// Whether doorbells are in memory: [`Config::shadow_doorbells`], as far as the controller
+    /// takes it.
+    #[must_use]
+    pub fn has_shadow_doorbells(&self) -> bool {
+        self.controller.doorbells().pages.is_some()
     }
 
     /// The active namespaces, in the order of their numbers, as of when the controller was

@@ -1,44 +1,69 @@
 //! A submission queue and its completion queue, and the pages for lists of commands.
 
-use super::command::{Command, Completed, CompletionWords, Submission};
+use std::sync::Arc;
+
+use super::command::{Command, Completed};
 use super::data::ListMemory;
+use super::memory_buffer::MemoryBuffer;
 use super::regs;
+use super::rings::{BufferRing, Completions, ENTRY_BYTES, Submissions};
+use super::shadow::{Doorbells, Rung};
 use crate::dma::{Allocator, Coherent, DmaError};
-use crate::mmio::{Bar, MmioError};
-use crate::queue::{CompletionRing, QueueError, QueueSetupError, SubmissionRing, Tags};
+use crate::mmio::MmioError;
+use crate::queue::{CompletionRing, Producer, QueueError, QueueSetupError, SubmissionRing, Tags};
 
 /// A submission queue, its completion queue, and the commands in flight on them.
 #[derive(Debug)]
 pub(super) struct Pair<T> {
     pub(super) id: u16,
-    pub(super) submission: SubmissionRing<Submission>,
-    pub(super) completion: CompletionRing<CompletionWords>,
+    pub(super) submission: Submissions,
+    pub(super) completion: Completions,
     pub(super) tags: Tags<T>,
     tail_doorbell: u64,
     head_doorbell: u64,
-    /// The head that the device was told.
+    /// Whether each head is written to its register, also where there are shadow doorbells: a
+    /// line of INTx falls then and not before.
+    pub(super) is_level: bool,
+    /// The tail and the head that the device was told.
+    tail_told: u32,
     head_told: u32,
 }
 
 impl<T> Pair<T> {
-    /// Queues of so many entries, at the begin of a page of the controller.
+    /// Queues of so many entries, at the begin of a page of the controller; in its memory
+    /// buffer as far as that takes them and has room.
     pub(super) fn new(
         allocator: &Allocator,
-        id: u16,
-        size: u32,
+        (id, size): (u16, u32),
         page: u64,
         stride: u64,
+        buffer: Option<&Arc<MemoryBuffer>>,
     ) -> Result<Pair<T>, QueueSetupError> {
         let entries = size as usize;
         let (tail_doorbell, head_doorbell) = regs::doorbells(id, stride);
+        let run = |takes: bool, bytes: u64| {
+            buffer.filter(|_| takes).and_then(|buffer| buffer.take(bytes * u64::from(size)))
+        };
+        let uses = buffer.map(|buffer| buffer.uses());
+        let [submissions, completions] = ENTRY_BYTES;
+        let submission = match run(uses.is_some_and(|u| u.takes_submissions()), submissions) {
+            Some(run) => Submissions::Buffer(Producer::new(size)?, run),
+            None => Submissions::Memory(SubmissionRing::new(allocator.coherent(entries, page)?)?),
+        };
+        let completion = match run(uses.is_some_and(|u| u.takes_completions()), completions) {
+            Some(run) => Completions::Buffer(BufferRing::new(run, size)),
+            None => Completions::Memory(CompletionRing::new(allocator.coherent(entries, page)?)?),
+        };
         Ok(Pair {
             id,
-            submission: SubmissionRing::new(allocator.coherent(entries, page)?)?,
-            completion: CompletionRing::new(allocator.coherent(entries, page)?)?,
+            submission,
+            completion,
             // One less than the entries, so that neither queue ever overflows.
             tags: Tags::new(size - 1)?,
             tail_doorbell,
             head_doorbell,
+            is_level: false,
+            tail_told: 0,
             head_told: 0,
         })
     }
@@ -51,7 +76,7 @@ impl<T> Pair<T> {
     pub(super) fn clear(&mut self) {
         self.submission.clear();
         self.completion.clear();
-        self.head_told = 0;
+        (self.tail_told, self.head_told) = (0, 0);
     }
 
     /// Commands that can be submitted now.
@@ -76,13 +101,27 @@ impl<T> Pair<T> {
         Ok(tag)
     }
 
-    /// Tells the device of the commands that were pushed since the last time; whether there
+    /// Its doorbells: that of the submission tail and of the completion head.
+    pub(super) fn doorbells(&self) -> [u64; 2] {
+        [self.tail_doorbell, self.head_doorbell]
+    }
+
+    /// Tells the device of the commands that were pushed since the last time; how, if there
     /// were any.
     #[inline]
-    pub(super) fn ring(&mut self, bar: &Bar) -> Result<bool, MmioError> {
-        let Some(published) = self.submission.publish() else { return Ok(false) };
-        bar.write(self.tail_doorbell, published.tail)?;
-        Ok(true)
+    pub(super) fn ring(&mut self, doorbells: Doorbells<'_>) -> Result<Option<Rung>, MmioError> {
+        let Some(published) = self.submission.publish() else { return Ok(None) };
+        let step = (self.tail_told, published.tail);
+        self.tail_told = published.tail;
+        // Of the admin queue's doorbells a controller may know the registers only.
+        let rung = doorbells.ring(self.tail_doorbell, step, self.size(), self.id == 0)?;
+        Ok(Some(rung))
+    }
+
+    /// Tells the device by its registers what it was told before, in case it missed it.
+    pub(super) fn ring_again(&mut self, doorbells: Doorbells<'_>) -> Result<(), MmioError> {
+        doorbells.bar.write(self.tail_doorbell, self.tail_told)?;
+        doorbells.bar.write(self.head_doorbell, self.head_told)
     }
 
     /// Takes a completion, if there is one, and its command.
@@ -108,15 +147,21 @@ impl<T> Pair<T> {
         Ok(Some((completed, item)))
     }
 
-    /// Tells the device which completions were taken, so that it may use their entries again.
+    /// Tells the device which completions were taken, so that it may use their entries again;
+    /// how, if there were any.
     #[inline]
-    pub(super) fn acknowledge(&mut self, bar: &Bar) -> Result<(), MmioError> {
-        let head = self.completion.head();
-        if head != self.head_told {
-            bar.write(self.head_doorbell, head)?;
-            self.head_told = head;
+    pub(super) fn acknowledge(
+        &mut self,
+        doorbells: Doorbells<'_>,
+    ) -> Result<Option<Rung>, MmioError> {
+        let step = (self.head_told, self.completion.head());
+        if step.0 == step.1 {
+            return Ok(None);
         }
-        Ok(())
+        self.head_told = step.1;
+        let always = self.id == 0 || self.is_level;
+        let rung = doorbells.ring(self.head_doorbell, step, self.size(), always)?;
+        Ok(Some(rung))
     }
 }
 
@@ -217,9 +262,10 @@ mod tests {
         let (allocator, host) = allocator();
         let device = crate::device::Device::open(Scripted::new((1, 1), |_| NoRegisters).attach());
         let bar = device.unwrap().bar(0).unwrap();
+        let doorbells = Doorbells { bar: &bar, pages: None };
         let size = 5;
-        let mut pair = Pair::<u64>::new(&allocator, 3, size, 4096, 4).unwrap();
-        let (queue, entries) = (pair.submission.entries().iova(0).0, pair.completion.iova().0);
+        let mut pair = Pair::<u64>::new(&allocator, (3, size), 4096, 4, None).unwrap();
+        let (queue, entries) = (pair.submission.iova().0, pair.completion.iova().0);
         let mut completions = 0u64;
         let mut complete = |head: u32, id: u16, tag: u16| {
             let (slot, lap) = (completions % u64::from(size), completions / u64::from(size));
@@ -241,7 +287,8 @@ mod tests {
             }
             assert_eq!(tags.len(), 4);
             assert!(pair.push(&Command::new(nvm::READ, 7), 0).is_err());
-            assert!(pair.ring(&bar).unwrap() && !pair.ring(&bar).unwrap());
+            assert_eq!(pair.ring(doorbells).unwrap(), Some(Rung::Register));
+            assert_eq!(pair.ring(doorbells).unwrap(), None);
             tags.rotate_left(round % 4);
             let head = pair.submission.producer().tail();
             tags.iter().for_each(|(tag, _)| complete(head, 3, *tag));
@@ -250,11 +297,11 @@ mod tests {
                 assert_eq!((completed.tag, got), (tag, item));
             }
             assert!(pair.reap().unwrap().is_none());
-            pair.acknowledge(&bar).unwrap();
+            pair.acknowledge(doorbells).unwrap();
         }
         // A tag that is not in flight, a queue that is another, a head that was not told.
         let tag = pair.push(&Command::new(nvm::READ, 7), 0).unwrap();
-        pair.ring(&bar).unwrap();
+        pair.ring(doorbells).unwrap();
         let head = pair.submission.producer().tail();
         for (head, id, tag) in [(head, 3, tag ^ 0x1000), (head, 2, tag), (head + 1, 3, tag)] {
             complete(head, id, tag);

@@ -4,13 +4,16 @@
 //! A reset counts the controller's epoch on. A queue of a former epoch takes the completions
 //! that had come before, ends every other transfer, and is made again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::controller::State;
 use super::io::InCommand;
 use super::{IoQueue, NvmeError, Token, TransferError};
 use crate::events::Event;
 use crate::queue::Slot;
+
+/// A queue on which nothing moved for so long is looked after.
+const STILL: Duration = Duration::from_millis(10);
 
 impl IoQueue {
     /// Asks the controller itself, over the bus, whether it is there and well, and ends what has
@@ -45,6 +48,7 @@ impl IoQueue {
     pub(super) fn check_deadlines(&mut self) -> Result<usize, NvmeError> {
         self.polls = 0;
         let (now, timeout, grace) = (Instant::now(), self.config.timeout, self.config.abort_grace);
+        self.ring_again(now)?;
         let (mut late, mut is_stuck) = (Vec::new(), false);
         for (tag, command) in self.memory.pair.tags.iter_mut() {
             match command.deadline {
@@ -71,6 +75,25 @@ impl IoQueue {
             }
         }
         if self.controller.epoch() != self.epoch { self.resync() } else { Ok(0) }
+    }
+
+    /// Writes the doorbells' registers when shadow doorbells have moved nothing for a while.
+    fn ring_again(&mut self, now: Instant) -> Result<(), NvmeError> {
+        let taken = self.memory.pair.completion.taken();
+        match self.progress {
+            Some((then, since)) if then == taken => {
+                let condition = self.controller.condition();
+                let doorbells = self.controller.doorbells();
+                let is_still = now.duration_since(since) >= STILL && condition.epoch == self.epoch;
+                if is_still && doorbells.pages.is_some() {
+                    self.memory.pair.ring_again(doorbells)?;
+                    self.stats.repeated_doorbells += 1;
+                    self.progress = Some((taken, now));
+                }
+            }
+            _ => self.progress = Some((taken, now)),
+        }
+        Ok(())
     }
 
     /// Resets the controller, unless somebody else did; returns how many transfers ended.

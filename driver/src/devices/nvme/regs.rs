@@ -20,6 +20,20 @@ pub(super) const AQA: Reg<u32, WriteOnly> = Reg::at(0x24);
 pub(super) const ASQ: u64 = 0x28;
 /// ACQ, 64 bits: where the admin completion queue lies.
 pub(super) const ACQ: u64 = 0x30;
+/// CMBLOC: see [`CmbLocation`].
+pub(super) const CMBLOC: u64 = 0x38;
+/// CMBSZ: see [`CmbSize`].
+pub(super) const CMBSZ: u64 = 0x3c;
+/// CMBMSC, 64 bits: the address that the controller has its memory buffer at in bits 63:12.
+pub(super) const CMBMSC: u64 = 0x50;
+/// CMBSTS: see `CMBSTS_*`.
+pub(super) const CMBSTS: u64 = 0x58;
+/// CMBMSC.CRE: CMBLOC and CMBSZ can be read.
+pub(super) const CMBMSC_REGISTERS: u64 = 1;
+/// CMBMSC.CMSE: commands can name the memory buffer.
+pub(super) const CMBMSC_SPACE: u64 = 1 << 1;
+/// CMBSTS.CBAI: the address is none that it could be at.
+pub(super) const CMBSTS_INVALID: u32 = 1;
 /// The first doorbell.
 pub(super) const DOORBELLS: u64 = 0x1000;
 
@@ -116,6 +130,51 @@ impl Cap {
     }
 }
 
+/// What CMBLOC says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CmbLocation(pub(super) u32);
+
+impl CmbLocation {
+    /// The BAR: BIR, bits 2:0.
+    pub(super) fn bar(self) -> u8 {
+        self.0 as u8 & 7
+    }
+
+    /// Bytes from the begin of the BAR: OFST, bits 31:12, in the units of CMBSZ.
+    pub(super) fn offset(self, size: CmbSize) -> Option<u64> {
+        u64::from(self.0 >> 12).checked_mul(size.unit()?)
+    }
+}
+
+/// What CMBSZ says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CmbSize(pub(super) u32);
+
+impl CmbSize {
+    /// Bytes of a unit: 4 KiB << 4 * SZU, bits 11:8; `None` for what is reserved.
+    fn unit(self) -> Option<u64> {
+        match self.0 >> 8 & 0xf {
+            unit @ 0..=6 => Some(4096 << (4 * unit)),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the buffer: SZ, bits 31:12, in units; 0 for nonsense.
+    pub(super) fn bytes(self) -> u64 {
+        self.unit().and_then(|unit| unit.checked_mul((self.0 >> 12).into())).unwrap_or(0)
+    }
+
+    /// Whether submission queues can lie in it: SQS, bit 0.
+    pub(super) fn takes_submissions(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether completion queues can lie in it: CQS, bit 1.
+    pub(super) fn takes_completions(self) -> bool {
+        self.0 & 2 != 0
+    }
+}
+
 /// CC for a page of so many bytes, with EN.
 pub(super) fn enable(page: u64) -> u32 {
     COMPLETION_LOG << 20 | SUBMISSION_LOG << 16 | (page.ilog2() - 12) << 7 | CC_ENABLE
@@ -159,6 +218,21 @@ mod tests {
         ] {
             assert!(Cap(bad).check("x").is_err(), "{bad:#x}");
         }
+    }
+
+    #[test]
+    fn the_memory_buffer_is_read_where_it_lies() {
+        // What QEMU 11.1's device reads with 16 MiB.
+        let (lies, size) = (CmbLocation(0x62), CmbSize(0x1_021d));
+        assert_eq!((lies.bar(), lies.offset(size), size.bytes()), (2, Some(0), 16 << 20));
+        assert!(size.takes_submissions() && !size.takes_completions());
+        let (lies, size) = (CmbLocation(0x3004), CmbSize(0x5003));
+        assert_eq!((lies.bar(), lies.offset(size), size.bytes()), (4, Some(3 << 12), 5 << 12));
+        assert!(size.takes_completions());
+        let size = CmbSize(0x1701);
+        assert_eq!((lies.offset(size), size.bytes()), (None, 0));
+        assert_eq!(CmbSize(0xffff_f601).bytes(), 0xf_ffff << 36);
+        assert_eq!([CMBLOC, CMBSZ, CMBMSC, CMBSTS], [0x38, 0x3c, 0x50, 0x58]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Commands as a caller submits them, checked before the controller is told anything.
 
+use std::ops::Range;
+
 use super::bounce::{self, Copy};
 use super::data::Described;
 use super::transfer::Operation;
@@ -13,6 +15,8 @@ pub(super) struct Target<'a> {
     pub(super) namespace: &'a Namespace,
     pub(super) lba: u64,
     pub(super) blocks: u64,
+    /// Of a copy, which of them.
+    pub(super) sources: &'a [Range<u64>],
 }
 
 impl IoQueue {
@@ -140,7 +144,7 @@ impl IoQueue {
         self.submit_blocks(Operation::Deallocate, &writable.namespace, lba, blocks, when_full)
     }
 
-    fn require(&self, offered: bool, what: &'static str) -> Result<(), NvmeError> {
+    pub(super) fn require(&self, offered: bool, what: &'static str) -> Result<(), NvmeError> {
         if offered {
             return Ok(());
         }
@@ -156,7 +160,7 @@ impl IoQueue {
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
         let blocks = table.list().len() / u64::from(namespace.block_size).max(1);
-        let target = Target { operation, namespace, lba, blocks };
+        let target = Target { operation, namespace, lba, blocks, sources: &[] };
         let checked = self.check(&target, Some(&table), when_full);
         match checked.and_then(|()| self.describe(&target, &table)) {
             Ok((described, method, bounce)) => {
@@ -174,9 +178,17 @@ impl IoQueue {
         blocks: u64,
         when_full: WhenFull,
     ) -> Result<Token, Refused> {
-        let target = Target { operation, namespace, lba, blocks };
-        match self.check(&target, None, when_full) {
-            Ok(()) => Ok(self.start(&target, None, Described::Prp, DataMethod::Auto, None)),
+        let target = Target { operation, namespace, lba, blocks, sources: &[] };
+        self.submit_target(&target, when_full)
+    }
+
+    pub(super) fn submit_target(
+        &mut self,
+        target: &Target<'_>,
+        when_full: WhenFull,
+    ) -> Result<Token, Refused> {
+        match self.check(target, None, when_full) {
+            Ok(()) => Ok(self.start(target, None, Described::Prp, DataMethod::Auto, None)),
             Err(error) => Err(Refused { error, table: None }),
         }
     }
@@ -192,7 +204,7 @@ impl IoQueue {
             self.resync()?;
         }
         self.refuse_when_lost()?;
-        let Target { namespace, lba, blocks, operation } = *target;
+        let Target { namespace, lba, blocks, operation, .. } = *target;
         let location = &self.controller.location;
         if namespace.controller != self.controller.instance {
             let (location, namespace) = (location.clone(), namespace.id);

@@ -1,14 +1,17 @@
 //! Transfers: submitted, cut into commands, ended, taken.
 
+use std::ops::Range;
 use std::task::Waker;
 use std::time::Duration;
 
 use super::bounce::{self, Copy};
 use super::command::{Command, Completed, DataPointer, nvm};
+use super::copy;
 use super::data::{Cursor, Described, ListMemory};
 use super::io::InCommand;
+use super::shadow::Rung;
 use super::submit::Target;
-use super::{DataMethod, Finished, IoQueue, NvmeError, TransferError};
+use super::{CopyLimits, DataMethod, Finished, IoQueue, NvmeError, TransferError};
 use crate::dma::{Buffer, Direction, SgTable};
 use crate::queue::{Slot, Tags};
 
@@ -43,6 +46,7 @@ pub(super) enum Operation {
     WriteZeroes,
     Deallocate,
     Verify,
+    Copy,
 }
 
 impl Operation {
@@ -55,6 +59,7 @@ impl Operation {
             Operation::WriteZeroes => "write zeroes",
             Operation::Deallocate => "deallocate",
             Operation::Verify => "verify",
+            Operation::Copy => "copy",
         }
     }
 
@@ -67,6 +72,7 @@ impl Operation {
             Operation::WriteZeroes => nvm::WRITE_ZEROES,
             Operation::Deallocate => nvm::DATASET_MANAGEMENT,
             Operation::Verify => nvm::VERIFY,
+            Operation::Copy => nvm::COPY,
         }
     }
 
@@ -91,6 +97,9 @@ pub(super) struct Job {
     bounce: Option<Box<Buffer>>,
     described: Described,
     method: DataMethod,
+    /// What a copy command copies, and the namespace's limits for it.
+    sources: Vec<Range<u64>>,
+    copy_limits: CopyLimits,
     /// Commands in flight.
     pub(super) outstanding: u32,
     commands: u32,
@@ -130,7 +139,7 @@ impl IoQueue {
         method: DataMethod,
         bounce: Option<Box<Buffer>>,
     ) -> Token {
-        let Target { operation, namespace, lba, blocks } = *target;
+        let Target { operation, namespace, lba, blocks, sources } = *target;
         let block = u64::from(namespace.block_size);
         let job = Job {
             operation,
@@ -141,6 +150,9 @@ impl IoQueue {
             bounce,
             described,
             method,
+            // Of no sources there is nothing to allocate.
+            sources: sources.to_vec(),
+            copy_limits: namespace.copy_limits,
             outstanding: 0,
             commands: 0,
             error: None,
@@ -180,7 +192,11 @@ impl IoQueue {
                 (None, Some(table)) => table.list().segments(),
                 (None, None) => &[],
             };
-            let bytes = if segments.is_empty() {
+            let bytes = if !job.sources.is_empty() {
+                let (sources, at) = (&job.sources, (done / block, lba));
+                let limits = job.copy_limits;
+                copy::build(&mut command, sources, at, limits, shape.page, &mut lists) * block
+            } else if segments.is_empty() {
                 without_data(
                     &mut command,
                     job.operation,
@@ -216,7 +232,7 @@ impl IoQueue {
     }
 
     /// Tells the controller of everything that was submitted since the last time, with one
-    /// write of its doorbell.
+    /// write of its doorbell; of its shadow alone while the controller looks at that by itself.
     ///
     /// # Errors
     ///
@@ -230,8 +246,12 @@ impl IoQueue {
         }
         let condition = self.controller.condition();
         // After a reset there is no queue that a doorbell could be of.
-        if condition.epoch == self.epoch && self.memory.pair.ring(&self.controller.bar)? {
-            self.stats.doorbells += 1;
+        if condition.epoch == self.epoch {
+            match self.memory.pair.ring(self.controller.doorbells())? {
+                Some(Rung::Register) => self.stats.doorbells += 1,
+                Some(Rung::Shadow) => self.stats.shadow_doorbells += 1,
+                None => {}
+            }
         }
         Ok(())
     }
@@ -285,8 +305,11 @@ impl IoQueue {
         }
         if is_new {
             let condition = self.controller.condition();
-            if condition.epoch == self.epoch {
-                self.memory.pair.acknowledge(&self.controller.bar)?;
+            let is_current = condition.epoch == self.epoch;
+            if is_current
+                && self.memory.pair.acknowledge(self.controller.doorbells())?
+                    == Some(Rung::Register)
+            {
                 self.stats.head_doorbells += 1;
             }
             drop(condition);

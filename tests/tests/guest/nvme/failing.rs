@@ -75,7 +75,7 @@ pub(crate) fn a_bad_medium_is_told_by_name() {
 }
 
 /// Starts reads that take a quarter of a second each.
-fn slow_reads(nvme: &Nvme, queue: &mut IoQueue, count: u64) -> Vec<Token> {
+pub(super) fn slow_reads(nvme: &Nvme, queue: &mut IoQueue, count: u64) -> Vec<Token> {
     let namespace = only(nvme);
     let read = |n: u64| {
         let buffer = nvme.allocate(&Request::new(128 << 10, Direction::FromDevice)).unwrap();
@@ -86,7 +86,7 @@ fn slow_reads(nvme: &Nvme, queue: &mut IoQueue, count: u64) -> Vec<Token> {
     tokens
 }
 
-fn check_read(nvme: &Nvme, queue: &mut IoQueue, drive: u8) {
+pub(super) fn check_read(nvme: &Nvme, queue: &mut IoQueue, drive: u8) {
     let namespace = only(nvme);
     let block = namespace.block_size() as usize;
     let buffer = nvme.allocate(&Request::new(block, Direction::FromDevice)).unwrap();
@@ -146,6 +146,31 @@ pub(crate) fn a_command_that_is_late_is_given_up() {
     assert!(late > 0 && queue.stats().timeouts > 0);
     assert!(begin.elapsed() < LIMIT);
     let mut queue = nvme.queue(QueueConfig::default()).unwrap();
+    check_read(&nvme, &mut queue, SLOW);
+}
+
+pub(crate) fn a_read_that_is_aborted_ends_once() {
+    let nvme = nvme(SLOW);
+    let mut queue = nvme.queue(QueueConfig::default()).unwrap();
+    let tokens = slow_reads(&nvme, &mut queue, 16);
+    for token in &tokens[8..] {
+        queue.abort(*token).unwrap();
+    }
+    let mut aborted = 0;
+    for (n, token) in tokens.into_iter().enumerate() {
+        let finished = queue.wait(token, LIMIT).unwrap();
+        assert!(finished.table.is_some(), "the buffers come back");
+        match finished.result {
+            Ok(()) => {}
+            Err(TransferError::Status { status, .. }) if n >= 8 && status.is_abort() => {
+                aborted += 1;
+            }
+            Err(other) => panic!("{n}: {other}"),
+        }
+        assert!(matches!(queue.abort(token), Err(NvmeError::NoSuchTransfer)), "once");
+    }
+    println!("{aborted} of 8 were given up");
+    assert_eq!((queue.in_flight(), queue.stats().recoveries), (0, 0));
     check_read(&nvme, &mut queue, SLOW);
 }
 

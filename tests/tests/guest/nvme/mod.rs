@@ -3,8 +3,11 @@
 
 mod command;
 mod failing;
+mod judges;
+mod offered;
 mod reading;
 mod steady;
+mod taken;
 mod writing;
 
 use std::sync::Arc;
@@ -24,8 +27,11 @@ use crate::support::open;
 
 pub(crate) use command::*;
 pub(crate) use failing::*;
+pub(crate) use judges::*;
+pub(crate) use offered::*;
 pub(crate) use reading::*;
 pub(crate) use steady::*;
+pub(crate) use taken::*;
 pub(crate) use writing::*;
 
 /// Blocks of 512 bytes.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::support::{bind, open_through, open_without_iommu};
 
-fn writable(nvme: &Nvme, queue: &mut IoQueue) -> Writable {
+pub(super) fn writable(nvme: &Nvme, queue: &mut IoQueue) -> Writable {
     let namespace = only(nvme);
     let block = u64::from(namespace.block_size());
     let consent = Consent::new(&*nvme.info().serial, namespace.bytes());
@@ -232,7 +232,7 @@ pub(crate) fn linux_reads_what_was_written_and_the_reverse() {
 }
 
 /// The block device of a controller that Linux drives.
-fn disk(device: Address) -> PathBuf {
+pub(super) fn disk(device: Address) -> PathBuf {
     let begin = Instant::now();
     while begin.elapsed() < LIMIT {
         let dir = format!("/sys/bus/pci/devices/{device}/nvme");

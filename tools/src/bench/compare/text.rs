@@ -169,7 +169,7 @@ fn latencies(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
 
 fn describe(subject: &Subject) -> String {
     match subject {
-        Subject::Transfer { series, transfer, segment, batch, channels } => {
+        Subject::Transfer { series, transfer, segment, batch, channels, method } => {
             let mut text = bytes(*transfer);
             match segment {
                 Some(segment) => {
@@ -188,6 +188,7 @@ fn describe(subject: &Subject) -> String {
                 Series::Slots => text.push_str(", slots"),
                 _ => {}
             }
+            text.push_str(method.suffix());
             text
         }
         Subject::Memcpy { transfer } => format!("{} memcpy", bytes(*transfer)),

@@ -1,7 +1,7 @@
 //! The heads and the rows of the tables, and the figures in them.
 
 use super::wrapped;
-use crate::bench::results::{Allocation, Cell, Latency, Results, SmallCopy, Spread};
+use crate::bench::results::{Allocation, Cell, Latency, Method, Results, SmallCopy, Spread};
 use crate::bench::spread::{is_wide, marks};
 use crate::bench::units::bytes;
 
@@ -51,6 +51,38 @@ pub(super) fn segment_row(cell: &Cell, unit: Unit) -> String {
 
 pub(super) fn segment_name(cell: &Cell) -> String {
     cell.segment.map_or("contiguous".into(), bytes)
+}
+
+pub(super) fn method_head(unit: Unit) -> String {
+    format!(
+        "{:>10} {:>10} {:<9} {:>6}  {:<12} {:>6} {:<11} {:>6}",
+        "transfer", "segment", "told by", unit.name, "p25-p75", "of PRP", "p25-p75", "p50"
+    )
+}
+
+/// A row beside the contiguous transfer that is told by PRPs.
+pub(super) fn method_row(cell: &Cell, unit: Unit) -> String {
+    let rate = cell.bytes_per_second.median / unit.bytes;
+    let (ratio, span) = match &cell.of_contiguous {
+        Some(ratio) => (percent(ratio.median), format!("{}{}", percents(ratio), marks(ratio))),
+        None => (String::new(), String::new()),
+    };
+    let by = match cell.method {
+        Method::Auto => "any",
+        Method::Prp => "PRP",
+        Method::Sgl => "SGL",
+        Method::Verify => "verify",
+        Method::OneBlock => "one block",
+    };
+    format!(
+        "{:>10} {:>10} {by:<9} {:>6.*}  {:<12} {ratio:>6} {span:<11} {:>6}",
+        bytes(cell.transfer),
+        segment_name(cell),
+        digits(rate),
+        rate,
+        scaled(&cell.bytes_per_second, unit.bytes, digits(rate)),
+        quantiles(cell.latency.as_ref()).0,
+    )
 }
 
 pub(super) fn work_head() -> String {

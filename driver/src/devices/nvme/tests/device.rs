@@ -61,12 +61,47 @@ pub(super) struct Controller {
     is_gone: bool,
     pub(super) starts: u32,
     pub(super) shutdowns: u32,
+    /// It says that it takes shadow doorbells.
+    pub(super) offers_shadow: bool,
+    /// The shadow doorbell and EventIdx pages that it was told of since it was enabled.
+    pub(super) shadow: Option<[u64; 2]>,
+    /// Its memory buffer, in BAR0, if it has one: [`BUFFER`] bytes, and what CMBSZ says they are
+    /// for.
+    pub(super) buffer: Vec<u64>,
+    pub(super) buffer_uses: u32,
+    /// CMBMSC.
+    pub(super) buffer_at: u64,
 }
+
+/// Where the memory buffer lies in BAR0, and its bytes.
+const BUFFER_OFFSET: u64 = 0x8_0000;
+pub(super) const BUFFER: u64 = 64 << 10;
 
 /// CAP: 2048 entries, 500 ms, pages of 4 to 64 KiB.
 const CAP: u64 = 0x0040_0820_0101_07ff;
 
 impl Controller {
+    /// Which word of the memory buffer an address is.
+    fn in_buffer(&self, at: u64) -> Option<usize> {
+        let base = self.buffer_at & !0xfff;
+        let inside = at.checked_sub(base).filter(|&inside| inside < BUFFER)?;
+        (self.buffer_at & 2 != 0).then_some(inside as usize / 8)
+    }
+
+    fn load(&self, at: u64) -> u64 {
+        match self.in_buffer(at) {
+            Some(word) => self.buffer[word],
+            None => self.host.load(at).unwrap(),
+        }
+    }
+
+    fn store(&mut self, at: u64, value: u64) {
+        match self.in_buffer(at) {
+            Some(word) => self.buffer[word] = value,
+            None => self.host.store(at, value).unwrap(),
+        }
+    }
+
     fn complete(&mut self, id: u16, tag: u16, status: u16, result: u32) {
         let Some(queue) = self.queues.get_mut(&id) else { return };
         let mut head = queue.head;
@@ -86,12 +121,12 @@ impl Controller {
             | u64::from(queue.phase) << 48
             | u64::from(status) << 49;
         let at = queue.completion + 16 * u64::from(queue.tail);
-        self.host.store(at, result.into()).unwrap();
-        self.host.store(at + 8, word).unwrap();
         queue.tail += 1;
         if queue.tail == queue.size {
             (queue.tail, queue.phase) = (0, !queue.phase);
         }
+        self.store(at, result.into());
+        self.store(at + 8, word);
     }
 
     fn command(&mut self, id: u16, words: [u64; 8]) {
@@ -143,6 +178,10 @@ impl Controller {
                 self.complete(0, tag, 0, u32::from(!ends));
             }
             0x09 => self.complete(0, tag, 0, 3 << 16 | 3),
+            0x7c if self.offers_shadow => {
+                self.shadow = Some([words[3], words[4]]);
+                self.complete(0, tag, 0, 0);
+            }
             _ => self.complete(0, tag, 0x4001, 0),
         }
     }
@@ -153,7 +192,10 @@ impl Controller {
         }
         match cns {
             // The serial number, and entries of 64 and 16 bytes.
-            1 => self.host.store(at, u64::from_le_bytes(*b"\0\0\0\0disk")).unwrap(),
+            1 => {
+                self.host.store(at, u64::from_le_bytes(*b"\0\0\0\0disk")).unwrap();
+                self.host.store(at + 256, u64::from(self.offers_shadow) << 8).unwrap();
+            }
             2 => self.host.store(at, 1).unwrap(),
             _ => {
                 self.host.store(at, BLOCKS).unwrap();
@@ -168,7 +210,7 @@ impl Controller {
     }
 
     fn stop(&mut self) {
-        (self.csts, self.cc) = (0, 0);
+        (self.csts, self.cc, self.shadow) = (0, 0, None);
         self.queues.clear();
         self.held.clear();
     }
@@ -176,13 +218,20 @@ impl Controller {
 
 impl Registers for Controller {
     fn read(&mut self, offset: u64, width: usize) -> u64 {
-        assert_eq!(width, 4, "registers are read 32 bits at a time");
         if self.is_gone {
             return u64::MAX;
         }
+        if !self.buffer.is_empty() && (BUFFER_OFFSET..BUFFER_OFFSET + BUFFER).contains(&offset) {
+            assert_eq!(width, 8);
+            return self.buffer[(offset - BUFFER_OFFSET) as usize / 8];
+        }
+        assert_eq!(width, 4, "registers are read 32 bits at a time");
         match offset {
             0x00 => CAP & 0xffff_ffff,
-            0x04 => CAP >> 32,
+            0x04 => CAP >> 32 | u64::from(!self.buffer.is_empty()) << 25,
+            // In BAR0, in units of 4 KiB; nothing as long as they are not switched on.
+            0x38 if self.buffer_at & 1 != 0 => BUFFER_OFFSET,
+            0x3c if self.buffer_at & 1 != 0 => BUFFER | u64::from(self.buffer_uses),
             0x08 => 0x0001_0400,
             0x14 => self.cc.into(),
             0x1c => self.csts.into(),
@@ -191,6 +240,11 @@ impl Registers for Controller {
     }
 
     fn write(&mut self, offset: u64, width: usize, value: u64) {
+        if !self.buffer.is_empty() && (BUFFER_OFFSET..BUFFER_OFFSET + BUFFER).contains(&offset) {
+            assert_eq!(width, 8);
+            self.buffer[(offset - BUFFER_OFFSET) as usize / 8] = value;
+            return;
+        }
         assert_eq!(width, 4, "registers are written 32 bits at a time");
         let low = |old: u64| old & !0xffff_ffff | value;
         let high = |old: u64| old & 0xffff_ffff | value << 32;
@@ -216,6 +270,8 @@ impl Registers for Controller {
             0x2c => self.asq = high(self.asq),
             0x30 => self.acq = low(self.acq),
             0x34 => self.acq = high(self.acq),
+            0x50 => self.buffer_at = low(self.buffer_at),
+            0x54 => self.buffer_at = high(self.buffer_at),
             0x1000.. => {
                 let number = (offset - 0x1000) / 4;
                 let id = (number / 2) as u16;
@@ -230,7 +286,7 @@ impl Registers for Controller {
                 {
                     let at = queue.submission + 64 * u64::from(queue.head);
                     queue.head = (queue.head + 1) % queue.size;
-                    let words = std::array::from_fn(|i| self.host.load(at + 8 * i as u64).unwrap());
+                    let words = std::array::from_fn(|i| self.load(at + 8 * i as u64));
                     self.command(id, words);
                 }
             }
@@ -240,6 +296,7 @@ impl Registers for Controller {
 
     fn reset(&mut self) {
         self.stop();
+        self.buffer_at = 0;
     }
 }
 
@@ -258,13 +315,25 @@ pub(super) fn scripted() -> Arc<Scripted<Controller>> {
         is_gone: false,
         starts: 0,
         shutdowns: 0,
+        offers_shadow: false,
+        shadow: None,
+        buffer: Vec::new(),
+        buffer_uses: 0,
+        buffer_at: 0,
     });
     scripted.config()[9..12].copy_from_slice(&[2, 8, 1]);
     scripted
 }
 
 pub(super) fn probe(scripted: &Arc<Scripted<Controller>>) -> Result<Nvme, ProbeFailed<NvmeError>> {
+    probe_with(scripted, Config::default())
+}
+
+pub(super) fn probe_with(
+    scripted: &Arc<Scripted<Controller>>,
+    config: Config,
+) -> Result<Nvme, ProbeFailed<NvmeError>> {
     let device = Device::open(scripted.attach()).unwrap();
     let admin_timeout = std::time::Duration::from_millis(200);
-    Nvme::probe(device, Config { wait: Some(WaitMode::Poll), admin_timeout, ..Config::default() })
+    Nvme::probe(device, Config { wait: Some(WaitMode::Poll), admin_timeout, ..config })
 }

@@ -1,7 +1,9 @@
 //! What becomes of transfers when the controller goes wrong: each ends once, within a bound.
 
+mod buffer;
 mod device;
 mod events;
+mod shadow;
 
 use std::time::Duration;
 
