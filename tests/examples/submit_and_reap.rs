@@ -33,6 +33,8 @@ use vfio_dma_tools::serve::Served;
 use vfio_dma_tools::vm::{Accel, VmConfig};
 
 const BATCH: usize = 32;
+/// How often a batch is looked for.
+const TRIES: u32 = 100;
 /// One more is the marker of the doorbell.
 const DESCRIPTORS: u64 = BATCH as u64 + 1;
 /// Bytes of a slot.
@@ -72,7 +74,9 @@ fn counted_reap(
     pairs: &mut Vec<Pair>,
     tokens: &mut Vec<Token>,
 ) -> Result<(), Error> {
-    channel.poll()?;
+    if channel.poll()? == 0 {
+        return Ok(());
+    }
     for token in tokens.drain(..) {
         let tables = channel.take(token)?.ok_or("not done")?.into_result()?;
         pairs.extend(tables.source.map(|source| (source, tables.target)));
@@ -166,12 +170,26 @@ fn rounds(
     mut finish: impl FnMut(u64),
 ) -> Result<[u64; 2], Error> {
     let mut channel = ioat.channel(0)?;
-    let mut least = [u64::MAX; 2];
-    let mut timed = |which: usize, counted: &mut dyn FnMut() -> Result<(), Error>| {
+    let (mut least_submit, mut least_reap) = (u64::MAX, u64::MAX);
+    let mut submit = |counted: &mut dyn FnMut() -> Result<(), Error>| {
         let begin = ticks();
         counted()?;
-        least[which] = least[which].min(ticks() - begin);
+        least_submit = least_submit.min(ticks() - begin);
         Ok::<_, Error>(())
+    };
+    // A device that is slow to finish has its batch looked for once more: all of it is done then.
+    let mut reap = |batch: u64, counted: &mut dyn FnMut() -> Result<bool, Error>| {
+        for _ in 0..TRIES {
+            finish(batch);
+            let begin = ticks();
+            let is_done = counted()?;
+            let taken = ticks() - begin;
+            if is_done {
+                least_reap = least_reap.min(taken);
+                return Ok::<_, Error>(());
+            }
+        }
+        Err("the device is not done".into())
     };
     if matches!(name, "pairs" | "slots" | "parts") {
         let pool = |direction| -> Result<_, Error> {
@@ -186,40 +204,37 @@ fn rounds(
         pairs.extend(slots.map(|(s, t)| SlotPair { source: Some(s), target: Some(t) }));
         for batch in 1..=batches {
             match name {
-                "pairs" => {
-                    timed(0, &mut || counted_submit_pairs(&mut channel, &pools, &mut pairs))?
-                }
-                "slots" => {
-                    timed(0, &mut || counted_submit_slots(&mut channel, &pools, &mut pairs))?
-                }
+                "pairs" => submit(&mut || counted_submit_pairs(&mut channel, &pools, &mut pairs))?,
+                "slots" => submit(&mut || counted_submit_slots(&mut channel, &pools, &mut pairs))?,
                 _ => {
                     let mut target = pairs.iter_mut().find_map(|pair| pair.target.take());
                     let slots = pairs.drain(..).filter_map(|pair| pair.source);
                     parts.extend(slots.map(|slot| SlotPart { slot, offset: 0, len: 64 }));
-                    timed(0, &mut || {
+                    submit(&mut || {
                         let target = target.take().ok_or("no slot is left")?;
                         counted_submit_parts(&mut channel, &pools, &mut parts, target)
                     })?;
                 }
             }
-            finish(batch);
-            timed(1, &mut || counted_reap_slots(&mut channel, &mut pairs))?;
-            if pairs.len() != BATCH {
-                return Err("the device is not done".into());
-            }
+            reap(batch, &mut || {
+                counted_reap_slots(&mut channel, &mut pairs)?;
+                Ok(pairs.len() == BATCH)
+            })?;
         }
     } else {
         let mut pairs = pairs(ioat, &shape(name).ok_or(USAGE)?)?;
         let mut tokens = Vec::with_capacity(BATCH);
         for batch in 1..=batches {
-            timed(0, &mut || counted_submit(&mut channel, &mut pairs, &mut tokens))?;
-            finish(batch);
-            timed(1, &mut || counted_reap(&mut channel, &mut pairs, &mut tokens))?;
+            submit(&mut || counted_submit(&mut channel, &mut pairs, &mut tokens))?;
+            reap(batch, &mut || {
+                counted_reap(&mut channel, &mut pairs, &mut tokens)?;
+                Ok(tokens.is_empty())
+            })?;
         }
     }
     assert_eq!(channel.stats().descriptors, batches * DESCRIPTORS);
     assert_eq!(channel.stats().doorbells, batches);
-    Ok(least)
+    Ok([least_submit, least_reap])
 }
 
 /// The time stamp counter: with QEMU's `-icount shift=0` the instructions that ran.

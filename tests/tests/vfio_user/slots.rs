@@ -9,6 +9,7 @@ use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::ioat::{Channel, Config, Ioat};
 use vfio_dma::dma::{Direction, Request, Slot, SlotPool};
 use vfio_dma::queue::SlotPair;
+use vfio_dma_model::function::PciFunction;
 
 use super::{LIMIT, open, serve};
 
