@@ -5,13 +5,14 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem::{offset_of, size_of};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio as uapi;
+use vfio_ioctls::{VfioContainer, VfioError};
 
 use super::claim::Claim;
 use super::group::Group;
@@ -37,16 +38,33 @@ const LEAVING_LIMIT: Duration = Duration::from_millis(500);
 /// The groups of a container by number, as long as the lock is held.
 type Groups<'a> = MutexGuard<'a, BTreeMap<u32, Weak<Group>>>;
 
+/// Who opened a container's descriptor.
+enum Node {
+    /// This process.
+    Opened(VfioContainer),
+    /// Another one, which passed it on.
+    Passed(File),
+}
+
+impl AsRawFd for Node {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Node::Opened(container) => container.as_raw_fd(),
+            Node::Passed(file) => file.as_raw_fd(),
+        }
+    }
+}
+
 /// A VFIO container; the devices opened through it share one set of IOVAs.
 pub struct Container {
-    file: File,
+    node: Node,
     /// The groups in it, as long as a device of theirs is open.
     groups: Mutex<BTreeMap<u32, Weak<Group>>>,
 }
 
 impl fmt::Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Container").field("fd", &self.file.as_raw_fd()).finish_non_exhaustive()
+        f.debug_struct("Container").field("fd", &self.node.as_raw_fd()).finish_non_exhaustive()
     }
 }
 
@@ -57,7 +75,12 @@ impl Container {
     ///
     /// Fails when the kernel has no VFIO, or this process may not use it.
     pub fn new() -> Result<Arc<Container>> {
-        Container::of(open_node()?)
+        let container = VfioContainer::new(None).map_err(|error| match error {
+            VfioError::OpenContainer(source) => no_container(source),
+            VfioError::VfioExtension => no_type1(),
+            other => precondition(format!("{CONTAINER_NODE}: {other}"), Remedy::CheckSetup),
+        })?;
+        Ok(Container::of(Node::Opened(container)))
     }
 
     /// A container that another process opened and passed on. It may have groups, and mappings,
@@ -68,20 +91,13 @@ impl Container {
     /// [`BackendError::WrongDescriptor`] when it is no container.
     pub fn from_fd(container: OwnedFd) -> Result<Arc<Container>> {
         passed::check_container(&Tree::new(), container.as_fd())?;
-        Container::of(container.into())
+        let container = File::from(container);
+        check(&container, KIND, no_type1)?;
+        Ok(Container::of(Node::Passed(container)))
     }
 
-    fn of(file: File) -> Result<Arc<Container>> {
-        check(&file, KIND, || {
-            precondition(
-                format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
-                Remedy::LoadModule {
-                    module: "vfio_iommu_type1",
-                    kernel: "CONFIG_VFIO_IOMMU_TYPE1",
-                },
-            )
-        })?;
-        Ok(Arc::new(Container { file, groups: Mutex::default() }))
+    fn of(node: Node) -> Arc<Container> {
+        Arc::new(Container { node, groups: Mutex::default() })
     }
 
     /// Opens a device in this container.
@@ -202,7 +218,7 @@ impl Container {
     /// Has a group join; the first one decides on the kind of IOMMU.
     fn take_in(&self, group: &Group, address: Address) -> Result<()> {
         let first = !self.has_iommu();
-        if let Err(errno) = group.join(&self.file) {
+        if let Err(errno) = group.join(&self.node) {
             return Err(match errno {
                 Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
                 errno if first => {
@@ -220,7 +236,7 @@ impl Container {
             return Ok(());
         }
         // SAFETY: the descriptor is a container, and the argument a number.
-        match done(unsafe { ioctl::set_iommu(self.file.as_raw_fd(), KIND) }) {
+        match done(unsafe { ioctl::set_iommu(self.node.as_raw_fd(), KIND) }) {
             Ok(()) => Ok(()),
             Err(Errno::EPERM) => Err(unsafe_interrupts(address, "vfio_iommu_type1")),
             Err(errno) => {
@@ -236,7 +252,7 @@ impl Container {
         let info = ask::<uapi::vfio_iommu_type1_info>(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.node.as_raw_fd(), info) }
         });
         info.err() != Some(Errno::EINVAL)
     }
@@ -259,7 +275,15 @@ impl Container {
     }
 }
 
-/// Opens the container's node.
+/// What is missing where a container has no IOMMU of the kind.
+fn no_type1() -> BackendError {
+    precondition(
+        format!("{CONTAINER_NODE} has no type1v2 IOMMU"),
+        Remedy::LoadModule { module: "vfio_iommu_type1", kernel: "CONFIG_VFIO_IOMMU_TYPE1" },
+    )
+}
+
+/// Opens the container's node, for an IOMMU that `VfioContainer` does not know.
 pub(super) fn open_node() -> Result<File> {
     File::options().read(true).write(true).open(CONTAINER_NODE).map_err(no_container)
 }
@@ -366,7 +390,7 @@ impl Iommu for Container {
         let reply = ask(0, |info| {
             // SAFETY: the descriptor is a container, and `ask` gives the kernel as much room
             // as it says.
-            unsafe { ioctl::iommu_get_info(self.file.as_raw_fd(), info) }
+            unsafe { ioctl::iommu_get_info(self.node.as_raw_fd(), info) }
         });
         let reply = reply.map_err(|errno| {
             os_error("asking the IOMMU for its IOVA ranges and page sizes".into(), errno, None)
@@ -390,7 +414,7 @@ impl Iommu for Container {
             size: request.len as u64,
         };
         // SAFETY: the descriptor is a container; the caller vouches for the memory.
-        let status = unsafe { ioctl::iommu_map_dma(self.file.as_raw_fd(), &raw const map) };
+        let status = unsafe { ioctl::iommu_map_dma(self.node.as_raw_fd(), &raw const map) };
         done(status).map_err(|errno| {
             let exhausted = (errno == Errno::ENOSPC).then(|| {
                 "the container has no mapping left: raise dma_entry_limit of the module \
@@ -413,7 +437,7 @@ impl Iommu for Container {
             ..Default::default()
         };
         // SAFETY: the descriptor is a container, and the structure has no data behind it.
-        let status = unsafe { ioctl::iommu_unmap_dma(self.file.as_raw_fd(), &raw mut unmap) };
+        let status = unsafe { ioctl::iommu_unmap_dma(self.node.as_raw_fd(), &raw mut unmap) };
         match done(status) {
             // With the last group of a container the kernel unmaps all of it: a device that
             // leaves the bus takes its group along, whoever has the group open.

@@ -4,12 +4,13 @@ use std::fmt;
 use std::fs::File;
 use std::mem::{offset_of, size_of};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommufd_bindings::iommufd as uapi;
+use iommufd_ioctls::{IommuFd, IommufdError};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio;
 
@@ -36,7 +37,7 @@ const IOMMU_NODE: &str = "/dev/iommu";
 /// which makes an `Ioas` of them ([`IoasOptions`]), and each maps in a range of its own. A device
 /// that one of them opens reaches what any of them mapped.
 pub struct Ioas {
-    iommufd: File,
+    iommufd: IommuFd,
     id: u32,
     iovas: RangeInclusive<u64>,
     /// This process made it, and is to destroy it.
@@ -91,9 +92,9 @@ impl Ioas {
         let iommufd = match options.iommufd {
             Some(fd) => {
                 passed::check_iommufd(&Tree::new(), fd.as_fd())?;
-                File::from(fd)
+                IommuFd::new_from_fd(fd.into())
             }
-            None => open_node()?,
+            None => IommuFd::new().map_err(no_node)?,
         };
         let own = options.id.is_none();
         let id = match options.id {
@@ -125,7 +126,8 @@ impl Ioas {
     /// Fails when this process has too many open files.
     pub fn descriptor(&self) -> Result<OwnedFd> {
         self.shared.store(true, Ordering::Relaxed);
-        passed::duplicate(self.iommufd.as_fd())
+        // SAFETY: the descriptor is open as long as `self` is.
+        passed::duplicate(unsafe { BorrowedFd::borrow_raw(self.fd()) })
     }
 
     /// Opens a device in this address space.
@@ -301,7 +303,7 @@ impl Iommu for Ioas {
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
-        let mut map = uapi::iommu_ioas_map {
+        let map = uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>() as u32,
             flags: map_flags(request.access),
             ioas_id: self.id,
@@ -310,9 +312,10 @@ impl Iommu for Ioas {
             iova: request.iova,
             ..Default::default()
         };
-        // SAFETY: the descriptor is an iommufd; the caller vouches for the memory.
-        let status = unsafe { ioctl::ioas_map(self.fd(), &raw mut map) };
-        done(status).map_err(|errno| {
+        // `map_iommu_ioas` is not marked unsafe, but what this function demands of its
+        // caller is what it needs.
+        self.iommufd.map_iommu_ioas(&map).map_err(|error| {
+            let errno = errno(&error);
             let remedy = match errno {
                 Errno::ENOMEM => pin_limit(request.len),
                 Errno::EFAULT => Some(
@@ -333,7 +336,7 @@ impl Iommu for Ioas {
 
     fn map_dma_buf(&self, request: &DmaBufRequest<'_>) -> Result<()> {
         let &DmaBufRequest { iova, len, access, dma_buf } = request;
-        let mut map = uapi::iommu_ioas_map_file {
+        let map = uapi::iommu_ioas_map_file {
             size: size_of::<uapi::iommu_ioas_map_file>() as u32,
             flags: map_flags(access),
             ioas_id: self.id,
@@ -342,10 +345,9 @@ impl Iommu for Ioas {
             length: len as u64,
             iova,
         };
-        // SAFETY: the descriptor is an iommufd, and the structure as large as it says. The kernel
-        // keeps the dma-buf as long as it is mapped.
-        let status = unsafe { ioctl::ioas_map_file(self.fd(), &raw mut map) };
-        done(status).map_err(|errno| {
+        // The kernel keeps the dma-buf as long as it is mapped.
+        self.iommufd.map_iommu_ioas_file(&map).map_err(|error| {
+            let errno = errno(&error);
             let action = format!("mapping {len} bytes of a BAR at IOVA {iova:#x} ({access})");
             let remedy = matches!(errno, Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)
                 .then_some(Remedy::LendThroughType1);
@@ -360,9 +362,8 @@ impl Iommu for Ioas {
             iova,
             length: len as u64,
         };
-        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
-        let status = unsafe { ioctl::ioas_unmap(self.fd(), &raw mut unmap) };
-        done(status).map_err(|errno| unmap_error(iova, len, errno))?;
+        let unmapped = self.iommufd.unmap_iommu_ioas(&mut unmap);
+        unmapped.map_err(|error| unmap_error(iova, len, errno(&error)))?;
         check_unmapped(iova, len, unmap.length)
     }
 }
@@ -373,24 +374,33 @@ impl Drop for Ioas {
         if !self.own || *self.shared.get_mut() {
             return;
         }
-        let destroy =
-            uapi::iommu_destroy { size: size_of::<uapi::iommu_destroy>() as u32, id: self.id };
-        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
-        if let Err(errno) = done(unsafe { ioctl::iommu_destroy(self.fd(), &raw const destroy) }) {
-            log::error!("the I/O address space {} of an iommufd stays: {errno}", self.id);
+        if let Err(error) = self.iommufd.destroy_iommu_object(self.id) {
+            log::error!("the I/O address space {} of an iommufd stays: {error}", self.id);
         }
     }
 }
 
-fn open_node() -> Result<File> {
-    let opened = File::options().read(true).write(true).open(IOMMU_NODE);
-    opened.map_err(|source| {
-        node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
-            module: "iommufd",
-            kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
-                     CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
-        })
+/// Why iommufd's node does not open.
+fn no_node(error: IommufdError) -> BackendError {
+    let IommufdError::OpenIommufd(source) = error else {
+        return precondition(format!("{IOMMU_NODE}: {error}"), Remedy::CheckSetup);
+    };
+    node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
+        module: "iommufd",
+        kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
+                 CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
     })
+}
+
+/// What the kernel refused a request to iommufd with.
+fn errno(error: &IommufdError) -> Errno {
+    match error {
+        IommufdError::IommuIoasAlloc(error)
+        | IommufdError::IommuIoasMap(error)
+        | IommufdError::IommuIoasMapFile(error)
+        | IommufdError::IommuIoasUnmap(error) => Errno::from_raw(error.errno()),
+        _ => Errno::EPROTO,
+    }
 }
 
 /// A fixed address, and what the device may do there.
@@ -406,15 +416,14 @@ fn map_flags(access: DmaAccess) -> u32 {
 }
 
 /// Makes an empty address space.
-fn allocate(iommufd: &File) -> Result<u32> {
+fn allocate(iommufd: &IommuFd) -> Result<u32> {
     let mut allocate = uapi::iommu_ioas_alloc {
         size: size_of::<uapi::iommu_ioas_alloc>() as u32,
         ..Default::default()
     };
-    // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
-    let status = unsafe { ioctl::ioas_alloc(iommufd.as_raw_fd(), &raw mut allocate) };
-    done(status)
-        .map_err(|errno| os_error("making an I/O address space of iommufd".into(), errno, None))?;
+    iommufd.alloc_iommu_ioas(&mut allocate).map_err(|error| {
+        os_error("making an I/O address space of iommufd".into(), errno(&error), None)
+    })?;
     Ok(allocate.out_ioas_id)
 }
 

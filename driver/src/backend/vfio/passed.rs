@@ -8,7 +8,6 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat, major, minor};
 use vfio_bindings::bindings::vfio as uapi;
 
@@ -174,7 +173,7 @@ fn check_identity(sysfs: &Tree, fd: BorrowedFd<'_>, address: Address) -> Result<
 pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     let duplicated = fd.try_clone_to_owned();
     duplicated.map_err(|error| {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EBADF));
+        let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EBADF));
         os_error("duplicating a descriptor".into(), errno, None)
     })
 }
