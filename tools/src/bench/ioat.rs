@@ -164,9 +164,6 @@ impl IoatSubject {
     fn prepare_slots(&mut self, number: usize, spec: &Spec) -> Result<u64, BenchError> {
         let depth = spec.depth() as usize;
         let count = depth * spec.channels as usize;
-        if spec.slots() != count as u64 {
-            return Err(BenchError::State("slots that are not as many as copies"));
-        }
         let ((from, sources), (to, targets), calls) =
             self.memory.pools(spec.stride() as usize, count)?;
         let mut pairs = sources.into_iter().zip(targets);

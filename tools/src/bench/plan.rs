@@ -80,8 +80,8 @@ impl Spec {
     pub fn depth(&self) -> u32 {
         match self.series {
             Series::Latency => 1,
-            Series::Batch | Series::Slots => 2 * self.batch,
-            Series::Segments | Series::Channels | Series::Methods => {
+            Series::Batch => 2 * self.batch,
+            Series::Segments | Series::Channels | Series::Methods | Series::Slots => {
                 let batches = FLYING_BYTES / (self.transfer * u64::from(self.batch));
                 self.batch * batches.clamp(2, 8) as u32
             }
@@ -91,7 +91,12 @@ impl Spec {
     /// Different places that the transfers of all channels take turns with.
     #[must_use]
     pub fn slots(&self) -> u64 {
-        (WORKING_SET / self.stride()).clamp(1, u64::from(self.depth() * self.channels))
+        let all = u64::from(self.depth() * self.channels);
+        // A slot that is in flight is nobody else's.
+        if self.series == Series::Slots {
+            return all;
+        }
+        (WORKING_SET / self.stride()).clamp(1, all)
     }
 
     /// Bytes from one place to the next.
