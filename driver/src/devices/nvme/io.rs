@@ -69,8 +69,8 @@ pub struct Stats {
     pub shadow_doorbells: u64,
     /// Doorbell registers written for completions that were taken.
     pub head_doorbells: u64,
-    /// Times that both registers were written once more, because nothing had moved for 10 ms
-    /// and the controller may have missed a doorbell in memory.
+    /// Times that registers were written for doorbells in memory after all, because nothing had
+    /// moved for 10 ms and the controller may have missed them.
     pub repeated_doorbells: u64,
     /// Interrupts waited for that came.
     pub interrupts: u64,

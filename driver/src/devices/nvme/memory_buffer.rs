@@ -65,7 +65,14 @@ impl MemoryBuffer {
                 let all = sized.bytes().max(len).next_multiple_of(page);
                 Base::Reserved(device.space().reserve_iova(all, page)?)
             }
-            Translation::Physical => Base::Bus(bus_address(device, lies_at.bar())? + offset),
+            Translation::Physical => {
+                let at = bus_address(device, lies_at.bar())?.checked_add(offset);
+                let at = at.filter(|at| at.is_multiple_of(4096));
+                let Some(at) = at else {
+                    return nonsense("CMBLOC", lies, "a place at a multiple of 4 KiB on the bus");
+                };
+                Base::Bus(at)
+            }
         };
         let taken = Mutex::new(vec![false; pages as usize]);
         Ok(MemoryBuffer { bar, offset, base, size: sized, page, taken })

@@ -27,6 +27,9 @@ pub(super) struct Pair<T> {
     /// The tail and the head that the device was told.
     tail_told: u32,
     head_told: u32,
+    /// Whether these are in memory alone, where the device has to look for them by itself.
+    is_tail_quiet: bool,
+    is_head_quiet: bool,
 }
 
 impl<T> Pair<T> {
@@ -65,6 +68,8 @@ impl<T> Pair<T> {
             is_level: false,
             tail_told: 0,
             head_told: 0,
+            is_tail_quiet: false,
+            is_head_quiet: false,
         })
     }
 
@@ -77,6 +82,7 @@ impl<T> Pair<T> {
         self.submission.clear();
         self.completion.clear();
         (self.tail_told, self.head_told) = (0, 0);
+        (self.is_tail_quiet, self.is_head_quiet) = (false, false);
     }
 
     /// Commands that can be submitted now.
@@ -115,13 +121,26 @@ impl<T> Pair<T> {
         self.tail_told = published.tail;
         // Of the admin queue's doorbells a controller may know the registers only.
         let rung = doorbells.ring(self.tail_doorbell, step, self.size(), self.id == 0)?;
+        self.is_tail_quiet = rung == Rung::Shadow;
         Ok(Some(rung))
     }
 
-    /// Tells the device by its registers what it was told before, in case it missed it.
-    pub(super) fn ring_again(&mut self, doorbells: Doorbells<'_>) -> Result<(), MmioError> {
-        doorbells.bar.write(self.tail_doorbell, self.tail_told)?;
-        doorbells.bar.write(self.head_doorbell, self.head_told)
+    /// Tells the device by its registers what it was told in memory alone, in case it missed
+    /// that; whether there was anything.
+    pub(super) fn ring_again(&mut self, doorbells: Doorbells<'_>) -> Result<bool, MmioError> {
+        let quiet = [
+            (&mut self.is_tail_quiet, self.tail_doorbell, self.tail_told),
+            (&mut self.is_head_quiet, self.head_doorbell, self.head_told),
+        ];
+        let mut is_any = false;
+        for (is_quiet, doorbell, value) in quiet {
+            // A value that a register has is not written twice: each write of a head may count.
+            if std::mem::take(is_quiet) {
+                doorbells.bar.write(doorbell, value)?;
+                is_any = true;
+            }
+        }
+        Ok(is_any)
     }
 
     /// Takes a completion, if there is one, and its command.
@@ -161,6 +180,7 @@ impl<T> Pair<T> {
         self.head_told = step.1;
         let always = self.id == 0 || self.is_level;
         let rung = doorbells.ring(self.head_doorbell, step, self.size(), always)?;
+        self.is_head_quiet = rung == Rung::Shadow;
         Ok(Some(rung))
     }
 }

@@ -77,7 +77,8 @@ impl IoQueue {
         if self.controller.epoch() != self.epoch { self.resync() } else { Ok(0) }
     }
 
-    /// Writes the doorbells' registers when shadow doorbells have moved nothing for a while.
+    /// Writes the doorbells' registers when what lies in memory alone has moved nothing for a
+    /// while.
     fn ring_again(&mut self, now: Instant) -> Result<(), NvmeError> {
         let taken = self.memory.pair.completion.taken();
         match self.progress {
@@ -85,10 +86,8 @@ impl IoQueue {
                 let condition = self.controller.condition();
                 let doorbells = self.controller.doorbells();
                 let is_still = now.duration_since(since) >= STILL && condition.epoch == self.epoch;
-                if is_still && doorbells.pages.is_some() {
-                    self.memory.pair.ring_again(doorbells)?;
+                if is_still && self.memory.pair.ring_again(doorbells)? {
                     self.stats.repeated_doorbells += 1;
-                    self.progress = Some((taken, now));
                 }
             }
             _ => self.progress = Some((taken, now)),

@@ -118,6 +118,7 @@ fn machine(iommu: Iommu, kernel: Kernel, kernel_args: Vec<String>) -> Machine {
                 "logical_block_size=4096",
                 "physical_block_size=4096",
                 "use-intel-id=on",
+                "cmb_size_mb=1",
             ]),
             USED => NvmeDrive { read_only: true, ..drive },
             SLOW => drive.drive(&["throttling.bps-total=524288"]),

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 
 use vfio_dma::backend::IrqKind;
 use vfio_dma::backend::vfio::Access;
+use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::nvme::{
-    Consent, DataMethod, IoQueue, Namespace, Nvme, NvmeError, QueueConfig, Shutdown, Signature,
-    TransferError, WhenFull, Writable,
+    Config, Consent, DataMethod, IoQueue, Namespace, Nvme, NvmeError, QueueConfig, Shutdown,
+    Signature, TransferError, WhenFull, Writable,
 };
 use vfio_dma::dma::{Direction, Request};
 use vfio_dma::pci::Address;
 use vfio_dma::queue::WaitMode;
 use vfio_dma_tests::{Dice, address, vfio_dma};
 
+use super::failing::check_read;
 use super::reading::read_everything;
 use super::{
     Kind, LARGE, LIMIT, MANY, MARK, MARK_AT, SEVERAL, SIZE, SMALL, Shape, USED, WRITTEN, ended,
@@ -194,6 +196,14 @@ pub(crate) fn reads_and_writes_without_an_iommu() {
     let nvme = nvme_at(open_without_iommu(address(LARGE)), WaitMode::Poll);
     read_everything(&nvme, LARGE, 1);
     write_everything(&nvme, LARGE);
+    drop(nvme);
+    // The controller knows its memory by where its BAR lies on the bus.
+    let config = Config { wait: Some(WaitMode::Poll), memory_buffer: true, ..Config::default() };
+    let nvme = Nvme::probe(open_without_iommu(address(LARGE)), config).expect("opening NVMe");
+    let inside = QueueConfig { memory_buffer: true, ..QueueConfig::default() };
+    let mut queue = nvme.queue(inside).unwrap();
+    assert_eq!(queue.in_memory_buffer(), (true, false));
+    check_read(&nvme, &mut queue, LARGE);
 }
 
 /// The same bytes through Linux's own driver: what this one wrote, and the reverse.
