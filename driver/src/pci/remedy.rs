@@ -197,8 +197,8 @@ impl fmt::Display for Remedy {
                 write!(f, "bind {functions} to vfio-pci and open them in this process as well")
             }
             Remedy::LendThroughType1 => f.write_str(
-                "this takes a kernel whose VFIO makes dma-bufs of BARs (CONFIG_PCI_P2PDMA, Linux \
-                 6.19) and whose iommufd maps them (Linux 7.0); on others open both devices through \
+                "this takes a kernel whose VFIO makes dma-bufs of BARs (CONFIG_PCI_P2PDMA) and \
+                 whose iommufd maps them, such as Linux 7.3; on others open both devices through \
                  their groups: type1",
             ),
             Remedy::UseIommu => f.write_str("open it through the IOMMU: type1 or iommufd"),

@@ -104,9 +104,18 @@ pub(super) fn reset(device: RawFd, address: Address) -> Result<()> {
     // as it says.
     let status = unsafe { ioctl::device_pci_hot_reset(device, words.as_ptr().cast()) };
     done(status).map_err(|errno| {
-        let in_the_way =
-            || Remedy::from("every function that the reset hits has to be bound to vfio-pci");
-        let remedy = matches!(errno, Errno::EINVAL | Errno::ENODEV).then(in_the_way);
+        let remedy = match errno {
+            Errno::EINVAL | Errno::ENODEV => {
+                Some("every function that the reset hits has to be bound to vfio-pci".into())
+            }
+            // It may be reset all the same.
+            Errno::ENOTTY => Some(
+                "the link below the bridge did not come back in time, or the kernel does not let \
+                 the bus be reset: dmesg says which"
+                    .into(),
+            ),
+            _ => None,
+        };
         os_error(format!("{address}: resetting its bus"), errno, remedy)
     })
 }

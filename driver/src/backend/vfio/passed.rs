@@ -127,7 +127,7 @@ pub(super) fn check_device(sysfs: &Tree, device: &OwnedFd, address: Address) -> 
         return Err(wrong(fd, expected()));
     }
     match path_of(fd) {
-        // The kernel tells which function it is (Linux 6.18).
+        // A recent kernel tells which function it is.
         Some(path) if path.ends_with(address.to_string()) => Ok(()),
         Some(path) => {
             let found = format!("the device {}", path.display());
