@@ -34,7 +34,7 @@ fn free_runs(used: &Ranges) -> Vec<RangeInclusive<u64>> {
 fn highest(used: &Ranges, count: u64, align: u64, last: u64) -> Option<u64> {
     let taken = taken(used);
     let free = |granule: u64| GRANULES.contains(&granule) && !taken.contains(&granule);
-    let fits = |first: &u64| first % align == 0 && (*first..first + count).all(free);
+    let fits = |first: &u64| first.is_multiple_of(align) && (*first..first + count).all(free);
     (1..=(last + 1).saturating_sub(count)).rev().find(fits)
 }
 
