@@ -68,8 +68,10 @@ fn reap(channel: &mut Channel, into: &mut Vec<SlotPair>) {
 /// of its own, and the channel must work afterwards unless it is lost.
 fn survive(fault: Fault, at: u64, wait: WaitMode, on_error: OnError, mixed: bool) {
     let context = format!("{fault:?} at {at}, {wait:?}, {on_error:?}, mixed {mixed}");
-    let config =
-        Config { wait, on_error, ring_size: 64, command_timeout: Duration::from_millis(30) };
+    // Where a command ends it may take long, on a machine that does much else.
+    let hangs = matches!(fault, Fault::ResetHang | Fault::SuspendHang | Fault::Exit);
+    let command_timeout = Duration::from_millis(if hangs { 30 } else { 2000 });
+    let config = Config { wait, on_error, ring_size: 64, command_timeout };
     let bench = bench(IoatConfig::default(), config);
     let mut channel = bench.ioat.channel(0).unwrap();
     let (from, mut sources) = bench.pool(40, Direction::ToDevice);
