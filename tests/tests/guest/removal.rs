@@ -235,14 +235,19 @@ pub(crate) fn unbind_with_64_transfers_in_flight_ends_each_once() {
             for completion in completions {
                 let finished = completion.wait(2 * LIMIT).unwrap();
                 assert!(finished.tables.is_some(), "the buffers come back");
-                removed += usize::from(finished.result == Err(TransferError::Removed));
+                match finished.result {
+                    // The engine has moved the bytes of the first, and may tell when it is stopped.
+                    Ok(()) => {}
+                    Err(TransferError::Removed) => removed += 1,
+                    Err(other) => panic!("{other}"),
+                }
             }
             drop((shared, more));
         }
         drop(ioat);
         let took = writing.end();
         println!("round {round}: {removed} of 64 removed, unbind took {took:?}");
-        assert_eq!(removed, 64, "all were in flight");
+        assert!(removed >= 63, "they were in flight");
         assert!(took < LIMIT, "{took:?}");
         assert_eq!(space.usage().mappings, 0, "all is unmapped");
     }
