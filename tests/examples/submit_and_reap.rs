@@ -45,7 +45,7 @@ const USAGE: &str =
 /// All shapes, and the most instructions for each descriptor over VFIO.
 const SHAPES: [(&str, Option<f64>); 7] = [
     ("pairs", Some(30.0)),
-    ("slots", Some(33.0)),
+    ("slots", Some(31.0)),
     ("parts", None),
     ("scattered", Some(35.0)),
     ("gather", Some(35.0)),
@@ -91,7 +91,7 @@ fn counted_submit_slots(
     pairs: &mut Vec<SlotPair>,
 ) -> Result<(), Error> {
     channel.batch(from, to, |batch| {
-        pairs.drain(..).try_for_each(|slots| batch.copy_pair(slots, 64))
+        pairs.drain(..).rev().try_for_each(|slots| batch.copy_pair(slots, 64))
     })??;
     Ok(())
 }

@@ -208,16 +208,32 @@ pub enum SplitOrder {
     HighFirst,
 }
 
+/// The first mapped area; the one that nearly every BAR has alone.
+struct Fast {
+    /// Where in the region it begins.
+    start: u64,
+    /// How many bytes of it have 7 more behind them: there is room for an access of any width.
+    room: u64,
+    base: NonNull<u8>,
+}
+
+impl Fast {
+    const NONE: Fast = Fast { start: 0, room: 0, base: NonNull::dangling() };
+
+    fn new(range: &Range<u64>, base: NonNull<u8>) -> Fast {
+        let room = range.end.saturating_sub(range.start).saturating_sub(7);
+        Fast { start: range.start, room, base }
+    }
+}
+
 /// One region of a device, accessed register by register.
 pub struct Bar {
     regions: Arc<dyn Regions>,
     region: Region,
     size: u64,
-    /// Cleared for one whose mappings cannot be written; `fast` is empty then.
+    /// Cleared for one whose mappings cannot be written; `fast` has no room then.
     writable: bool,
-    /// The first mapped area; the one that nearly every BAR has alone.
-    fast: Range<u64>,
-    fast_base: NonNull<u8>,
+    fast: Fast,
     /// Dropped before the mappings that they watch.
     guards: Vec<Guard>,
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
@@ -227,7 +243,7 @@ pub struct Bar {
     events: Events,
 }
 
-// SAFETY: `fast_base` points into a `MappedRegion` that `areas` owns and that is itself
+// SAFETY: the base of `fast` points into a `MappedRegion` that `areas` owns and that is itself
 // `Send + Sync`; every access is a volatile load or store.
 unsafe impl Send for Bar {}
 // SAFETY: as above; concurrent register accesses are as defined as on the bus.
@@ -295,13 +311,11 @@ impl Bar {
             guards.push(guard.map_err(|errno| MmioError::Watch { region, source: errno.into() })?);
             areas.push((range, mapping));
         }
-        let (fast, fast_base) = areas
-            .first()
-            .filter(|_| writable)
-            .map_or((0..0, NonNull::dangling()), |(r, m)| (r.clone(), m.base()));
+        let first = areas.first().filter(|_| writable);
+        let fast = first.map_or(Fast::NONE, |(range, mapping)| Fast::new(range, mapping.base()));
         let _mapped = (!areas.is_empty()).then(|| Arc::clone(mapped));
         let size = info.size;
-        Ok(Bar { regions, region, size, writable, fast, fast_base, guards, areas, _mapped, events })
+        Ok(Bar { regions, region, size, writable, fast, guards, areas, _mapped, events })
     }
 
     /// Size of the region in bytes.
@@ -490,16 +504,18 @@ impl Bar {
         Ok(())
     }
 
-    /// Where in this process the access goes, if it is aligned and in the first mapped area.
+    /// Where in this process the access goes, if it is aligned and in the first mapped area, but
+    /// for its last 7 bytes.
     #[inline]
     fn locate(&self, offset: u64, width: u64) -> Option<NonNull<u8>> {
-        let left = self.fast.end.checked_sub(offset)?;
-        if left < width || offset < self.fast.start || !offset.is_multiple_of(width) {
+        let Fast { start, room, base } = self.fast;
+        let inside = offset.wrapping_sub(start);
+        if inside >= room || !offset.is_multiple_of(width) {
             return None;
         }
-        // SAFETY: the sum stays inside the mapping of `fast`, as just checked, and
-        // `Bar::open` checked that the mapping is that long.
-        Some(unsafe { self.fast_base.add((offset - self.fast.start) as usize) })
+        // SAFETY: 8 bytes from there on are inside the mapping, as just checked, and `Bar::open`
+        // checked that the mapping is that long.
+        Some(unsafe { base.add(inside as usize) })
     }
 
     /// Where in this process the access goes; `None` when it must be trapped.

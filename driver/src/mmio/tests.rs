@@ -187,7 +187,7 @@ fn a_mapping_that_nothing_answers_is_a_typed_error() {
     let (_, mut bar) = sparse();
     let mapping: Box<dyn MappedRegion> = Box::new(CutOff(base.cast()));
     bar.guards = vec![Guard::watch(mapping.base(), mapping.len()).unwrap()];
-    (bar.fast, bar.fast_base) = (0..PAGE, mapping.base());
+    bar.fast = Fast::new(&(0..PAGE), mapping.base());
     bar.areas = vec![(0..PAGE, mapping)];
     bar.write(0x10, 7_u32).unwrap();
     assert_eq!(bar.read::<u32>(0x10).unwrap(), 7);

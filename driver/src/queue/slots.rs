@@ -65,6 +65,8 @@ pub struct SlotsInFlight {
     pools: Vec<Arc<SlotPool>>,
     /// The addresses of those that were attached last, as source and target.
     latest: [usize; 2],
+    /// Bytes of the shorter slot of both.
+    slot_len: usize,
     /// Entries whose slots can be held at a time.
     size: u32,
     /// The entries whose slots are held: the newest, which mostly are all of them, and those
@@ -86,6 +88,7 @@ impl SlotsInFlight {
             function: Arc::clone(device.function()),
             pools: Vec::new(),
             latest: [0; 2],
+            slot_len: 0,
             size: ring_size,
             newest: Run::default(),
             older: VecDeque::with_capacity(size),
@@ -110,6 +113,19 @@ impl SlotsInFlight {
             }
         }
         self.latest = [source, target].map(|pool| Arc::as_ptr(pool).addr());
+        self.slot_len = source.slot_len().min(target.slot_len());
+    }
+
+    /// Bytes of the shorter slot of the pools that were attached last; 0 before.
+    #[inline]
+    #[must_use]
+    pub fn slot_len(&self) -> usize {
+        self.slot_len
+    }
+
+    /// Takes no pools for the latest any more: the next ones are looked at.
+    pub fn forget_latest(&mut self) {
+        self.latest = [0; 2];
     }
 
     /// Lets go of every pool, unless a slot was not given back; whether it did.
@@ -117,7 +133,7 @@ impl SlotsInFlight {
         let is_empty = self.is_empty();
         if is_empty {
             self.pools.clear();
-            self.latest = [0; 2];
+            self.forget_latest();
         }
         is_empty
     }
@@ -265,7 +281,7 @@ impl SlotsInFlight {
     /// Gives the pools to the device to keep until the function is known to be quiet, as
     /// [`Device::park`] does.
     pub fn park(&mut self) {
-        self.latest = [0; 2];
+        self.forget_latest();
         self.function.park(Box::new(std::mem::take(&mut self.pools)));
     }
 }

@@ -340,11 +340,12 @@ impl Channel {
         target: &Arc<SlotPool>,
         fill: impl FnOnce(&mut Batch<'_>) -> R,
     ) -> Result<R, IoatError> {
-        if self.lost || !self.slots.are_latest(source, target) {
+        // A channel that was lost has no latest ones.
+        if !self.slots.are_latest(source, target) {
             self.check_pools(source, target)?;
         }
         let pools = [&**source, &**target];
-        let max_len = source.slot_len().min(target.slot_len());
+        let max_len = self.slots.slot_len();
         let tables = pools.map(SlotPool::table);
         let place = place(self);
         let mut batch = Batch { channel: self, pools, tables, max_len, place };

@@ -9,6 +9,7 @@ use super::ring::Ring;
 use super::transfer::{Job, Remaining};
 use super::{ChannelErrors, Engine, IoatError, SlotsFailed};
 use crate::device::DeviceError;
+use crate::events::Events;
 use crate::mmio::{SplitOrder, poll_until};
 use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
@@ -42,6 +43,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Channel {
     pub(super) engine: Arc<Engine>,
+    /// The function's, at hand for every doorbell.
+    pub(super) events: Events,
     pub(super) index: u8,
     pub(super) regs: ChannelRegs,
     /// Kept by the device when the engine cannot be stopped.
@@ -79,6 +82,7 @@ impl Channel {
         let slots = SlotsInFlight::new(&engine.device(), size);
         let mut channel = Channel {
             engine: Arc::clone(engine),
+            events: engine.events.clone(),
             index,
             regs,
             ring: ManuallyDrop::new(ring),

@@ -39,10 +39,17 @@ pub(super) fn fenced(first: u64) -> u64 {
     first | u64::from(FENCE) << 32
 }
 
-/// What a completion word, or CHANSTS, says. It is the device's, and may say anything.
+/// The address in a completion word, or CHANSTS, of the descriptor that was done last; 0 for none.
+/// It is the device's, and may be anything.
+#[inline(always)]
+pub(super) fn last_address(word: u64) -> u64 {
+    word & ADDRESS
+}
+
+/// What a completion word, or CHANSTS, says.
 #[inline]
 pub(super) fn last_done(word: u64) -> LastDone {
-    match word & ADDRESS {
+    match last_address(word) {
         0 => LastDone::None,
         address => LastDone::Address(address),
     }

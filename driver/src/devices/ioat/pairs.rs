@@ -27,10 +27,11 @@ impl Channel {
         pairs: &mut Vec<SlotPair>,
         len: usize,
     ) -> Result<usize, IoatError> {
-        if self.lost || !self.slots.are_latest(source, target) {
+        // A channel that was lost has no latest ones.
+        if !self.slots.are_latest(source, target) {
             self.check_pools(source, target)?;
         }
-        if len.wrapping_sub(1) >= source.slot_len().min(target.slot_len()) {
+        if len.wrapping_sub(1) >= self.slots.slot_len() {
             return refuse_first(source, target, pairs, len);
         }
         let tables = [source.table(), target.table()];

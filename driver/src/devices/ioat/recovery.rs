@@ -304,6 +304,7 @@ impl Channel {
     pub(super) fn lose(&mut self, error: IoatError) -> Result<usize, IoatError> {
         log::error!("{error}: the channel is given up");
         self.lost = true;
+        self.slots.forget_latest();
         self.feeding = None;
         self.not_quiesced = true;
         // An event ends the other channels too.

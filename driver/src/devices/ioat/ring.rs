@@ -18,7 +18,8 @@
 mod run;
 
 use super::descriptor::{
-    COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_done, words,
+    COMPLETION, Descriptor, INTERRUPT, NEXT, OP_COPY, SOFTWARE, fenced, last_address, last_done,
+    words,
 };
 use super::regs::State;
 use crate::dma::{Allocator, Coherent, Iova};
@@ -50,6 +51,8 @@ pub(super) struct Ring {
     ring: SubmissionRing<Descriptor>,
     /// The completion word and the mark, in one cache line of their own.
     status: Coherent<u64>,
+    /// Bytes of all descriptors.
+    bytes: u64,
     /// The device addresses of the first descriptor, and of the mark.
     first: u64,
     mark: u64,
@@ -88,6 +91,7 @@ impl Ring {
         let status = allocator.coherent::<u64>(2, 64)?;
         let notify = if interrupts { COMPLETION | INTERRUPT } else { COMPLETION };
         let mut ring = Ring {
+            bytes: u64::from(size) * Coherent::<Descriptor>::STRIDE as u64,
             first: descriptors.iova(0).0,
             mark: status.iova(MARK).0,
             ring: SubmissionRing::new(descriptors)?,
@@ -190,8 +194,7 @@ impl Ring {
     /// Whether an address, which a descriptor can have, is one of the ring.
     #[inline(always)]
     fn has(&self, address: u64) -> bool {
-        let len = u64::from(self.producer().size()) * Coherent::<Descriptor>::STRIDE as u64;
-        address.wrapping_sub(self.first) < len
+        address.wrapping_sub(self.first) < self.bytes
     }
 
     /// As [`Ring::look`], for who finds it most often: so many descriptors more are done; 0 says
@@ -202,9 +205,10 @@ impl Ring {
         if State::of(word) == State::Halted {
             return 0;
         }
-        match last_done(word) {
-            LastDone::Address(address) if address != self.seen && self.has(address) => {}
-            _ => return 0,
+        // One that names none has an address of 0, which no ring has.
+        let address = last_address(word);
+        if address == self.seen || !self.has(address) {
+            return 0;
         }
         let mark = self.status.load_acquire(MARK, 0);
         let (done, published) = (self.producer().done(), self.producer().published());

@@ -284,7 +284,7 @@ impl Channel {
     #[inline(always)]
     pub(super) fn ring_doorbell(&mut self) -> Result<(), IoatError> {
         if let Some(count) = self.ring.publish() {
-            if self.engine.events.check().is_err() {
+            if self.events.check().is_err() {
                 return self.end_by_event().map(drop);
             }
             self.engine.bar.set(self.regs.count, count)?;

@@ -23,7 +23,7 @@ impl Batch<'_> {
     /// It is as many descriptors as there are parts. They come back as pairs of a part's slot
     /// and no target, but for the last one, which has the target. When one fails, those of the
     /// operation behind it are not done, and fail with
-    /// [`TransferError::Behind`](super::TransferError::Behind).
+    /// [`TransferError::Behind`](crate::devices::ioat::TransferError::Behind).
     ///
     /// # Errors
     ///
