@@ -276,8 +276,8 @@ impl Device {
     /// other device reaches it at the address of the mapping that is returned.
     ///
     /// With type1 the BAR is mapped into this process and from there for the other device; with
-    /// iommufd it is a dma-buf (Linux 7.3 has these, Linux 6.12 has not). Whether transactions between the two get through is
-    /// up to the bridges between them.
+    /// iommufd it is a dma-buf (Linux 7.3 has these, Linux 6.12 has not). Whether transactions
+    /// between the two get through is up to the bridges between them.
     ///
     /// # Errors
     ///

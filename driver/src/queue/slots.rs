@@ -56,8 +56,9 @@ impl Run {
 ///
 /// What is for a buffer [`InFlight`](super::InFlight) is this for the slots of pools: a driver
 /// notes the slots of an entry before the device is told of it, and they come back in the
-/// order of the entries, in bulk, once the driver says that those are done. The pools stay mapped as long as this refers to them; when this is
-/// dropped with slots in flight the function is stopped first, or else they are leaked.
+/// order of the entries, in bulk, once the driver says that those are done. The pools stay mapped
+/// as long as this refers to them; when this is dropped with slots in flight the function is
+/// stopped first, or else they are leaked.
 #[derive(Debug)]
 pub struct SlotsInFlight {
     function: Arc<Function>,

@@ -27,8 +27,8 @@ pub struct Reaped {
 
 impl Channel {
     /// Looks at the completion word, in memory, and gives back the slots of what is done, in
-    /// its order, appended to `into`. What failed is with [`Channel::take_failed`]. The operations of one doorbell come back together, once the last of them is
-    /// done.
+    /// its order, appended to `into`. What failed is with [`Channel::take_failed`]. The operations
+    /// of one doorbell come back together, once the last of them is done.
     ///
     /// It ends other transfers too, as [`Channel::poll`] does. Nothing is allocated while
     /// `into` has room and nothing fails.
