@@ -27,7 +27,7 @@ pub enum ResetWay {
         /// `flr`, `af_flr`, `pm`, `bus`, `device_specific`, `acpi`.
         methods: Vec<String>,
     },
-    /// The kernel resets all that is below a bridge, and restores it (Linux 6.14).
+    /// The kernel resets all that is below a bridge, and restores it.
     Subordinate {
         /// The bridge.
         port: Address,
