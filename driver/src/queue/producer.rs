@@ -53,14 +53,10 @@ impl Producer {
         Ok(Producer { size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 })
     }
 
-    /// An empty ring of as many entries.
-    pub(super) fn renewed(&self) -> Producer {
-        Producer { size: self.size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 }
-    }
-
     /// Begins anew, empty: for a device that was stopped, and has forgotten the ring.
     pub fn clear(&mut self) {
-        *self = self.renewed();
+        let size = self.size;
+        *self = Producer { size, filled: 0, published: 0, done: 0, tail: 0, head: 0, origin: 0 };
     }
 
     /// Entries of the ring.

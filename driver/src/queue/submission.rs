@@ -50,7 +50,7 @@ impl<T: Shared> SubmissionRing<T> {
     /// Begins anew with slot 0 and position 0, nothing filled: for a device that was stopped,
     /// and has forgotten the ring.
     pub fn clear(&mut self) {
-        self.producer = self.producer.renewed();
+        self.producer.clear();
     }
 
     /// The device address of a position's entry.
