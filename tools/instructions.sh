@@ -17,7 +17,7 @@ program=$target/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release/examples/subm
 out=$(mktemp)
 trap 'rm -f "$out" "$out".*' EXIT
 over=0
-for shape in pairs:30 slots:31 parts scattered:35 gather:35 uneven single; do
+for shape in pairs:30 slots:30 parts scattered:35 gather:35 uneven single; do
     limit=${shape#*:}
     shape=${shape%:*}
     [ "$limit" != "$shape" ] || limit=

@@ -45,7 +45,7 @@ const USAGE: &str =
 /// All shapes, and the most instructions for each descriptor over VFIO.
 const SHAPES: [(&str, Option<f64>); 7] = [
     ("pairs", Some(30.0)),
-    ("slots", Some(31.0)),
+    ("slots", Some(30.0)),
     ("parts", None),
     ("scattered", Some(35.0)),
     ("gather", Some(35.0)),

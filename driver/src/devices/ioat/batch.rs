@@ -239,12 +239,18 @@ impl Batch<'_> {
 /// Counts so many entries as filled at the last place.
 #[inline]
 fn settle(channel: &mut Channel, filled: usize) {
+    hold(channel, filled);
+    channel.ring.advance(filled as u32);
+}
+
+/// Holds the slots of so many entries that were filled at the last place, and are not counted.
+#[inline(always)]
+fn hold(channel: &mut Channel, filled: usize) {
     if filled > 0 {
         let pairs = channel.slots.run_at(channel.ring.producer().filled());
         // SAFETY: as many pairs were written behind the vector's end, which has room for them, as
         // entries; the place was found so, and nothing else was filled since.
         unsafe { pairs.set_len(pairs.len() + filled) };
-        channel.ring.advance(filled as u32);
     }
 }
 
@@ -354,8 +360,8 @@ impl Channel {
         }
         let result = fill(&mut batch);
         let Batch { channel, place, .. } = batch;
-        settle(channel, place.filled());
-        channel.ring_doorbell()?;
+        hold(channel, place.filled());
+        channel.ring_doorbell(place.filled() as u32)?;
         Ok(result)
     }
 

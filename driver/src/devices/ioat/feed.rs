@@ -227,7 +227,7 @@ mod tests {
                     |from, before| from ^ tag(before),
                 );
                 prop_assert!(left == 0 || ring.free() == 0);
-                ring.publish();
+                ring.publish(0);
                 let published = ring.producer().published();
                 let mut since_marker = 0;
                 let mut markers = Vec::new();

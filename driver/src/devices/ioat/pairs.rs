@@ -57,7 +57,7 @@ impl Channel {
             self.ring.advance(run as u32);
             refused = run < count;
         }
-        self.ring_doorbell()?;
+        self.ring_doorbell(0)?;
         if refused { refuse_first(source, target, pairs, len) } else { Ok(before - pairs.len()) }
     }
 }

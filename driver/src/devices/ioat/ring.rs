@@ -154,38 +154,42 @@ impl Ring {
         self.producer().filled() - self.all_markers
     }
 
-    /// Adds a marker behind what was filled.
+    /// Counts so many data descriptors as filled that were written from the tail on, and adds a
+    /// marker behind them.
+    ///
+    /// They lie in a row, and leave one free for the marker; it is not added when none is.
     // One place calls it on the path whose instructions are counted.
     #[inline(always)]
-    fn mark(&mut self) {
+    fn mark(&mut self, filled: u32) {
         let producer = self.producer();
-        if producer.free() == 0 {
-            // One is kept free for it.
-            return;
+        if producer.free() <= filled {
+            return self.ring.producer_mut().advance(filled);
         }
-        let (tail, behind) = (producer.tail() as usize, producer.filled() + 1);
-        let before = if tail == 0 { producer.size() as usize } else { tail } - 1;
-        let place = self.first + (tail * Coherent::<Descriptor>::STRIDE + 8 * SOFTWARE) as u64;
-        self.ring.producer_mut().advance(1);
-        self.window = self.window.saturating_sub(1);
+        let (at, behind) = (producer.tail() + filled, producer.filled() + u64::from(filled) + 1);
+        let at = if at >= producer.size() { at - producer.size() } else { at } as usize;
+        let before = if at == 0 { producer.size() as usize } else { at } - 1;
+        let place = self.first + (at * Coherent::<Descriptor>::STRIDE + 8 * SOFTWARE) as u64;
+        self.ring.producer_mut().advance(filled + 1);
+        self.window = self.window.saturating_sub(filled + 1);
         self.marked = behind;
-        self.markers[tail] = behind;
+        self.markers[at] = behind;
         self.all_markers += 1;
         let marker = [self.marker, place, self.mark];
         let entries = self.ring.entries_mut();
         let last = entries.element(before);
         last.write_word(0, fenced(last.read_word(0)));
-        let entry = entries.element(tail);
+        let entry = entries.element(at);
         entry.write_word(SOFTWARE, behind);
         entry.write_words(&marker);
     }
 
-    /// Ends what was filled with a marker and counts it as published; the doorbell's value,
-    /// or `None` when there is nothing new.
+    /// Counts so many descriptors of the window as filled, as [`Ring::advance`], ends what was
+    /// filled with a marker and counts it as published; the doorbell's value, or `None` when
+    /// there is nothing new.
     #[inline(always)]
-    pub(super) fn publish(&mut self) -> Option<u16> {
-        if self.producer().filled() != self.marked {
-            self.mark();
+    pub(super) fn publish(&mut self, filled: u32) -> Option<u16> {
+        if filled > 0 || self.producer().filled() != self.marked {
+            self.mark(filled);
         }
         // The doorbell counts modulo 2^16 (DMACOUNT).
         self.ring.publish().map(|published| published.count as u16)
@@ -370,7 +374,7 @@ mod tests {
                 let count = 1 + round as u32 % ring.capacity().min(3);
                 let room = ring.room();
                 let filled = fill(&mut ring, count.min(room));
-                let doorbell = ring.publish().unwrap();
+                let doorbell = ring.publish(0).unwrap();
                 let published = ring.producer().in_flight().into();
                 assert_eq!(u64::from(doorbell), ring.producer().published());
                 // Every word that the device ever wrote, again.
@@ -410,7 +414,7 @@ mod tests {
                     }
                     left -= fill(&mut ring, room);
                 }
-                ring.publish();
+                ring.publish(0);
                 let in_flight = u64::from(ring.producer().in_flight());
                 assert!(in_flight > 0);
                 at = Iova(run(&host, at.0, in_flight, &ring));
@@ -427,7 +431,7 @@ mod tests {
         let mut ring = Ring::new(&allocator, 32, false).unwrap();
         let (_, completion) = ring.restart(0).unwrap();
         fill(&mut ring, 3);
-        ring.publish();
+        ring.publish(0);
         host.store(completion.0, 0x40).unwrap();
         assert!(matches!(ring.look(), Err(QueueError::OutsideRing { address: 0x40, .. })));
         host.store(completion.0, ring.address(3).0).unwrap();

@@ -277,13 +277,14 @@ impl Channel {
         if self.lost {
             return Ok(());
         }
-        self.ring_doorbell()
+        self.ring_doorbell(0)
     }
 
-    /// As [`Channel::issue`], of a channel that is not lost.
+    /// As [`Channel::issue`], of a channel that is not lost, with so many descriptors more that
+    /// were written to the ring's window.
     #[inline(always)]
-    pub(super) fn ring_doorbell(&mut self) -> Result<(), IoatError> {
-        if let Some(count) = self.ring.publish() {
+    pub(super) fn ring_doorbell(&mut self, filled: u32) -> Result<(), IoatError> {
+        if let Some(count) = self.ring.publish(filled) {
             if self.events.check().is_err() {
                 return self.end_by_event().map(drop);
             }

@@ -133,7 +133,7 @@ impl Ring {
         let unmarked = (self.producer().filled() - self.marked) as u32;
         self.window = 0;
         if unmarked + count > self.quarter && unmarked > 0 && self.free() > count {
-            self.mark();
+            self.mark(0);
         }
         self.room() >= count
     }
@@ -174,7 +174,7 @@ impl Ring {
     #[cold]
     fn room_behind_marker(&mut self) -> u32 {
         self.window = 0;
-        self.mark();
+        self.mark(0);
         self.free().min(self.quarter)
     }
 }
