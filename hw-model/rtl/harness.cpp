@@ -12,12 +12,16 @@
 
 #include "rtl.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <sched.h>
+#include <sys/socket.h>
 #include <unistd.h>
 #include <vector>
 
@@ -41,21 +45,52 @@ void die(const char *what) {
     std::exit(1);
 }
 
-// Reads exactly so many bytes; false when the other side has gone.
-bool receive(void *data, std::size_t len) {
-    auto *at = static_cast<char *>(data);
-    while (len != 0) {
-        const ssize_t got = read(0, at, len);
-        if (got == 0) return false;
-        if (got < 0) {
-            if (errno == EINTR) continue;
-            die("reading");
+// The host answers within some microseconds mostly: to look again for so long costs less than to
+// sleep and be woken, and when idle, nothing.
+constexpr auto LOOKING = std::chrono::microseconds(50);
+
+// Bytes that have come, and those of them that were not taken.
+class Input {
+  public:
+    // Takes exactly so many bytes; false when the other side has gone.
+    bool take(void *data, std::size_t len) {
+        auto *at = static_cast<char *>(data);
+        while (len != 0) {
+            if (taken_ == have_ && !fill()) return false;
+            const std::size_t here = std::min(len, have_ - taken_);
+            std::memcpy(at, bytes_ + taken_, here);
+            taken_ += here;
+            at += here;
+            len -= here;
         }
-        at += got;
-        len -= static_cast<std::size_t>(got);
+        return true;
     }
-    return true;
-}
+
+  private:
+    bool fill() {
+        const auto begin = std::chrono::steady_clock::now();
+        int flags = MSG_DONTWAIT;
+        for (;;) {
+            const ssize_t got = recv(0, bytes_, sizeof bytes_, flags);
+            if (got == 0) return false;
+            if (got > 0) {
+                taken_ = 0;
+                have_ = static_cast<std::size_t>(got);
+                return true;
+            }
+            if (errno == EINTR) continue;
+            if (errno != EAGAIN) die("reading");
+            if (std::chrono::steady_clock::now() - begin < LOOKING) {
+                sched_yield();
+            } else {
+                flags = 0;
+            }
+        }
+    }
+
+    char bytes_[1 << 16];
+    std::size_t taken_ = 0, have_ = 0;
+};
 
 void send(const std::vector<uint32_t> &words) {
     const auto *at = reinterpret_cast<const char *>(words.data());
@@ -317,16 +352,17 @@ int main() {
     std::signal(SIGPIPE, SIG_IGN);
     const char *trace = std::getenv("VFIO_DMA_TRACE");
     Link link(trace != nullptr && *trace != '\0' ? trace : nullptr);
+    static Input input;
     std::vector<uint32_t> message;
     for (;;) {
         uint32_t count = 0;
-        if (!receive(&count, 4)) return 0;
+        if (!input.take(&count, 4)) return 0;
         if (count == 0 || count > 1u << 20) {
             std::fprintf(stderr, "harness: a message of %u double words\n", count);
             return 1;
         }
         message.resize(count);
-        if (!receive(message.data(), 4 * count)) return 0;
+        if (!input.take(message.data(), 4 * count)) return 0;
         switch (message[0]) {
         case 0:
             link.reset(count > 1 ? message[1] : 1);

@@ -11,13 +11,16 @@
 pub mod litepcie;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::tlp::{Endpoint, EndpointError, Event, Inbound, Limits, Outcome, Settings};
 
@@ -34,12 +37,17 @@ const RUN: u32 = 1;
 const RESET_CYCLES: u32 = 16;
 /// Double words of the longest answer: as many events as the harness collects, each a packet.
 const LONGEST_ANSWER: usize = 1 << 20;
+/// Bytes of most answers, with what they are read with.
+const ANSWER: usize = 64 << 10;
 /// Double words of an answer before its events.
 const ANSWER_HEADER: usize = 7;
 /// The last lines of what the simulation prints that an error quotes.
 const LINES: usize = 20;
 /// How long a simulation may take to end by itself, with its waveforms written.
 const END: Duration = Duration::from_secs(5);
+
+/// How long an answer is looked for before the thread sleeps: twice what some hundred cycles take.
+const LOOKING: Duration = Duration::from_micros(200);
 
 /// How a simulation is run.
 #[derive(Debug, Clone)]
@@ -68,8 +76,28 @@ pub struct Simulation {
     timeout: Duration,
     message: Vec<u32>,
     bytes: Vec<u8>,
+    /// Room for an answer.
+    answer: Vec<u8>,
     output: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
+}
+
+/// Reads what has come, at least a byte. It looks for it again and again for a while: that costs
+/// less than to sleep and be woken.
+fn receive(socket: &mut UnixStream, into: &mut [u8]) -> std::io::Result<usize> {
+    let begin = Instant::now();
+    while begin.elapsed() < LOOKING {
+        match recv(socket.as_raw_fd(), into, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => return Ok(len),
+            Err(Errno::EAGAIN | Errno::EINTR) => std::thread::yield_now(),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    match socket.read(into)? {
+        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        len => Ok(len),
+    }
 }
 
 fn os(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> EndpointError {
@@ -123,6 +151,7 @@ impl Simulation {
             timeout: config.timeout,
             message: Vec::new(),
             bytes: Vec::new(),
+            answer: vec![0; ANSWER],
             output,
             reader,
         })
@@ -148,18 +177,28 @@ impl Simulation {
         self.bytes.extend((self.message.len() as u32).to_le_bytes());
         self.message.iter().for_each(|word| self.bytes.extend(word.to_le_bytes()));
         socket.write_all(&self.bytes)?;
-        let mut count = [0; 4];
-        socket.read_exact(&mut count)?;
-        let count = u32::from_le_bytes(count) as usize;
-        if count > LONGEST_ANSWER {
-            let text = format!("an answer of {count} double words");
+        let (mut have, mut needed) = (0, 4);
+        while have < needed {
+            if self.answer.len() <= have {
+                self.answer.resize(needed.max(2 * have), 0);
+            }
+            have += receive(socket, &mut self.answer[have..])?;
+            if let Some(count) = self.answer[..have].first_chunk() {
+                let count = u32::from_le_bytes(*count) as usize;
+                if count > LONGEST_ANSWER {
+                    let text = format!("an answer of {count} double words");
+                    return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+                }
+                needed = 4 + 4 * count;
+            }
+        }
+        if have > needed {
+            let text = format!("{} bytes behind an answer", have - needed);
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
         }
-        self.bytes.resize(4 * count, 0);
-        socket.read_exact(&mut self.bytes)?;
         self.message.clear();
-        let words = self.bytes.chunks_exact(4);
-        self.message.extend(words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        let (words, _) = self.answer[4..needed].as_chunks();
+        self.message.extend(words.iter().map(|&word| u32::from_le_bytes(word)));
         Ok(())
     }
 
