@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,6 +17,7 @@ use crate::backend::{Backend, BackendError, IrqKind};
 use crate::deadline::Deadline;
 use crate::events::Events;
 use crate::pci::remedy::{Remedy, suffix};
+use crate::sync::Mutex;
 
 /// An interrupt operation that failed.
 #[derive(Debug, thiserror::Error)]

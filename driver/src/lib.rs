@@ -36,6 +36,7 @@ pub mod pci;
 pub mod queue;
 pub mod registers;
 pub mod session;
+mod sync;
 #[cfg(test)]
 mod testing;
 

@@ -26,7 +26,7 @@ use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use vfio_dma::backend::{
     Backend, BackendError, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region, RegionInfo,
@@ -37,6 +37,7 @@ use crate::function::{Event, PciFunction};
 use crate::ioat::{Ioat, IoatConfig, IoatError};
 use crate::memory::MemoryError;
 use crate::pci::command;
+use crate::sync::{Mutex, MutexGuard};
 use crate::vfio_user::pieces::pieces;
 
 /// Command register in configuration space.

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod pci;
 pub mod regs;
 pub mod rtl;
+mod sync;
 pub mod tlp;
 pub mod vfio_user;
 mod worker;

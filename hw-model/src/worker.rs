@@ -10,12 +10,17 @@
 //! stops when it does not.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Condvar, Instant, Mutex, MutexGuard, hint};
 
 /// How long [`Worker::wait_quiet`] waits: thousands of times what an engine needs.
 const STUCK: Duration = Duration::from_secs(2);
+
+/// How often an engine that spins looks for a poke between two looks at the clock.
+const LOOKS: u32 = if cfg!(all(test, shuttle)) { 1 } else { 32 };
 
 /// The longest that an engine spins before it sleeps.
 const SPIN_MOST: Duration = Duration::from_micros(50);
@@ -189,11 +194,11 @@ impl<S> Worker<S> {
     /// Spins until poked; gives up at `until`.
     fn spin(&self, before: u32, until: Instant) -> bool {
         loop {
-            for _ in 0..32 {
+            for _ in 0..LOOKS {
                 if self.signal() != before {
                     return true;
                 }
-                std::hint::spin_loop();
+                hint::spin_loop();
             }
             if Instant::now() >= until {
                 return false;
@@ -252,6 +257,9 @@ impl<T> Deref for CachePadded<T> {
         &self.0
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::{DecodeOff, DeviceError};
@@ -15,6 +15,7 @@ use crate::mmio::{Bar, poll_until};
 use crate::pci::capability::{Body, PciExpress, id};
 use crate::pci::config::{Command, reg};
 use crate::pci::{Address, Capabilities, ConfigSpace};
+use crate::sync::{Mutex, MutexGuard};
 
 /// How long a PCI Express function is given to finish its transactions; completion
 /// timeouts end at 64 s, those of nearly every device within 50 ms (PCIe Base 4.0, 2.8).

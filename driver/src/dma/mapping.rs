@@ -21,6 +21,8 @@ pub(super) struct Mapping {
     stays_mapped: bool,
     /// Handed out, and not released since.
     live: bool,
+    /// Its addresses came back: told once the memory is free too.
+    came_back: bool,
     /// Keeps the device's group in its container: the mapping lives no longer than that.
     owner: Arc<dyn Backend>,
 }
@@ -64,6 +66,7 @@ impl Mapping {
             map_calls: 0,
             stays_mapped: false,
             live: true,
+            came_back: false,
             owner: Arc::clone(owner),
         }
     }
@@ -133,7 +136,7 @@ impl Mapping {
         let unmapped = self.space.unmap(&self.memory, &self.runs);
         self.stays_mapped |= unmapped.is_err();
         unmapped?;
-        self.space.note_free();
+        self.came_back = true;
         Ok(())
     }
 }
@@ -152,9 +155,12 @@ impl Drop for Mapping {
                 self.runs.len(),
                 self.runs.first().map_or(0, |run| run.iova.0)
             );
-            return;
+        } else {
+            // SAFETY: nothing is mapped any more, and this is the end of the value.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
-        // SAFETY: nothing is mapped any more, and this is the end of the value.
-        unsafe { ManuallyDrop::drop(&mut self.memory) };
+        if self.came_back {
+            self.space.note_free();
+        }
     }
 }

@@ -81,6 +81,8 @@ mod placement;
 mod pool;
 mod report;
 mod request;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod sg;
 mod slots;
 mod space;

@@ -1,6 +1,6 @@
 //! Memory put aside early: when a device is opened, before memory is fragmented.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use vm_memory::VolatileSlice;
 
@@ -10,6 +10,7 @@ use super::{
     AddressSpace, DmaError, FrameError, Iova, IovaAllocator, IovaError, PageSize, Report, Segment,
 };
 use crate::backend::Backend;
+use crate::sync::{Mutex, MutexGuard};
 
 /// How full a pool is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

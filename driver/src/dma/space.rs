@@ -1,12 +1,13 @@
 //! One I/O address space: its IOVAs, and what is mapped in it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::memory::Files;
 use super::{DmaError, Iova, IovaAllocator, IovaError, Memory, Segment};
 use crate::backend::{BackendError, DmaAccess, Iommu, IommuInfo, MapRequest, Translation};
 use crate::deadline::Deadline;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// What is mapped in an address space, and how often that changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

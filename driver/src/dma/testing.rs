@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::{AddressSpace, Allocator, Buffer, DmaError, Pattern, Request, Segment};
 use crate::backend::{
     Backend, BackendError, DmaAccess, Iommu, IommuInfo, IrqKind, MapRequest, MappedRegion, Region,
     RegionInfo, Result, Translation,
 };
+use crate::sync::{Mutex, MutexGuard};
 
 /// One mapping.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 

@@ -7,21 +7,24 @@
 //! [`GRACE`] to drop what keeps it open. Then the thread closes the device, and whatever
 //! still uses it gets errors: the kernel does not wait for a program that does not look.
 
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod watcher;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EfdFlags;
 
 pub use crate::backend::Event;
 use crate::backend::{Backend, BackendError};
 use crate::deadline::Deadline;
+use crate::sync::{AtomicU8, EventFd, Mutex, MutexGuard};
 pub(crate) use watcher::Watch;
 
 /// How long the owner of a function that the kernel wants back has to close it.

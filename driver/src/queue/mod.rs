@@ -31,6 +31,8 @@ mod exhaustive;
 mod held;
 mod in_flight;
 mod producer;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod shared;
 mod slots;
 mod submission;

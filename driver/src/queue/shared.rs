@@ -4,21 +4,22 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{JoinHandle, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::EfdFlags;
 
 use super::Queue;
 use super::wait::{PATIENCE, service};
 use crate::deadline::Deadline;
 use crate::events::Events;
 use crate::irq::IrqError;
+use crate::sync::thread::{self, JoinHandle, Thread};
+use crate::sync::{AtomicBool, EventFd, Instant, Mutex, poll};
 
 /// How long the thread sleeps between two looks when there are no interrupts.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -139,7 +140,7 @@ where
         let (queue, stop) = (Mutex::new(queue), AtomicBool::new(false));
         let inner = Arc::new(Inner { queue, nudge, interrupt, events, stop });
         let theirs = Arc::clone(&inner);
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(name.into())
             .spawn(move || theirs.run())
             .map_err(failed("starting a thread"))?;
@@ -155,24 +156,28 @@ where
         &self,
         submit: impl FnOnce(&mut Q) -> Result<Q::Token, E>,
     ) -> Result<Completion<Q>, E> {
-        let (token, is_first) = self.0.inner.with(|queue| {
-            let is_first = queue.in_flight() == 0;
+        let token = self.with(|queue| {
             let token = submit(queue)?;
             if let Err(error) = queue.issue() {
                 // The device is asked again by the thread, which ends the transfer.
                 log::error!("{error}");
             }
-            Ok((token, is_first))
+            Ok(token)
         })?;
-        if is_first {
-            self.0.inner.nudge();
-        }
         Ok(Completion { queue: self.clone(), token: Some(token) })
     }
 
-    /// Runs with the queue for itself.
+    /// Runs with the queue for itself. The queue's thread serves what is submitted here, too.
     pub fn with<T>(&self, f: impl FnOnce(&mut Q) -> T) -> T {
-        self.0.inner.with(f)
+        let (result, is_first) = self.0.inner.with(|queue| {
+            let was_idle = queue.in_flight() == 0;
+            let result = f(queue);
+            (result, was_idle && queue.in_flight() > 0)
+        });
+        if is_first {
+            self.0.inner.nudge();
+        }
+        result
     }
 }
 
@@ -183,7 +188,7 @@ impl<Q: Transfers> Drop for Owner<Q> {
         let Some(thread) = self.thread.take() else { return };
         // A task that the thread itself wakes may be the last to let go: the thread ends by
         // itself then, and drops the queue.
-        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
             log::error!("the thread of a queue panicked");
         }
     }
@@ -210,7 +215,7 @@ impl<Q> Inner<Q> {
 
     fn sleep(&self, busy: bool) {
         let timeout = match (busy, &self.interrupt) {
-            (true, None) => return std::thread::sleep(PAUSE),
+            (true, None) => return thread::sleep(PAUSE),
             (true, Some(_)) => PollTimeout::from(PATIENCE.as_millis() as u8),
             (false, _) => PollTimeout::NONE,
         };
@@ -224,7 +229,7 @@ impl<Q> Inner<Q> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 log::error!("polling an eventfd: {error}");
-                std::thread::sleep(PATIENCE);
+                thread::sleep(PATIENCE);
             }
         }
         // Empty unless it was what ended the sleep.
@@ -317,7 +322,7 @@ impl<Q: Transfers> Completion<Q> {
     /// [`Queue::timeout`] when it does not end in time; its result is given up then.
     pub fn wait(mut self, timeout: Duration) -> Result<Q::Output, Q::Error> {
         let deadline = Deadline::after(timeout);
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut context = Context::from_waker(&waker);
         loop {
             if let Poll::Ready(finished) = Pin::new(&mut self).poll(&mut context) {
@@ -328,7 +333,7 @@ impl<Q: Transfers> Completion<Q> {
                 let inner = &self.queue.0.inner;
                 return Err(inner.with(|queue| queue.timeout("the transfer", timeout)));
             }
-            std::thread::park_timeout(left);
+            thread::park_timeout(left);
         }
     }
 }

@@ -10,9 +10,9 @@
 //! the run ends after the descriptor in hand when the channel is poked.
 
 use std::ops::Deref;
-use std::time::Instant;
 
 use super::registers::{CHANSTS_SOFT, CHANSTS_UNAFFILIATED, ChannelError, ChannelIds};
+use crate::sync::Instant;
 use crate::worker::{self, CachePadded, Count, Worker};
 
 /// The channel's state in bits 2:0 of CHANSTS.

@@ -151,10 +151,11 @@ impl Device {
     pub(super) fn publish(&self, channel: &Channel, state: &State) {
         let reset = if state.reset { CHANCMD_RESET } else { 0 };
         let suspend = if state.suspend { CHANCMD_SUSPEND } else { 0 };
-        self.bar.set(channel.ids.command, reset | suspend);
         if !state.running {
             self.bar.set(channel.ids.status, self.status_word(channel, state));
         }
+        // After the state: software that sees a command done looks at the state next.
+        self.bar.set(channel.ids.command, reset | suspend);
     }
 
     /// What CHANSTS is to read when the descriptor at `address` is done and there are more.

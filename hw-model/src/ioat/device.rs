@@ -1,8 +1,8 @@
 //! The function as its channels share it: registers with their side effects, and interrupts.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vfio_dma::backend::IrqKind;
 
@@ -20,6 +20,7 @@ use crate::pci::msix::Part;
 use crate::pci::{ConfigSpace, Interrupts};
 use crate::regs::rate::RateLimit;
 use crate::regs::{LayoutError, RegisterSet, Write};
+use crate::sync::{AtomicBool, AtomicU8, Instant, Mutex};
 
 /// The version from which on CHANERR_INT need not be cleared for a channel to start again.
 pub(super) const VERSION_3_3: u8 = 0x33;
@@ -103,15 +104,15 @@ impl Device {
     // Faults.
 
     pub(super) fn inject(&self, plan: FaultPlan) {
+        // Before the plan: a fault takes effect with its channel locked.
+        let mut states: Vec<_> = self.channels.iter().map(|channel| channel.lock()).collect();
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        for channel in &self.channels {
-            channel.lock().fault_counts = Default::default();
-        }
         self.faulty.store(!plan.is_empty(), Ordering::Release);
         *faults = InForce::new(plan);
-        // A run that began without faults ends after the descriptor in hand.
-        for channel in &self.channels {
-            channel.poke(&channel.lock());
+        for (channel, state) in self.channels.iter().zip(&mut states) {
+            state.fault_counts = Default::default();
+            // A run that began without faults ends after the descriptor in hand.
+            channel.poke(state);
         }
     }
 

@@ -10,8 +10,6 @@
 //!
 //! How it is woken and waited for is [`Worker`](crate::worker::Worker)'s.
 
-use std::time::Instant;
-
 use super::channel::{Channel, Guard, Position, Resend};
 use super::descriptor::{Control, Descriptor};
 use super::device::{Device, Life};
@@ -20,6 +18,7 @@ use super::fault::{DescriptorFaults, Fault, Planned};
 use super::registers::ChannelError;
 use super::stats::count;
 use crate::bus_master::BusMaster;
+use crate::sync::Instant;
 use crate::worker::Spin;
 
 /// Runs a channel until it is told to stop.

@@ -34,7 +34,6 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use vfio_dma::backend::{IrqKind, Region};
 
@@ -47,6 +46,7 @@ use crate::function::{Event, PciFunction};
 use crate::link::LinkMeter;
 use crate::memory::DmaMap;
 use crate::pci::PowerState;
+use crate::sync::thread::{self, JoinHandle};
 use device::{Device, Life};
 use stats::count;
 
@@ -72,7 +72,7 @@ impl Ioat {
         for (n, channel) in (0u8..).zip(&ioat.device.channels) {
             let device = ioat.device.clone();
             debug_assert_eq!(channel.index, n);
-            let engine = std::thread::Builder::new()
+            let engine = thread::Builder::new()
                 .name(format!("ioat-channel{n}"))
                 .spawn(move || engine::run(&device, &device.channels[usize::from(n)]))
                 .map_err(|source| IoatError::Thread { channel: n, source })?;

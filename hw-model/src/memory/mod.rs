@@ -16,6 +16,8 @@ mod backing;
 mod bulk;
 mod error;
 mod port;
+#[cfg(all(test, shuttle))]
+mod schedules;
 mod sorted;
 mod table;
 #[cfg(test)]
@@ -23,8 +25,8 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
 pub(crate) use port::{Port, Use};
@@ -35,6 +37,8 @@ pub(crate) use backing::is_memory;
 use bulk::Bulk;
 use port::PortCounters;
 use table::Table;
+
+use crate::sync::{AtomicU32, AtomicU64, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The most bytes that one piece of a transfer moves, and so the longest that a change of
 /// the map waits for a transfer: some tens of microseconds.

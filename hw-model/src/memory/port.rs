@@ -1,7 +1,7 @@
 //! An engine's way to the memory: the lookups of one access serve the next.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLockReadGuard};
 
 use vm_memory::{VolatileMemory, VolatileSlice};
 
@@ -9,6 +9,7 @@ use super::bulk::Bulk;
 use super::error::{Direction, DmaFault, FaultReason};
 use super::table::{LookupCache, Table, Walk};
 use super::{DmaMap, PIECE};
+use crate::sync::RwLockReadGuard;
 use crate::worker::{CachePadded, Count};
 
 /// What an access is for: those of one kind tend to follow each other in memory, so each

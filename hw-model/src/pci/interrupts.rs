@@ -5,12 +5,13 @@
 //! raised while masked is remembered and delivered on unmasking. INTx masks itself each time
 //! it fires, as VFIO's contract says, and fires again on unmasking while its level is high.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use vfio_dma::backend::IrqKind;
 
 use crate::function::Event;
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard};
 
 #[derive(Debug, Default, Clone)]
 struct Vector {
@@ -188,6 +189,9 @@ impl Interrupts {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 #[cfg(test)]
 mod tests {

@@ -12,9 +12,11 @@
 pub(crate) mod rate;
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use rate::RateLimit;
+
+use crate::sync::AtomicU64;
 
 /// One register: where it is, and what an access does to each of its bits.
 ///

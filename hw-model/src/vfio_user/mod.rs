@@ -31,5 +31,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+#[cfg(all(test, shuttle))]
+pub(crate) use server::disconnect;
 pub use server::{Ended, Server, ServerError};
 pub use stop::Stop;

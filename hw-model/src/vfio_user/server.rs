@@ -209,15 +209,21 @@ impl Server {
             }
             reason => BROKEN.warn(format_args!("{path}: connection ended: {reason}")),
         }
-        for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX] {
-            function.irq_disconnect(kind);
-        }
-        // The reset stops the engine before its memory goes; should it not, its transfers
-        // fault instead of touching memory.
-        function.reset();
-        function.memory().unmap_all();
+        disconnect(function);
         closed
     }
+}
+
+/// Takes from a function what a client gave it: when this returns, the function touches none of
+/// the client's memory and signals none of its eventfds any more.
+pub(crate) fn disconnect(function: &(impl PciFunction + ?Sized)) {
+    for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::MsiX] {
+        function.irq_disconnect(kind);
+    }
+    // The reset stops the engine before its memory goes; should it not, its transfers
+    // fault instead of touching memory.
+    function.reset();
+    function.memory().unmap_all();
 }
 
 impl Drop for Server {

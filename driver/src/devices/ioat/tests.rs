@@ -2,6 +2,8 @@
 
 mod device;
 mod events;
+#[cfg(shuttle)]
+mod schedules;
 mod waiting;
 
 use std::sync::Arc;

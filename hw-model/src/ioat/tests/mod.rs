@@ -6,6 +6,8 @@ mod faults;
 mod interrupts;
 mod layout;
 mod random;
+#[cfg(shuttle)]
+mod schedules;
 mod states;
 
 use std::num::NonZeroUsize;

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Runs the suites that need no guest where they show what an ordinary run does not:
+# tools/sanitizers.sh [shuttle|thread|address|miri]..., all of them by default.
+#
+#   shuttle  tests of what is concurrent, each under VFIO_DMA_SCHEDULES (1000) random schedules of
+#            its threads, and as many that delay one of them
+#   thread   ThreadSanitizer: data races
+#   address  AddressSanitizer: memory that is not there, or not any more
+#   miri     undefined behaviour, in the parts that call no kernel
+#
+# thread and address take the stable toolchain, whose unstable options RUSTC_BOOTSTRAP opens, and
+# its component rust-src; miri takes a nightly toolchain with miri and rust-src. rustup, where it is,
+# installs what is missing. Exits with 1 when something was found, with 2 when something is missing.
+# docs/evidence.md says what is left out, and why.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kinds=("$@")
+[ $# -gt 0 ] || kinds=(shuttle thread address miri)
+for kind in "${kinds[@]}"; do
+	case $kind in
+	shuttle | thread | address | miri) ;;
+	*)
+		echo "usage: tools/sanitizers.sh [shuttle|thread|address|miri]..." >&2
+		exit 2
+		;;
+	esac
+done
+triple=$(rustc -vV | sed -n 's/^host: //p')
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# run COMMAND...: as it says, where each test program has run some tests.
+run() {
+	local ended=0
+	"$@" 2>&1 | tee "$log" || ended=1
+	if [ "$ended" = 0 ] && { ! grep -q '^test result: ok\.' "$log" ||
+		grep -q '^test result: ok\. 0 passed' "$log"; }; then
+		echo "a test program has run no test" >&2
+		ended=1
+	fi
+	return "$ended"
+}
+
+# with KIND: as an instrumented program, on a standard library that is instrumented too, or its
+# locks would look like races.
+with() {
+	local kind=$1 source
+	source="$(rustc --print sysroot)/lib/rustlib/src/rust/library"
+	if [ ! -d "$source" ] && ! rustup component add rust-src; then
+		echo "the standard library's source is missing: rustup component add rust-src" >&2
+		return 2
+	fi
+	local skipped=(
+		# 65,535 of something within a time, or 200,000: cargo test has them.
+		--skip may_be_ahead --skip can_be_ahead --skip can_make_the_process_map
+		--skip two_hundred_thousand
+	)
+	export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=$kind -Ctarget-feature=-crt-static"
+	export TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/tools/thread.supp ${TSAN_OPTIONS:-}"
+	export ASAN_OPTIONS="detect_leaks=0 handle_segv=0 handle_sigbus=0 ${ASAN_OPTIONS:-}"
+	local test=(cargo test -Zbuild-std --target "$triple" --target-dir "target/$kind")
+	run "${test[@]}" -p vfio-dma -p vfio-dma-model -p vfio-dma-tools --lib -- "${skipped[@]}" &&
+		run "${test[@]}" -p vfio-dma-tests --test ioat_embedded --test ioat_slot_faults \
+			--test ioat_slots --test mid_transfer --test nonsense --test same_program \
+			--test stale_completions --test vfio_user -- "${skipped[@]}"
+}
+
+status=0
+for kind in "${kinds[@]}"; do
+	echo "== $kind"
+	case $kind in
+	shuttle)
+		RUSTFLAGS="--cfg shuttle" run cargo test --target-dir target/shuttle \
+			-p vfio-dma -p vfio-dma-model --lib -- schedules || status=$?
+		;;
+	thread | address)
+		(with "$kind") || status=$?
+		;;
+	miri)
+		# rustup knows the toolchain by its rustc, cargo by its own.
+		if ! rustc +nightly -V >/dev/null 2>&1 || ! cargo +nightly miri --version >/dev/null 2>&1; then
+			echo "Miri is missing: rustup toolchain install nightly --component miri --component rust-src" >&2
+			status=2
+			continue
+		fi
+		# Without isolation proptest finds no file of regressions; with few cases it ends.
+		MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance" PROPTEST_CASES=4 \
+			CARGO_BUILD_TARGET='' run cargo +nightly miri test --target-dir target/miri \
+			-p vfio-dma --lib -- queue::tags queue::producer dma::iova dma::sg dma::limits \
+			registers pci::capabilities devices::nvme::data --skip exhaustive || status=$?
+		;;
+	esac
+done
+exit $status
