@@ -142,7 +142,9 @@ struct Engine {
 struct Open {
     /// Those that are open.
     open: u32,
-    /// Those whose engine could not be stopped: closed, or about to be.
+    /// Those of them that were given up, and are not used any more.
+    lost: u32,
+    /// Those whose engine could not be stopped since the function was reset.
     not_stopped: u32,
 }
 
@@ -405,7 +407,7 @@ impl Engine {
         {
             return Err(IoatError::SharedVector { kind: vector.kind() });
         }
-        if open.not_stopped != 0 && open.open == 0 {
+        if open.not_stopped != 0 && open.open & !open.lost == 0 {
             self.device().reset()?;
             self.reset_channels()?;
             self.enable()?;
@@ -423,7 +425,10 @@ impl Engine {
         let mut open = lock(&self.open);
         let bit = 1 << channel;
         open.open &= !bit;
-        if !is_stopped {
+        if open.lost & bit != 0 {
+            // Its engine is known of, or was reset since.
+            open.lost &= !bit;
+        } else if !is_stopped {
             open.not_stopped |= bit;
         }
         if open.open == 0
@@ -437,9 +442,24 @@ impl Engine {
         }
     }
 
-    /// Whether a channel is the only one that is open.
-    fn is_alone(&self, channel: u8) -> bool {
-        lock(&self.open).open & !(1 << channel) == 0
+    /// Marks a channel as lost. When no other is in use, or `for_all` of them, bus mastering is
+    /// taken away; says whether it was, and with it every engine is quiet.
+    fn lose(&self, channel: u8, for_all: bool) -> bool {
+        // Held meanwhile, so that no channel is opened that would be stopped along.
+        let mut open = lock(&self.open);
+        open.lost |= 1 << channel;
+        open.not_stopped |= 1 << channel;
+        if open.open & !open.lost != 0 && !for_all {
+            return false;
+        }
+        let stopped = self.device().quiesce();
+        if let Err(error) = &stopped {
+            log::error!(
+                "{} cannot be stopped, the buffers in flight stay mapped and allocated: {error}",
+                self.location
+            );
+        }
+        stopped.is_ok()
     }
 }
 

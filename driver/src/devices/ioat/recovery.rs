@@ -306,17 +306,9 @@ impl Channel {
         self.lost = true;
         self.slots.forget_latest();
         self.feeding = None;
-        self.not_quiesced = true;
         // An event ends the other channels too.
-        if self.engine.is_alone(self.index) || self.engine.events.pending().is_some() {
-            match self.engine.device().quiesce() {
-                Ok(()) => self.not_quiesced = false,
-                Err(why) => log::error!(
-                    "{} cannot be stopped, the buffers in flight stay mapped and allocated: {why}",
-                    self.engine.location
-                ),
-            }
-        }
+        let for_all = self.engine.events.pending().is_some();
+        self.not_quiesced = !self.engine.lose(self.index, for_all);
         let lost = match self.engine.events.pending() {
             Some(Event::Removal) => TransferError::Removed,
             Some(Event::Error) => TransferError::BusError,

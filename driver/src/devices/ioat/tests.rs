@@ -334,6 +334,30 @@ fn a_lost_channel_takes_no_other_along() {
 }
 
 #[test]
+fn a_channel_that_is_opened_beside_a_lost_one_works() {
+    let (backing, ioat, first) = open(config());
+    drop(first);
+    let mut lost = ioat.channel(1).unwrap();
+    let (source, target) = scattered(&ioat, 3, 1);
+    lost.copy(source, target, WhenFull::Return).unwrap();
+    lost.issue().unwrap();
+    backing.registers().deaf_second = true;
+    assert!(lost.abort().is_err() && lost.is_lost());
+    assert_eq!(backing.config()[4] & 4, 0, "its engine may be running still");
+    // The function is reset for the next one, whether the lost one was dropped or not.
+    let mut first = ioat.channel(0).unwrap();
+    assert_eq!((backing.config()[4] & 4, backing.registers().resets), (4, 1));
+    let (source, target) = scattered(&ioat, 3, 9);
+    let token = first.copy(source, target, WhenFull::Return).unwrap();
+    check(&first.wait(token, SECOND).unwrap().into_result().unwrap(), 9);
+    drop(lost);
+    let second = ioat.channel(1).unwrap();
+    assert_eq!((backing.config()[4] & 4, backing.registers().resets), (4, 1));
+    drop((first, second, ioat));
+    assert_eq!(backing.host.mappings(), 0);
+}
+
+#[test]
 fn a_halt_on_the_mark_fails_no_transfer() {
     let (backing, ioat, mut channel) = open(config());
     for seed in 0..5 {
