@@ -301,10 +301,10 @@ impl Rig {
     }
 }
 
-/// Waits until something holds, for five seconds at most.
+/// Waits until something holds, for half a minute at most: sanitizers are slow.
 #[track_caller]
 fn wait(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < until, "timed out waiting until {what}");
         std::thread::yield_now();
