@@ -90,8 +90,8 @@ for kind in "${kinds[@]}"; do
 		# Without isolation proptest finds no file of regressions; with few cases it ends.
 		MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance" PROPTEST_CASES=4 \
 			CARGO_BUILD_TARGET='' run cargo +nightly miri test --target-dir target/miri \
-			-p vfio-dma --lib -- queue::tags queue::producer dma::iova dma::sg dma::limits \
-			registers pci::capability devices::nvme::data --skip exhaustive || status=$?
+			-p vfio-dma --lib -- queue::tags:: queue::producer:: dma::iova:: dma::sg:: dma::limits:: \
+			registers:: pci::capability:: devices::nvme::data:: --skip exhaustive || status=$?
 		;;
 	esac
 done
