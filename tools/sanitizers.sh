@@ -72,10 +72,8 @@ with() {
 	local signals="handle_segv=0 handle_sigbus=0"
 	export TSAN_OPTIONS="halt_on_error=1 $signals suppressions=$PWD/tools/thread.supp ${TSAN_OPTIONS:-}"
 	export ASAN_OPTIONS="detect_leaks=0 $signals ${ASAN_OPTIONS:-}"
-	run "${test[@]}" -p vfio-dma -p vfio-dma-model -p vfio-dma-tools --lib -- "${skipped[@]}" &&
-		run "${test[@]}" -p vfio-dma-tests --test ioat_embedded --test ioat_slot_faults \
-			--test ioat_slots --test mid_transfer --test nonsense --test same_program \
-			--test stale_completions --test vfio_user -- "${skipped[@]}"
+	run "${test[@]}" -p vfio-dma -p vfio-dma-model --lib -- "${skipped[@]}" &&
+		run "${test[@]}" -p vfio-dma-tools --lib -- soak::
 }
 
 status=0
