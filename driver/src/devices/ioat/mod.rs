@@ -51,6 +51,7 @@ mod copy_engine;
 mod descriptor;
 mod error;
 mod feed;
+mod loss;
 mod pairs;
 mod recovery;
 mod regs;
@@ -62,6 +63,7 @@ mod tests;
 mod transfer;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +79,7 @@ pub use crate::queue::WaitMode;
 pub use batch::{Batch, SlotPart, SlotsRefused};
 pub use channel::{Channel, Stats};
 pub use error::{ChannelErrors, Finished, IoatError, Refused, Tables, TransferError};
+pub use loss::{Loss, LossStep};
 pub use shared::{Completion, SharedChannel};
 pub use slots::{Reaped, SlotsFailed};
 pub use transfer::{Token, WhenFull};
@@ -137,13 +140,13 @@ struct Engine {
     open: Mutex<Open>,
 }
 
-/// Bits for the channels of a device.
-#[derive(Debug, Default, Clone, Copy)]
+/// The channels of a device.
+#[derive(Debug, Default)]
 struct Open {
-    /// Those that are open.
+    /// A bit for each that is open.
     open: u32,
-    /// Those whose engine could not be stopped: closed, or about to be.
-    not_stopped: u32,
+    /// Those that were closed with an engine that could not be stopped, and why.
+    losses: BTreeMap<u8, Loss>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -405,29 +408,28 @@ impl Engine {
         {
             return Err(IoatError::SharedVector { kind: vector.kind() });
         }
-        if open.not_stopped != 0 && open.open == 0 {
+        if !open.losses.is_empty() && open.open == 0 {
             self.device().reset()?;
             self.reset_channels()?;
             self.enable()?;
-            open.not_stopped = 0;
+            open.losses.clear();
         }
-        if open.not_stopped & bit != 0 {
-            return Err(IoatError::ChannelLost { location, channel });
+        if let Some(loss) = open.losses.get(&channel) {
+            let loss = Box::new(loss.clone());
+            return Err(IoatError::ChannelLost { location, channel, loss });
         }
         open.open |= bit;
         Ok(ChannelRegs::of(channel))
     }
 
-    /// Marks a channel as closed; with the last one, what runs on is kept from memory.
-    fn release(&self, channel: u8, is_stopped: bool) {
+    /// Marks a channel as closed, stopped or why it is not; with the last one, what runs on is
+    /// kept from memory.
+    fn release(&self, channel: u8, not_stopped: Option<Loss>) {
         let mut open = lock(&self.open);
-        let bit = 1 << channel;
-        open.open &= !bit;
-        if !is_stopped {
-            open.not_stopped |= bit;
-        }
+        open.open &= !(1 << channel);
+        open.losses.extend(not_stopped.map(|loss| (channel, loss)));
         if open.open == 0
-            && open.not_stopped != 0
+            && !open.losses.is_empty()
             && let Err(error) = self.device().quiesce()
         {
             log::error!(
