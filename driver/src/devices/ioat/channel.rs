@@ -8,13 +8,13 @@ use super::regs::{self, ChannelRegs, State};
 use super::ring::Ring;
 use super::transfer::{Job, Remaining};
 use super::{ChannelErrors, Engine, IoatError, Loss, LossStep, SlotsFailed};
+use crate::deadline::Deadline;
 use crate::device::DeviceError;
 use crate::events::Events;
 use crate::mmio::{SplitOrder, poll_until};
 use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
-/// How often a channel is armed that halts at once: an error of another channel may have come
-/// in between (before version 3.3 they share the mirror of CHANERR).
+/// How often a channel is armed that halts at once.
 const ARM_TRIES: u32 = 4;
 
 /// What a channel did so far.
@@ -187,8 +187,9 @@ impl Channel {
     /// The channel must be halted.
     pub(super) fn arm(&mut self, position: u64) -> Result<(), IoatError> {
         let (chain, completion) = self.ring.restart(position)?;
-        let mut halted = ChannelErrors::empty();
-        for _ in 0..ARM_TRIES {
+        let deadline = Deadline::after(self.engine.config.command_timeout);
+        let mut halts = 0;
+        loop {
             self.clear_errors()?;
             self.rearm_interrupt()?;
             // Both addresses go in halves, low first, as every known driver writes them: the
@@ -196,17 +197,25 @@ impl Channel {
             let bar = &self.engine.bar;
             bar.write64_split(self.regs.completion.offset(), completion.0, SplitOrder::LowFirst)?;
             bar.write64_split(self.regs.chain.offset(), chain.0, SplitOrder::LowFirst)?;
-            let state = State::of(self.status()?);
-            halted = self.errors()?;
-            if state != State::Halted || halted.is_empty() {
+            if State::of(self.status()?) != State::Halted {
+                return Ok(());
+            }
+            let errors = self.errors()?;
+            if !errors.is_empty() {
+                halts += 1;
+                if halts == ARM_TRIES {
+                    let location = self.engine.location.clone();
+                    return Err(IoatError::NotArmed { location, channel: self.index, errors });
+                }
+                self.reset()?;
+            } else if self.mirrored_errors()? == 0 || deadline.has_passed() {
                 return wait_for(&self.engine, self.index, "arming", || {
                     Ok(State::of(self.status()?) != State::Halted)
                 });
             }
-            self.reset()?;
+            // Another channel has halted meanwhile, and its error is in the way of the chain: it is
+            // cleared, and the chain told again.
         }
-        let location = self.engine.location.clone();
-        Err(IoatError::NotArmed { location, channel: self.index, errors: halted })
     }
 
     /// Lets the next interrupt pass, and keeps errors halting and told.
@@ -221,16 +230,20 @@ impl Channel {
     fn clear_errors(&self) -> Result<(), IoatError> {
         let errors = self.errors()?;
         self.engine.bar.set(self.regs.error, errors.bits())?;
-        if self.engine.version < 0x33 {
-            // Before version 3.3 the mirror in configuration space has to be cleared too.
-            let mut device = self.engine.device();
-            let config = device.config_mut();
-            let mirror = config.read_u32(regs::CONFIG_CHANERR_INT)?;
-            if mirror != 0 {
-                config.write_u32(regs::CONFIG_CHANERR_INT, mirror)?;
-            }
+        let mirror = self.mirrored_errors()?;
+        if mirror != 0 {
+            self.engine.device().config_mut().write_u32(regs::CONFIG_CHANERR_INT, mirror)?;
         }
         Ok(())
+    }
+
+    /// The errors of all channels in configuration space, which have to be cleared too before
+    /// version 3.3; none from there on.
+    fn mirrored_errors(&self) -> Result<u32, IoatError> {
+        if self.engine.version >= 0x33 {
+            return Ok(0);
+        }
+        Ok(self.engine.device().config_mut().read_u32(regs::CONFIG_CHANERR_INT)?)
     }
 
     /// Stops the engine so that it reaches no memory any more, by suspending and resetting
