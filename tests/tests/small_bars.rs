@@ -1,7 +1,5 @@
 //! A test device whose BARs are smaller than what its driver touches.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
-
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use vfio_dma::backend::{IrqKind, Region};

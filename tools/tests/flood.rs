@@ -1,7 +1,5 @@
 //! What a client can have the model's server log is limited, and nobody has to read it.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and so do its helpers")]
-
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
