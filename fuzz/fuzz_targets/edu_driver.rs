@@ -24,7 +24,7 @@ struct Registers {
 impl Plausible for Registers {
     const BAR0: u64 = 1 << 20;
 
-    fn read(&mut self, offset: u64, _len: usize) -> u64 {
+    fn read(&mut self, offset: u64, _len: usize, _memory: &DmaMap) -> u64 {
         match offset {
             0x00 => 0x0100_00ed,
             0x04 => u64::from(!self.liveness),

@@ -60,7 +60,7 @@ impl Engine {
 impl Plausible for Engine {
     const BAR0: u64 = 0x4000;
 
-    fn read(&mut self, offset: u64, len: usize) -> u64 {
+    fn read(&mut self, offset: u64, len: usize, _memory: &DmaMap) -> u64 {
         match (offset, len) {
             (0x00, 1) => 2,
             (0x01, 1) => 20,

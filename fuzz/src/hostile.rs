@@ -14,8 +14,8 @@ pub trait Plausible: Send + 'static {
     /// Bytes of BAR0.
     const BAR0: u64;
 
-    /// What the `len` bytes at `offset` of BAR0 hold.
-    fn read(&mut self, offset: u64, len: usize) -> u64;
+    /// What the `len` bytes at `offset` of BAR0 hold; the device may reach memory.
+    fn read(&mut self, offset: u64, len: usize, memory: &DmaMap) -> u64;
 
     /// A value was written to BAR0; the device may reach memory.
     fn write(&mut self, offset: u64, value: u64, memory: &DmaMap);
@@ -119,7 +119,7 @@ impl<P: Plausible> PciFunction for Hostile<P> {
                 }
             }
             Region::Bar(0) if data.len() <= 8 => {
-                let mut value = state.device.read(offset, data.len());
+                let mut value = state.device.read(offset, data.len(), &self.memory);
                 if !state.device.is_honest(offset)
                     && let Some((what, other)) = Self::misbehave(&mut state)
                 {

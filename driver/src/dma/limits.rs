@@ -9,10 +9,11 @@ use super::{Iova, Segment};
 pub struct DmaLimits {
     /// The highest address that the device reaches: 2^28 - 1 for 28 address bits.
     pub address_mask: u64,
-    /// Alignment of every segment's first byte, a power of two in bytes. Only the last
-    /// segment may have a length that is not a multiple of it.
+    /// Alignment of every segment's first byte, a power of two in bytes. A segment is cut into
+    /// lengths that are multiples of it, but for the last.
     pub alignment: u64,
-    /// Longest segment in bytes.
+    /// Longest segment in bytes; what is not a multiple of the alignment, the granularity and the
+    /// virtual boundary is rounded down to one.
     pub max_segment: u64,
     /// The most segments of one transfer.
     pub max_segments: u64,

@@ -1,16 +1,19 @@
 //! What becomes of an access to a mapping that nothing answers any more.
 //!
 //! The kernel takes the pages of a BAR away when its function is removed, is suspended, or stops
-//! decoding memory from under its owner; an access is a bus error then, SIGBUS, which ends a
-//! process. While a BAR is mapped a handler of the process takes those that are in a mapping
-//! of a BAR: it puts a page of ones in the place, as a bus answers for an absent device, and
-//! the access becomes an error. Every other SIGBUS goes to the handler that was there before.
+//! decoding memory from under its owner, and those of a file when it is cut short or has no room
+//! for them; an access is a bus error then, SIGBUS, which ends a process. While a mapping is watched
+//! a handler of the process takes those that are in it: it puts a page of its own in the place, of
+//! ones, as a bus answers for an absent device, and the access becomes an error. Every other SIGBUS
+//! goes to the handler that was there before.
 
+use std::fmt;
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -20,17 +23,29 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// A mapping that is watched, or was; one that was is used again and never freed, so that the
 /// handler may walk the list at any time.
 struct Node {
-    is_used: AtomicBool,
     /// Odd while `start` and `end` are being changed.
     version: AtomicUsize,
     start: AtomicUsize,
     end: AtomicUsize,
+    /// The size of its pages in bytes.
+    page: AtomicUsize,
     is_lost: AtomicBool,
     next: AtomicPtr<Node>,
 }
 
 /// The list's first node.
 static FIRST: AtomicPtr<Node> = AtomicPtr::new(ptr::null_mut());
+
+/// Those of the list that watch nothing.
+static UNUSED: Mutex<Vec<&'static Node>> = Mutex::new(Vec::new());
+
+/// How many bus errors were taken.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+fn unused() -> MutexGuard<'static, Vec<&'static Node>> {
+    // The list changes in single steps.
+    UNUSED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What the handler needs.
 struct Handler {
@@ -43,49 +58,73 @@ struct Handler {
 
 static HANDLER: OnceLock<Handler> = OnceLock::new();
 
-/// Watches a mapping as long as it lives.
-pub(super) struct Guard(&'static Node);
+/// Keeps a bus error (SIGBUS) in a mapping from ending the process, as long as it lives.
+///
+/// The page of the access becomes one of this process alone, in ones (in zeros where it is a huge
+/// page), and the access goes on there: whoever makes it looks at [`BusErrorGuard::is_lost`]
+/// afterwards, and takes nothing of it for the other side's.
+pub struct BusErrorGuard(&'static Node);
 
-impl Guard {
-    /// Begins to watch `len` bytes from `base` on, whole pages of a mapping that outlives the
-    /// guard.
-    pub(super) fn watch(base: NonNull<u8>, len: usize) -> nix::Result<Guard> {
-        install()?;
-        let node = Node::take();
-        let start = base.addr().get();
-        node.set(start, start.saturating_add(len));
-        Ok(Guard(node))
-    }
-
-    /// Whether an access to the mapping was a bus error: pages of it are not the device's.
-    #[inline]
-    pub(super) fn is_lost(&self) -> bool {
-        self.0.is_lost.load(Ordering::Relaxed)
+impl fmt::Debug for BusErrorGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BusErrorGuard").field("is_lost", &self.is_lost()).finish_non_exhaustive()
     }
 }
 
-impl Drop for Guard {
+impl BusErrorGuard {
+    /// Begins to watch `len` bytes from `base` on, in pages of `page` bytes; of the kernel's smallest
+    /// ones where that is less.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the kernel refuses the handler of the signal.
+    ///
+    /// # Safety
+    ///
+    /// The bytes are whole pages of a mapping that outlives the guard and that no reference points
+    /// into: any page of it may be replaced at any time.
+    pub unsafe fn watch(base: NonNull<u8>, len: usize, page: usize) -> io::Result<BusErrorGuard> {
+        install()?;
+        let node = Node::take();
+        let start = base.addr().get();
+        node.set(start, start.saturating_add(len), page);
+        Ok(BusErrorGuard(node))
+    }
+
+    /// Whether an access to the mapping was a bus error: pages of it are this process's own.
+    #[inline]
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.0.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// How many bus errors were taken in this process, in whichever watched mapping: where it did
+    /// not change, no access of this thread was one.
+    #[inline]
+    #[must_use]
+    pub fn taken() -> usize {
+        TAKEN.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for BusErrorGuard {
     fn drop(&mut self) {
-        self.0.set(0, 0);
-        self.0.is_used.store(false, Ordering::Release);
+        self.0.set(0, 0, 0);
+        unused().push(self.0);
     }
 }
 
 impl Node {
     /// One that nobody uses, else a new one.
     fn take() -> &'static Node {
-        for node in nodes() {
-            let free =
-                node.is_used.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-            if free.is_ok() {
-                return node;
-            }
+        if let Some(node) = unused().pop() {
+            return node;
         }
         let node: &'static Node = Box::leak(Box::new(Node {
-            is_used: AtomicBool::new(true),
             version: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
+            page: AtomicUsize::new(0),
             is_lost: AtomicBool::new(false),
             next: AtomicPtr::new(ptr::null_mut()),
         }));
@@ -100,10 +139,11 @@ impl Node {
         }
     }
 
-    fn set(&self, start: usize, end: usize) {
+    fn set(&self, start: usize, end: usize, page: usize) {
         self.version.fetch_add(1, Ordering::SeqCst);
         self.start.store(start, Ordering::SeqCst);
         self.end.store(end, Ordering::SeqCst);
+        self.page.store(page, Ordering::SeqCst);
         self.is_lost.store(false, Ordering::SeqCst);
         self.version.fetch_add(1, Ordering::SeqCst);
     }
@@ -173,7 +213,8 @@ extern "C" fn on_bus_error(
     let replaced = nodes().find(|node| node.contains(address)).is_some_and(|node| {
         // Before the page is there: who reads it must see it.
         node.is_lost.store(true, Ordering::SeqCst);
-        replace(address)
+        TAKEN.fetch_add(1, Ordering::SeqCst);
+        replace(address, node.page.load(Ordering::SeqCst))
     });
     if !replaced {
         pass_on(signal, info, context);
@@ -181,19 +222,23 @@ extern "C" fn on_bus_error(
     Errno::set_raw(errno);
 }
 
-/// Puts a page of ones where the address is.
-fn replace(address: usize) -> bool {
+/// Puts a page of ones where the address is, or one of zeros where pages are larger than the file
+/// of ones.
+fn replace(address: usize, page: usize) -> bool {
     let Some(handler) = HANDLER.get() else { return false };
-    let page = address & !(handler.page - 1);
-    // SAFETY: the page is inside of a mapping that a guard watches, which is the BAR's alone
-    // and which no reference points into; the new one is private and as long.
+    let (page, flags, file) = match page > handler.page {
+        true => (page, libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1),
+        false => (handler.page, 0, handler.ones.as_raw_fd()),
+    };
+    // SAFETY: the page is inside of a mapping that a guard watches and which no reference points
+    // into; the new one is private and as long.
     let mapped = unsafe {
         libc::mmap(
-            ptr::without_provenance_mut(page),
-            handler.page,
+            ptr::without_provenance_mut(address & !(page - 1)),
+            page,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_FIXED,
-            handler.ones.as_raw_fd(),
+            libc::MAP_PRIVATE | libc::MAP_FIXED | flags,
+            file,
             0,
         )
     };
@@ -226,6 +271,12 @@ mod tests {
 
     const PAGE: usize = 4096;
 
+    /// Watches the mapping of [`mapping`].
+    fn watch(base: NonNull<u8>) -> BusErrorGuard {
+        // SAFETY: the mapping outlives the guard, and nothing refers into it.
+        unsafe { BusErrorGuard::watch(base, 2 * PAGE, PAGE) }.unwrap()
+    }
+
     /// A mapping of two pages of a file that has only one.
     fn mapping() -> (File, NonNull<u8>) {
         let file = File::from(memfd_create("bar", MFdFlags::MFD_CLOEXEC).unwrap());
@@ -247,16 +298,17 @@ mod tests {
     #[test]
     fn a_bus_error_in_a_watched_mapping_reads_ones_and_is_told() {
         let (_file, base) = mapping();
-        let guard = Guard::watch(base, 2 * PAGE).unwrap();
+        let guard = watch(base);
         assert_eq!(read(base, 0), 0);
         assert!(!guard.is_lost());
+        let taken = BusErrorGuard::taken();
         assert_eq!(read(base, PAGE + 8), u32::MAX);
-        assert!(guard.is_lost());
+        assert!(guard.is_lost() && BusErrorGuard::taken() != taken);
         assert_eq!(read(base, 0), 0, "the page that is there is the file's still");
         drop(guard);
         // The node is used again, without what it was told.
         let (_other, second) = mapping();
-        let guard = Guard::watch(second, 2 * PAGE).unwrap();
+        let guard = watch(second);
         assert!(!guard.is_lost());
         for base in [base, second] {
             // SAFETY: the mapping is this test's own.
@@ -268,7 +320,7 @@ mod tests {
     fn a_bus_error_elsewhere_ends_the_process() {
         let (_file, base) = mapping();
         let (_other, watched) = mapping();
-        let guard = Guard::watch(watched, 2 * PAGE).unwrap();
+        let guard = watch(watched);
         // SAFETY: the child makes one access and ends.
         match unsafe { nix::unistd::fork() }.unwrap() {
             nix::unistd::ForkResult::Child => {

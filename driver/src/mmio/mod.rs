@@ -41,9 +41,9 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, MappedRegion, Region, Regions};
 use crate::events::Events;
-use guard::Guard;
 
 pub use error::MmioError;
+pub use guard::BusErrorGuard;
 pub use poll::poll_until;
 
 type Result<T> = std::result::Result<T, MmioError>;
@@ -235,7 +235,7 @@ pub struct Bar {
     writable: bool,
     fast: Fast,
     /// Dropped before the mappings that they watch.
-    guards: Vec<Guard>,
+    guards: Vec<BusErrorGuard>,
     areas: Vec<(Range<u64>, Box<dyn MappedRegion>)>,
     /// Says that a mapping exists, as long as one does.
     _mapped: Option<Arc<()>>,
@@ -307,8 +307,10 @@ impl Bar {
                 let (offset, width) = (range.start, 8);
                 return Err(MmioError::Misaligned { region, offset, width });
             }
-            let guard = Guard::watch(mapping.base(), mapping.len());
-            guards.push(guard.map_err(|errno| MmioError::Watch { region, source: errno.into() })?);
+            // SAFETY: the bar drops its guards before its mappings, which it reaches through
+            // volatile accesses alone; they are of whole pages of the smallest size.
+            let guard = unsafe { BusErrorGuard::watch(mapping.base(), mapping.len(), 0) };
+            guards.push(guard.map_err(|source| MmioError::Watch { region, source })?);
             areas.push((range, mapping));
         }
         let first = areas.first().filter(|_| writable);
@@ -475,7 +477,7 @@ impl Bar {
     #[inline]
     fn check_answered(&self, offset: u64, width: u64) -> Result<()> {
         // After the access: a mapping is replaced once the device is marked as revoked.
-        if self.events.is_revoked() || self.guards.iter().any(Guard::is_lost) {
+        if self.events.is_revoked() || self.guards.iter().any(BusErrorGuard::is_lost) {
             return Err(self.unanswered(offset, width));
         }
         Ok(())

@@ -156,6 +156,19 @@ fn a_backend_that_promises_more_than_it_maps_is_refused() {
     assert!(missing.contains("BAR3"), "{missing}");
 }
 
+#[test]
+fn a_mapping_that_loses_the_alignment_of_registers_is_refused() {
+    // Each is mapped at the begin of a page.
+    for mappable in [4..PAGE, 2..PAGE, PAGE + 1..2 * PAGE] {
+        let backend: Arc<dyn Backend> =
+            Arc::new(Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() }));
+        assert!(matches!(
+            Bar::open(&backend, Region::Bar(0), &nothing(), &Arc::default()),
+            Err(MmioError::Misaligned { width: 8, .. })
+        ));
+    }
+}
+
 /// A mapping of a file that is cut off: what the kernel does to a BAR whose function is removed.
 #[derive(Debug)]
 struct CutOff(NonNull<u8>);
@@ -186,7 +199,8 @@ fn a_mapping_that_nothing_answers_is_a_typed_error() {
     let base = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, &file, 0) }.unwrap();
     let (_, mut bar) = sparse();
     let mapping: Box<dyn MappedRegion> = Box::new(CutOff(base.cast()));
-    bar.guards = vec![Guard::watch(mapping.base(), mapping.len()).unwrap()];
+    // SAFETY: the bar drops its guards before its mappings, and nothing refers into them.
+    bar.guards = vec![unsafe { BusErrorGuard::watch(mapping.base(), mapping.len(), 0) }.unwrap()];
     bar.fast = Fast::new(&(0..PAGE), mapping.base());
     bar.areas = vec![(0..PAGE, mapping)];
     bar.write(0x10, 7_u32).unwrap();

@@ -28,6 +28,8 @@ mod completion;
 mod error;
 #[cfg(test)]
 mod exhaustive;
+#[cfg(test)]
+mod exhaustive_in_flight;
 mod held;
 mod in_flight;
 mod producer;

@@ -1,6 +1,7 @@
 //! The memory behind the ranges: one `mmap` for each file, however many ranges use it.
 
 use std::collections::HashMap;
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
@@ -10,8 +11,10 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::{FileStat, fstat};
 use vfio_dma::backend::DmaAccess;
+use vfio_dma::mmio::BusErrorGuard;
 
 use super::error::MemoryError;
+use crate::regs::rate::RateLimit;
 
 /// How many files are mapped at most: half of Linux's default for `vm.max_map_count`, so
 /// that the process's own allocations find room beside them.
@@ -20,6 +23,9 @@ pub(super) const MAX_FILES: usize = 32_765;
 /// How many bytes of files are mapped at most, for the same reason: half of the address
 /// space of a process.
 const MAX_BYTES: u64 = 1 << 46;
+
+/// A client may lose files as often as it likes.
+static LOST: RateLimit = RateLimit::new();
 
 /// A file as the kernel tells files apart, and whether it is mapped for writing.
 ///
@@ -36,6 +42,8 @@ struct FileKey {
 struct Mapping {
     base: NonNull<u8>,
     len: NonZeroUsize,
+    /// Until it is dropped: a page that the file does not have any more ends no process.
+    guard: Option<BusErrorGuard>,
 }
 
 // SAFETY: the mapping belongs to no thread; every access goes through raw pointers, under
@@ -74,12 +82,23 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses unused addresses.
         let base = unsafe { mmap(None, len, prot, flags, fd, 0) }.map_err(wrong("mmap"))?;
-        Ok(Mapping { base: base.cast(), len })
+        let mut mapping = Mapping { base: base.cast(), len, guard: None };
+        // SAFETY: the guard is dropped before the mapping, of whole pages of the file, which is
+        // reached through raw pointers alone.
+        let guard = unsafe { BusErrorGuard::watch(mapping.base, len.get(), page as usize) };
+        let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        mapping.guard = Some(guard.map_err(|error| wrong("sigaction")(errno(error)))?);
+        Ok(mapping)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(BusErrorGuard::is_lost)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        self.guard = None;
         // SAFETY: the mapping is this value's own, and the table hands out no pointer that
         // outlives its lock.
         if let Err(errno) = unsafe { munmap(self.base.cast(), self.len.get()) } {
@@ -95,8 +114,8 @@ enum Backing {
     Unbacked,
     /// In this process, at the address that the range carries as its offset.
     Host,
-    /// In a file.
-    File { key: FileKey, mapping: Mapping, users: usize },
+    /// In a file; lost once a page of it was not to be had.
+    File { key: FileKey, mapping: Mapping, users: usize, is_lost: bool },
     /// An empty place in the list.
     Free,
 }
@@ -157,7 +176,10 @@ impl Backings {
         let key = FileKey { device: stat.st_dev, inode: stat.st_ino, writable };
         let room = MAX_BYTES - self.bytes;
         if let Some(&slot) = self.files.get(&key) {
-            if let Backing::File { mapping, users, .. } = &mut self.slots[slot as usize] {
+            if let Backing::File { mapping, users, is_lost, .. } = &mut self.slots[slot as usize] {
+                if *is_lost {
+                    return Err(MemoryError::Lost);
+                }
                 if end > mapping.len.get() as u64 {
                     let grown = Mapping::new(fd, &stat, end, writable, room)?;
                     self.bytes += (grown.len.get() - mapping.len.get()) as u64;
@@ -172,7 +194,7 @@ impl Backings {
         }
         let mapping = Mapping::new(fd, &stat, end, writable, room)?;
         self.bytes += mapping.len.get() as u64;
-        let backing = Backing::File { key, mapping, users: 1 };
+        let backing = Backing::File { key, mapping, users: 1, is_lost: false };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = backing;
@@ -190,7 +212,7 @@ impl Backings {
     /// Gives a share back; the last one unmaps the file.
     pub(super) fn release(&mut self, slot: Slot) {
         let place = &mut self.slots[slot.0 as usize];
-        if let Backing::File { key, mapping, users } = place {
+        if let Backing::File { key, mapping, users, .. } = place {
             *users -= 1;
             if *users == 0 {
                 self.bytes -= mapping.len.get() as u64;
@@ -204,11 +226,28 @@ impl Backings {
     /// The address of byte `offset` of a backing; `None` where there is no memory.
     pub(super) fn pointer(&self, slot: Slot, offset: u64) -> Option<*mut u8> {
         match &self.slots[slot.0 as usize] {
-            Backing::Unbacked | Backing::Free => None,
+            Backing::Unbacked | Backing::Free | Backing::File { is_lost: true, .. } => None,
             Backing::Host => Some(std::ptr::with_exposed_provenance_mut(offset as usize)),
             // A range lies inside its file's mapping, so this does not leave it.
             Backing::File { mapping, .. } => {
                 Some(mapping.base.as_ptr().wrapping_add(offset as usize))
+            }
+        }
+    }
+
+    /// Finds the files of which a page was not to be had: their ranges have no memory any more.
+    pub(super) fn find_lost(&mut self) {
+        for backing in &mut self.slots {
+            if let Backing::File { mapping, is_lost, key, .. } = backing
+                && !*is_lost
+                && mapping.is_lost()
+            {
+                LOST.warn(format_args!(
+                    "a file of a client (inode {}) was cut short, or has no room for its pages: \
+                     none of it is reached any more",
+                    key.inode
+                ));
+                *is_lost = true;
             }
         }
     }
@@ -247,9 +286,9 @@ fn descriptor_mode(fd: impl AsFd, access: DmaAccess) -> Result<bool, MemoryError
 
 /// Forbids that the file gets shorter while it is mapped, where the file allows that.
 ///
-/// A file that shrinks under its mapping turns an access into SIGBUS. A memfd that its
-/// owner created sealable (`MFD_ALLOW_SEALING`) is sealed here; guest memory of QEMU's
-/// memfd backend comes sealed. For any other file the owner must be trusted.
+/// A file that shrinks under its mapping is lost to its ranges ([`Backings::find_lost`]). A memfd
+/// that its owner created sealable (`MFD_ALLOW_SEALING`) is sealed here; guest memory of QEMU's
+/// memfd backend comes sealed.
 fn seal_against_shrinking(fd: impl AsFd) {
     let fd = fd.as_fd();
     let Ok(seals) = fcntl(fd, FcntlArg::F_GET_SEALS) else {

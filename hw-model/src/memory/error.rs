@@ -82,6 +82,12 @@ pub enum MemoryError {
     /// The file is on a file system whose pages may never come.
     #[error("the backing file is not memory: a memfd, or a file in tmpfs or hugetlbfs is needed")]
     NotMemory,
+    /// A page of the file could not be had while it was mapped: it was cut short, or had no room.
+    #[error(
+        "a page of the backing file could not be had (it was cut short, or its file system is \
+         full): unmap its ranges, and map it anew"
+    )]
+    Lost,
     /// A system call on the descriptor failed.
     #[error("{call} of the backing file: {errno}{}", remedy(*.errno))]
     Os {
@@ -116,6 +122,7 @@ impl MemoryError {
             MemoryError::Overlap { .. } => Errno::EEXIST,
             MemoryError::Full { .. } => Errno::ENOSPC,
             MemoryError::DescriptorMode { .. } => Errno::EACCES,
+            MemoryError::Lost => Errno::EFAULT,
             MemoryError::Os { errno, .. } => *errno,
         }
     }
@@ -144,7 +151,8 @@ impl fmt::Display for Direction {
 pub enum FaultReason {
     /// No range contains the address: it never did, or it was unmapped.
     NotMapped,
-    /// The range came without memory of its own, as another device's registers do.
+    /// The range came without memory of its own, as another device's registers do, or its file
+    /// has lost some.
     Unbacked,
     /// The range does not allow this direction.
     Denied,

@@ -8,9 +8,9 @@
 //!
 //! Memory is shared with another process that may change it at any time, so no Rust
 //! reference ever points into it: it is reached through `vm-memory`'s volatile slices.
-//! A client that lies about its memory gets an error, with one exception: a file that
-//! cannot be sealed and that its owner shortens while it is mapped ends this process with
-//! SIGBUS, as it would any process that maps it.
+//! A client that lies about its memory gets an error: where a page of its file cannot be had any
+//! more, since the file was cut short or its file system is full, the transfer that meets it stops
+//! with a fault, and so does every later one to that file.
 
 mod backing;
 mod bulk;
@@ -25,12 +25,13 @@ mod tests;
 
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 pub use error::{Direction, DmaFault, FaultReason, MemoryError};
 pub(crate) use port::{Port, Use};
 pub use vfio_dma::backend::DmaAccess as Access;
+use vfio_dma::mmio::BusErrorGuard;
 
 use backing::Slot;
 pub(crate) use backing::is_memory;
@@ -88,6 +89,9 @@ pub struct DmaMap {
     /// What lasting ports have moved; `counters` has the rest.
     port_counters: Mutex<Vec<Arc<PortCounters>>>,
     bulk: Bulk,
+    /// The bus errors of this process ([`BusErrorGuard::taken`]) after which lost files were looked
+    /// for.
+    settled: AtomicUsize,
 }
 
 impl DmaMap {
@@ -320,6 +324,20 @@ impl DmaMap {
     #[inline]
     fn is_changing(&self) -> bool {
         self.changing.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether there was a bus error, in memory of whatever map, since lost files were looked for.
+    #[inline]
+    fn is_unsettled(&self) -> bool {
+        BusErrorGuard::taken() != self.settled.load(Ordering::Relaxed)
+    }
+
+    /// Finds files that are lost.
+    #[cold]
+    fn settle(&self) {
+        let taken = BusErrorGuard::taken();
+        self.change().backings().find_lost();
+        self.settled.store(taken, Ordering::Relaxed);
     }
 
     /// Waits until whoever is at the gate has the table.

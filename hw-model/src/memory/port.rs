@@ -1,5 +1,6 @@
 //! An engine's way to the memory: the lookups of one access serve the next.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -158,6 +159,13 @@ impl<'m> Port<'m> {
             result = copy_piece(bulk, (&mut from, &mut to), &mut done, stop);
             from.remember(source + begin, sources);
             to.remember(destination + begin, targets);
+            if self.map.is_unsettled() {
+                let sides = [(Direction::Read, source), (Direction::Write, destination)];
+                let found = sides
+                    .into_iter()
+                    .try_for_each(|(direction, at)| self.check(direction, at, begin..done));
+                result = found.and(result);
+            }
         }
         self.count(Direction::Read, done);
         self.count(Direction::Write, done);
@@ -177,7 +185,7 @@ impl<'m> Port<'m> {
             word.store(value, Ordering::Release);
             walk.remember(iova, cache);
             self.count(Direction::Write, 8);
-            return Ok(());
+            return self.check_word(Direction::Write, iova);
         }
         self.write(Use::Word, iova, &value.to_ne_bytes())
     }
@@ -194,11 +202,45 @@ impl<'m> Port<'m> {
             let value = u64::from_le(word.load(Ordering::Acquire));
             walk.remember(iova, cache);
             self.count(Direction::Read, 8);
-            return Ok(value);
+            return self.check_word(Direction::Read, iova).map(|()| value);
         }
         let mut bytes = [0; 8];
         self.read(at, iova, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Fails when a part of what an access has reached, from its first address on, was not its
+    /// memory.
+    #[cold]
+    fn check(
+        &mut self,
+        direction: Direction,
+        iova: u64,
+        reached: Range<u64>,
+    ) -> Result<(), DmaFault> {
+        self.release();
+        self.map.settle();
+        let (table, _) = self.enter();
+        let mut walk = table.walk(iova + reached.start, direction, &LookupCache::default());
+        let mut done = reached.start;
+        while done < reached.end {
+            let memory = walk
+                .memory(reached.end - done)
+                .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
+            walk.advance(memory.len());
+            done += memory.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// As [`Port::check`], after an access of 8 bytes.
+    #[inline]
+    fn check_word(&mut self, direction: Direction, iova: u64) -> Result<(), DmaFault> {
+        if !self.map.is_unsettled() {
+            return Ok(());
+        }
+        let result = self.check(direction, iova, 0..8);
+        self.end(result)
     }
 
     /// Ends an access. After a fault the map is let go: what follows is not an access but a
@@ -241,6 +283,9 @@ impl<'m> Port<'m> {
                 Ok(())
             })();
             walk.remember(begin, cache);
+            if self.map.is_unsettled() {
+                result = self.check(direction, iova, begin - iova..done).and(result);
+            }
         }
         self.count(direction, done);
         self.end(result)

@@ -149,9 +149,39 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     use super::*;
+
+    /// Run in a process of its own: the limit holds for all threads.
+    #[test]
+    fn a_process_without_room_for_descriptors_is_told_from_a_client_that_sends_too_many() {
+        const CHILD: &str = "VFIO_DMA_MODEL_FEW_DESCRIPTORS";
+        if std::env::var_os(CHILD).is_none() {
+            let name = "vfio_user::descriptors::tests::a_process_without_room_for_descriptors_is_\
+                        told_from_a_client_that_sends_too_many";
+            let program = std::env::current_exe().unwrap();
+            let mut child = std::process::Command::new(program);
+            let status = child.args([name, "--exact", "--nocapture"]).env(CHILD, "1").status();
+            return assert!(status.unwrap().success());
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        setrlimit(Resource::RLIMIT_NOFILE, open + 4, hard).unwrap();
+        theirs.send_with_fds(&[&b"x"[..]], &[writer.as_raw_fd(); MAX_FDS]).unwrap();
+        let mut descriptors = Descriptors::default();
+        let received = receive(ours.as_fd(), &mut [0; 8], &mut descriptors).unwrap();
+        assert_eq!(received, Received { bytes: 1, truncated: true });
+        assert!((1..MAX_FDS).contains(&descriptors.len()));
+        let said = [Closed::NoDescriptors, Closed::Descriptors].map(|closed| closed.to_string());
+        assert!(said[0].contains("open files") && !said[1].contains("open files"), "{said:?}");
+        drop((descriptors, writer));
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "none is left behind");
+    }
 
     #[test]
     fn descriptors_are_closed_on_exec_and_none_is_left_behind() {

@@ -28,6 +28,7 @@ mod passed;
 mod peer;
 mod placement;
 mod populate;
+mod refusals;
 mod removal;
 mod rtl;
 mod sharing;
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
         examples::the_skeleton_drives_a_card,
         ownership::a_function_is_opened_once_in_a_process,
         ownership::a_bar_that_is_mapped_keeps_its_function_answering,
+        ownership::a_command_register_that_is_cleared_from_outside_is_no_signal,
         interrupts::intx_can_be_masked,
         interrupts::msix_vectors_arrive_one_by_one,
         interrupts::kinds_exclude_each_other,
@@ -381,6 +383,19 @@ fn main() -> ExitCode {
             ],
         },
         Scenario {
+            name: "refusals",
+            machine: || refusals::machine().into(),
+            cases: cases![
+                refusals::the_table_has_every_request,
+                refusals::what_the_kernel_refuses_by_itself_says_the_same,
+                refusals::what_is_not_there_is_no_error,
+                refusals::what_cannot_be_given_back_is_logged,
+                refusals::type1_says_what_each_refusal_means,
+                refusals::iommufd_says_what_each_refusal_means,
+                access::the_kernel_is_content,
+            ],
+        },
+        Scenario {
             name: "access_iommufd",
             machine: access::iommufd,
             cases: cases![
@@ -415,6 +430,7 @@ fn main() -> ExitCode {
                 access::a_buffer_cannot_be_mapped_without_an_iommu,
                 access::edu_moves_data_in_physical_memory,
                 access::a_device_without_an_iommu_is_opened_once,
+                refusals::no_iommu_mode_says_what_each_refusal_means,
                 access::noiommu_takes_a_capability,
                 access::noiommu_says_how_it_is_switched_on,
                 access::the_kernel_is_content,

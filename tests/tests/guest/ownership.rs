@@ -1,10 +1,15 @@
 //! A function has one owner in a process, and its BARs never end the process.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use vfio_dma::Remedy;
 use vfio_dma::backend::BackendError;
 use vfio_dma::device::{DecodeOff, Device, DeviceError};
 use vfio_dma::devices::PciDriver;
 use vfio_dma::devices::edu::{Completion, Config, Edu};
+use vfio_dma::host::Sysfs;
+use vfio_dma::mmio::MmioError;
 use vfio_dma::pci::Address;
 use vfio_dma::pci::capability::id;
 use vfio_dma::pci::config::reg;
@@ -78,4 +83,29 @@ pub(crate) fn a_bar_that_is_mapped_keeps_its_function_answering() {
     assert_eq!(off(card.bar(0)), DecodeOff::MemorySpace);
     card.config_mut().write_u16(reg::COMMAND, command).unwrap();
     assert_ne!(card.bar(0).unwrap().read::<u32>(8).unwrap(), u32::MAX);
+}
+
+pub(crate) fn a_command_register_that_is_cleared_from_outside_is_no_signal() {
+    for index in [0, CARD] {
+        let device = open(address(index));
+        // Mapped, and not touched yet.
+        let bar = device.bar(0).unwrap();
+        assert!(bar.mapped().next().is_some(), "the case needs a mapping");
+        let dir = Sysfs::new().tree().device_dir(address(index)).unwrap();
+        let config = File::options().write(true).open(dir.join("config")).unwrap();
+        let command = device.config().read_u16(reg::COMMAND).unwrap();
+        let set = |command: u16| {
+            config.write_all_at(&command.to_le_bytes(), reg::COMMAND.into()).unwrap();
+        };
+        set(command & !3);
+        for offset in [0, 8] {
+            match bar.read::<u32>(offset) {
+                Ok(_) | Err(MmioError::BusError { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        set(command);
+        drop((bar, device));
+        open(address(index)).bar(0).unwrap().read::<u32>(8).unwrap();
+    }
 }

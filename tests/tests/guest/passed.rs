@@ -35,7 +35,7 @@ fn character_device(address: Address) -> OwnedFd {
 }
 
 /// What a helper does that opens the device itself: the group in the container, its IOMMU set.
-fn device(container: &OwnedFd, group: &OwnedFd, address: Address) -> OwnedFd {
+pub(crate) fn device(container: &OwnedFd, group: &OwnedFd, address: Address) -> OwnedFd {
     const SET_CONTAINER: libc::Ioctl = 0x3b68;
     const SET_IOMMU: libc::Ioctl = 0x3b66;
     const TYPE1V2: libc::c_int = 3;

@@ -5,7 +5,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use vfio_dma::backend::DmaAccess;
 use vfio_dma::dma::{Direction, Request};
+use vfio_dma_model::memory::{DmaMap, FaultReason};
 use vfio_dma_tests::address;
 
 use crate::in_use::{EDU, sh};
@@ -83,6 +85,13 @@ pub(crate) fn a_file_without_room_for_its_blocks_is_an_error() {
     let request = Request::new(8192, Direction::Bidirectional);
     let mut buffer = device.allocator().adopt_file(&file, 0, &request).unwrap();
     buffer.write(0, &[7; 8192]).unwrap();
+    // The model has it mapped, sparse as it is, when a transfer meets what is not there.
+    let map = DmaMap::new();
+    map.map_fd(0, 1 << 20, &file, 0, DmaAccess::ReadWrite).unwrap();
+    let filled = map.fill(0, 7, 1 << 20).unwrap_err();
+    assert_eq!(filled.reason, FaultReason::Unbacked, "{filled}");
+    assert!(map.store_u64(0, 7).is_err(), "none of the file is reached any more");
+    map.unmap_all();
     file.set_len(0).unwrap();
     assert!(buffer.write(0, &[8]).is_err());
     drop((buffer, file));

@@ -10,13 +10,19 @@ use vfio_dma_model::vfio_user::{Server, Stop};
 use super::*;
 
 /// A process that serves the model, killed when dropped.
-struct Process(Child);
+pub(super) struct Process(Child);
 
 impl Process {
+    /// One in which the first completion is so late that it can be killed before that.
     fn start(socket: &Path) -> Process {
+        Process::start_with(socket, "late-completion=30s@1")
+    }
+
+    pub(super) fn start_with(socket: &Path, faults: &str) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--ignored", "--exact", "killed::serves_the_model_in_a_process_of_its_own"]);
-        command.env("VFIO_USER_SOCKET", socket).stdout(Stdio::null());
+        command.env("VFIO_USER_SOCKET", socket).env("VFIO_USER_FAULTS", faults);
+        command.stdout(Stdio::null());
         let process = Process(command.spawn().unwrap());
         wait("the process listens", || UnixStream::connect(socket).is_ok());
         process
@@ -38,8 +44,7 @@ impl Drop for Process {
 #[ignore = "the server of other tests: they start it as a process, and kill it"]
 fn serves_the_model_in_a_process_of_its_own() {
     let socket = std::env::var_os("VFIO_USER_SOCKET").expect("the parent names the socket");
-    // The first completion is so late that the process is killed before it.
-    let faults = "late-completion=30s@1".parse().unwrap();
+    let faults = std::env::var("VFIO_USER_FAULTS").unwrap_or_default().parse().unwrap();
     let ioat = Ioat::new(IoatConfig { faults, ..IoatConfig::default() }).unwrap();
     let server = Server::bind(socket).unwrap();
     server.serve(&ioat, &Stop::new().unwrap()).unwrap();

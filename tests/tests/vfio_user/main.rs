@@ -7,6 +7,7 @@
 
 mod hostile;
 mod killed;
+mod lost;
 mod slots;
 
 use std::io::Write;

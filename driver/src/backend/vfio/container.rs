@@ -38,19 +38,19 @@ const LEAVING_LIMIT: Duration = Duration::from_millis(500);
 /// The groups of a container by number, as long as the lock is held.
 type Groups<'a> = MutexGuard<'a, BTreeMap<u32, Weak<Group>>>;
 
-/// Who opened a container's descriptor.
+/// A container's descriptor.
 enum Node {
-    /// This process.
+    /// What this process opened.
     Opened(VfioContainer),
-    /// Another one, which passed it on.
-    Passed(File),
+    /// What another one opened and passed on, or `VfioContainer` refuses for what it answers.
+    File(File),
 }
 
 impl AsRawFd for Node {
     fn as_raw_fd(&self) -> RawFd {
         match self {
             Node::Opened(container) => container.as_raw_fd(),
-            Node::Passed(file) => file.as_raw_fd(),
+            Node::File(file) => file.as_raw_fd(),
         }
     }
 }
@@ -75,12 +75,17 @@ impl Container {
     ///
     /// Fails when the kernel has no VFIO, or this process may not use it.
     pub fn new() -> Result<Arc<Container>> {
-        let container = VfioContainer::new(None).map_err(|error| match error {
-            VfioError::OpenContainer(source) => no_container(source),
-            VfioError::VfioExtension => no_type1(),
-            other => precondition(format!("{CONTAINER_NODE}: {other}"), Remedy::CheckSetup),
-        })?;
-        Ok(Container::of(Node::Opened(container)))
+        let node = match VfioContainer::new(None) {
+            Ok(container) => Node::Opened(container),
+            Err(VfioError::OpenContainer(source)) => return Err(no_container(source)),
+            // It keeps what the kernel answered to itself, and takes 1 alone for a yes.
+            Err(_) => {
+                let container = open_node()?;
+                check(&container, KIND, no_type1)?;
+                Node::File(container)
+            }
+        };
+        Ok(Container::of(node))
     }
 
     /// A container that another process opened and passed on. It may have groups, and mappings,
@@ -93,7 +98,7 @@ impl Container {
         passed::check_container(&Tree::new(), container.as_fd())?;
         let container = File::from(container);
         check(&container, KIND, no_type1)?;
-        Ok(Container::of(Node::Passed(container)))
+        Ok(Container::of(Node::File(container)))
     }
 
     fn of(node: Node) -> Arc<Container> {
@@ -221,6 +226,11 @@ impl Container {
         if let Err(errno) = group.join(&self.node) {
             return Err(match errno {
                 Errno::EBUSY => held_elsewhere(address, group.node(), group.number()),
+                // `vfio_group_ioctl_set_container` in the kernel's `drivers/vfio/group.c`.
+                Errno::EINVAL if first => precondition(
+                    format!("{address}: its group has been put into another container meanwhile"),
+                    Remedy::Text("pass the container that its group is in, or close that".into()),
+                ),
                 errno if first => {
                     os_error(format!("{address}: putting its group into a container"), errno, None)
                 }
@@ -239,6 +249,9 @@ impl Container {
         match done(unsafe { ioctl::set_iommu(self.node.as_raw_fd(), KIND) }) {
             Ok(()) => Ok(()),
             Err(Errno::EPERM) => Err(unsafe_interrupts(address, "vfio_iommu_type1")),
+            // No driver of an IOMMU takes the kind (`vfio_ioctl_set_iommu` in
+            // `drivers/vfio/container.c`).
+            Err(Errno::ENODEV) => Err(no_type1()),
             Err(errno) => {
                 let action = format!("{address}: setting the container's IOMMU to type1v2");
                 Err(os_error(action, errno, None))
@@ -294,10 +307,13 @@ pub(super) fn check(
     kind: libc::c_int,
     missing: impl FnOnce() -> BackendError,
 ) -> Result<()> {
-    let asking = |what: &str| format!("{CONTAINER_NODE}: asking for {what}");
+    let failed = |what: &str, errno| {
+        let action = format!("{CONTAINER_NODE}: asking for {what}");
+        os_error(action, errno, Some(Remedy::CheckSetup))
+    };
     // SAFETY: the request takes no argument.
     let version = unsafe { ioctl::get_api_version(container.as_raw_fd()) }
-        .map_err(|errno| os_error(asking("the version"), errno, None))?;
+        .map_err(|errno| failed("the version", errno))?;
     if u32::try_from(version) != Ok(uapi::VFIO_API_VERSION) {
         return Err(BackendError::Unsupported {
             what: format!("version {} of VFIO", uapi::VFIO_API_VERSION),
@@ -306,7 +322,7 @@ pub(super) fn check(
     }
     // SAFETY: the argument is a number.
     let has = unsafe { ioctl::check_extension(container.as_raw_fd(), kind) }
-        .map_err(|errno| os_error(asking("a kind of IOMMU"), errno, None))?;
+        .map_err(|errno| failed("a kind of IOMMU", errno))?;
     // "1, or some other positive integer" (the header) when it has.
     if has > 0 { Ok(()) } else { Err(missing()) }
 }

@@ -219,6 +219,12 @@ impl Backend for Device {
                 Errno::EINVAL => Some(
                     "another kind of interrupt is enabled on the device: disable it first".into(),
                 ),
+                // `vfio_intx_enable` in the kernel's `drivers/vfio/pci/vfio_pci_intrs.c`.
+                Errno::ENODEV | Errno::EBUSY if kind == IrqKind::Intx => Some(
+                    "the function's line leads nowhere, or to a line that a driver of the host has \
+                     for itself: use MSI or MSI-X"
+                        .into(),
+                ),
                 Errno::ENOSPC => Some(
                     "the machine has no interrupt vector left: close devices that have many, or \
                      use another kind of interrupt"
@@ -262,7 +268,9 @@ impl Backend for Device {
             if masked { uapi::VFIO_IRQ_SET_ACTION_MASK } else { uapi::VFIO_IRQ_SET_ACTION_UNMASK };
         done(self.set_irqs(IrqKind::Intx.index(), action, [0, 1], None)?).map_err(|errno| {
             let verb = if masked { "masking" } else { "unmasking" };
-            os_error(format!("{}: {verb} INTx", self.address()), errno, None)
+            let not_enabled = || Remedy::from("INTx is not enabled: enable it first");
+            let remedy = (errno == Errno::EINVAL).then(not_enabled);
+            os_error(format!("{}: {verb} INTx", self.address()), errno, remedy)
         })
     }
 
@@ -312,8 +320,8 @@ impl Backend for Device {
         })?;
         let dma_buf = made.map_err(|errno| {
             let action = format!("{}: making a dma-buf of {region}", self.address());
-            let remedy = (errno == Errno::ENOTTY).then_some(Remedy::LendThroughType1);
-            os_error(action, errno, remedy)
+            let no_dma_bufs = matches!(errno, Errno::ENOTTY | Errno::EOPNOTSUPP);
+            os_error(action, errno, no_dma_bufs.then_some(Remedy::LendThroughType1))
         })?;
         // SAFETY: the kernel has just made the descriptor, for this process to own.
         Ok(unsafe { OwnedFd::from_raw_fd(dma_buf) })

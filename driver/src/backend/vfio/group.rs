@@ -116,14 +116,27 @@ impl Group {
         let device = opened.map_err(|errno| {
             token::refusal(&Tree::new(), address, token, errno).unwrap_or_else(|| match errno {
                 Errno::EBUSY => held_elsewhere(address, &self.node, self.number),
-                errno => os_error(
-                    format!("opening {address} through {}", self.node.display()),
-                    errno,
-                    None,
-                ),
+                errno => {
+                    let action = format!("opening {address} through {}", self.node.display());
+                    os_error(action, errno, opening_remedy(errno))
+                }
             })
         })?;
         // SAFETY: the kernel has just made the descriptor, for this process to own.
         Ok(unsafe { OwnedFd::from_raw_fd(device) })
+    }
+}
+
+/// What helps where the kernel does not open a device of a group that is in a container
+/// (`vfio_group_use_container` in its `drivers/vfio/container.c`).
+fn opening_remedy(errno: Errno) -> Option<Remedy> {
+    match errno {
+        Errno::EINVAL => Some(
+            "the container that its group is in has no IOMMU: whoever put the group there has to \
+             set one"
+                .into(),
+        ),
+        Errno::EPERM => Some(Remedy::GrantCapability { capability: "cap_sys_rawio" }),
+        _ => None,
     }
 }

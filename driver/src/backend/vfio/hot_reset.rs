@@ -9,7 +9,7 @@ use vfio_bindings::bindings::vfio as uapi;
 
 use super::group::{self, Group};
 use super::ioctl::{self, done};
-use super::reply::{Reply, ask};
+use super::reply::{Reply, ask_until};
 use super::{claim, os_error};
 use crate::backend::{Affected, BackendError, Result};
 use crate::pci::sysfs::Tree;
@@ -17,6 +17,9 @@ use crate::pci::{Address, Remedy};
 
 /// Says of a function that this process does not own it (`VFIO_PCI_DEVID_NOT_OWNED`).
 const NOT_OWNED: u32 = u32::MAX;
+
+/// The functions that a segment of PCI has room for.
+const FUNCTIONS: usize = 1 << 16;
 
 /// What the kernel says of a reset.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,11 +53,30 @@ fn info(device: RawFd, address: Address) -> Result<Info> {
         let remedy = (errno == Errno::ENODEV).then(no_way);
         os_error(format!("{address}: asking what a reset of its bus hits"), errno, remedy)
     };
-    let reply = ask::<uapi::vfio_pci_hot_reset_info>(0, |info| {
-        // SAFETY: the descriptor is a device, and `ask` gives the kernel as much room as it says.
+    let reply = list(|info| {
+        // SAFETY: the descriptor is a device, and `list` gives the kernel as much room as it says.
         unsafe { ioctl::device_get_pci_hot_reset_info(device, info) }
     });
     decode(&reply.map_err(failed)?).ok_or_else(|| failed(Errno::EPROTO))
+}
+
+/// The kernel's list, with as much room as it needs: ENOSPC comes with how many functions there
+/// are (`vfio_pci_ioctl_get_pci_hot_reset_info` in `drivers/vfio/pci/vfio_pci_core.c`).
+fn list(
+    request: impl FnMut(*mut uapi::vfio_pci_hot_reset_info) -> nix::Result<libc::c_int>,
+) -> nix::Result<Reply> {
+    use uapi::vfio_pci_hot_reset_info as Header;
+    ask_until(0, request, |status, reply, capacity| match status {
+        Ok(()) => Ok(None),
+        Err(Errno::ENOSPC) => {
+            let count = reply.u32(offset_of!(Header, count)).unwrap_or(0) as usize;
+            let needed =
+                offset_of!(Header, devices) + count * size_of::<uapi::vfio_pci_dependent_device>();
+            let more = count <= FUNCTIONS && needed > capacity;
+            more.then_some(Some(needed)).ok_or(Errno::ENOSPC)
+        }
+        Err(errno) => Err(errno),
+    })
 }
 
 /// The functions that the reset hits, the device among them.
@@ -114,6 +136,11 @@ pub(super) fn reset(device: RawFd, address: Address) -> Result<()> {
                  the bus be reset: dmesg says which"
                     .into(),
             ),
+            Errno::EBUSY => Some(
+                "another thread of a process has one of the functions' memory locked for a moment: \
+                 try again"
+                    .into(),
+            ),
             _ => None,
         };
         os_error(format!("{address}: resetting its bus"), errno, remedy)
@@ -135,6 +162,40 @@ mod tests {
             bytes.extend([bus, devfn]);
         }
         bytes
+    }
+
+    #[test]
+    fn the_kernel_is_given_room_for_as_many_functions_as_there_are() {
+        let mut rooms = Vec::new();
+        let listed = list(|info| {
+            // SAFETY: `list` hands out a whole header.
+            let info = unsafe { &mut *info };
+            rooms.push(info.argsz);
+            info.count = 1000;
+            if (info.argsz as usize) < 12 + 8 * 1000 { Err(Errno::ENOSPC) } else { Ok(0) }
+        });
+        assert_eq!(decode(&listed.unwrap()).unwrap().functions.len(), 1000);
+        assert_eq!(rooms, [4096, 8012]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_had_is_given_up() {
+        let mut calls = 0;
+        let mut refuse = |count, errno| {
+            calls = 0;
+            let listed = list(|info| {
+                calls += 1;
+                // SAFETY: `list` hands out a whole header.
+                unsafe { (*info).count = count };
+                Err(errno)
+            });
+            (listed.unwrap_err(), calls)
+        };
+        assert_eq!(refuse(0, Errno::ENODEV), (Errno::ENODEV, 1));
+        // It has room for that many, and for no more than there can be.
+        assert_eq!(refuse(1, Errno::ENOSPC), (Errno::ENOSPC, 1));
+        assert_eq!(refuse(u32::MAX, Errno::ENOSPC), (Errno::ENOSPC, 1));
+        assert_eq!(refuse(0, Errno::EAGAIN), (Errno::EAGAIN, 1));
     }
 
     #[test]

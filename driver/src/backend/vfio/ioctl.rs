@@ -156,6 +156,41 @@ nix::ioctl_readwrite_bad!(
     nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_IOVA_RANGES),
     iommufd::iommu_ioas_iova_ranges
 );
+#[cfg(feature = "iommufd")]
+nix::ioctl_write_ptr_bad!(
+    /// IOMMU_DESTROY: takes an object of an iommufd away.
+    iommufd_destroy,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_DESTROY),
+    iommufd::iommu_destroy
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_ALLOC: makes an empty IOAS and tells its id.
+    ioas_alloc,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_ALLOC),
+    iommufd::iommu_ioas_alloc
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_MAP: maps process memory, and tells at which IOVA.
+    ioas_map,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP),
+    iommufd::iommu_ioas_map
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_MAP_FILE: maps a memfd or a dma-buf, and tells at which IOVA.
+    ioas_map_file,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_MAP_FILE),
+    iommufd::iommu_ioas_map_file
+);
+#[cfg(feature = "iommufd")]
+nix::ioctl_readwrite_bad!(
+    /// IOMMU_IOAS_UNMAP: unmaps a range and tells how many bytes were mapped.
+    ioas_unmap,
+    nix::request_code_none!(iommufd::IOMMUFD_TYPE, iommufd::IOMMUFD_CMD_IOAS_UNMAP),
+    iommufd::iommu_ioas_unmap
+);
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::mem::{offset_of, size_of};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -10,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommufd_bindings::iommufd as uapi;
-use iommufd_ioctls::{IommuFd, IommufdError};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio;
 
@@ -19,8 +19,8 @@ use super::ioctl::done;
 use super::passed::{self, Passed};
 use super::token::{self, VfToken};
 use super::{
-    Device, Target, busy, check_unmapped, held_elsewhere, ioctl, map_error, node_error, os_error,
-    precondition, unmap_error, unsafe_interrupts,
+    Device, MAPPED, Target, busy, check_unmapped, held_elsewhere, ioctl, map_error, node_error,
+    os_error, precondition, unmap_error, unsafe_interrupts,
 };
 use crate::backend::{
     BackendError, DmaAccess, DmaBufRequest, Iommu, IommuInfo, Lending, MapRequest, Result,
@@ -31,13 +31,17 @@ use crate::pci::{Address, Remedy};
 
 const IOMMU_NODE: &str = "/dev/iommu";
 
+/// What ENOENT means of a request that names an address space.
+const NO_IOAS: &str = "the iommufd has no address space of this id: the process that made it has \
+                       destroyed it, or passed another id";
+
 /// An I/O address space of iommufd; the devices opened in it share one set of IOVAs.
 ///
 /// It can be shared among processes: one gives [`Ioas::descriptor`] and [`Ioas::id`] to another,
 /// which makes an `Ioas` of them ([`IoasOptions`]), and each maps in a range of its own. A device
 /// that one of them opens reaches what any of them mapped.
 pub struct Ioas {
-    iommufd: IommuFd,
+    iommufd: File,
     id: u32,
     iovas: RangeInclusive<u64>,
     /// This process made it, and is to destroy it.
@@ -92,9 +96,9 @@ impl Ioas {
         let iommufd = match options.iommufd {
             Some(fd) => {
                 passed::check_iommufd(&Tree::new(), fd.as_fd())?;
-                IommuFd::new_from_fd(fd.into())
+                fd.into()
             }
-            None => IommuFd::new().map_err(no_node)?,
+            None => File::options().read(true).write(true).open(IOMMU_NODE).map_err(no_node)?,
         };
         let own = options.id.is_none();
         let id = match options.id {
@@ -105,7 +109,8 @@ impl Ioas {
         let ioas = Ioas { iommufd, id, iovas: options.iovas, own: own && passed, shared };
         // What is no address space has no ranges.
         ioas.ranges().map_err(|errno| {
-            os_error(format!("looking up the I/O address space {id} of an iommufd"), errno, None)
+            let remedy = (errno == Errno::ENOENT).then(|| NO_IOAS.into());
+            os_error(format!("looking up the I/O address space {id} of an iommufd"), errno, remedy)
         })?;
         Ok(Arc::new(ioas))
     }
@@ -228,7 +233,18 @@ impl Ioas {
                 location: address.to_string(),
                 reason: format!("the kernel does not attach it to the IOAS: {errno}"),
             },
-            errno => os_error(format!("attaching {address} to an IOAS"), errno, None),
+            errno => {
+                let remedy = match errno {
+                    Errno::ENOENT => Some(NO_IOAS.into()),
+                    // The header: of a device that is being reset, or of one in its group.
+                    Errno::EBUSY => Some(
+                        "a device of its IOMMU group is being reset: try again once that ended"
+                            .into(),
+                    ),
+                    _ => None,
+                };
+                os_error(format!("attaching {address} to the IOAS {}", self.id), errno, remedy)
+            }
         })?;
         Device::new(Box::new(device), Box::new(()), claim, Arc::clone(self) as _)
     }
@@ -288,7 +304,8 @@ impl Iommu for Ioas {
 
     fn info(&self) -> Result<IommuInfo> {
         let (ranges, alignment) = self.ranges().map_err(|errno| {
-            os_error("asking iommufd for its IOVA ranges and alignment".into(), errno, None)
+            let action = format!("asking for the IOVA ranges of the IOAS {}", self.id);
+            os_error(action, errno, (errno == Errno::ENOENT).then(|| NO_IOAS.into()))
         })?;
         Ok(IommuInfo {
             translation: Translation::Iommu,
@@ -303,7 +320,7 @@ impl Iommu for Ioas {
     }
 
     unsafe fn map(&self, request: &MapRequest<'_>) -> Result<()> {
-        let map = uapi::iommu_ioas_map {
+        let mut map = uapi::iommu_ioas_map {
             size: size_of::<uapi::iommu_ioas_map>() as u32,
             flags: map_flags(request.access),
             ioas_id: self.id,
@@ -312,12 +329,11 @@ impl Iommu for Ioas {
             iova: request.iova,
             ..Default::default()
         };
-        // `map_iommu_ioas` is not marked unsafe, but what this function demands of its
-        // caller is what it needs.
-        self.iommufd.map_iommu_ioas(&map).map_err(|error| {
-            let errno = errno(&error);
+        // SAFETY: the descriptor is an iommufd; the caller vouches for the memory.
+        done(unsafe { ioctl::ioas_map(self.fd(), &raw mut map) }).map_err(|errno| {
             let remedy = match errno {
                 Errno::ENOMEM => pin_limit(request.len),
+                Errno::ENOENT => Some(NO_IOAS.into()),
                 Errno::EFAULT => Some(
                     "iommufd pins pages of memory only: the device cannot write to a file on a \
                      disk (use a memfd, tmpfs or huge pages, or let the device only read it); a \
@@ -336,7 +352,7 @@ impl Iommu for Ioas {
 
     fn map_dma_buf(&self, request: &DmaBufRequest<'_>) -> Result<()> {
         let &DmaBufRequest { iova, len, access, dma_buf } = request;
-        let map = uapi::iommu_ioas_map_file {
+        let mut map = uapi::iommu_ioas_map_file {
             size: size_of::<uapi::iommu_ioas_map_file>() as u32,
             flags: map_flags(access),
             ioas_id: self.id,
@@ -345,12 +361,16 @@ impl Iommu for Ioas {
             length: len as u64,
             iova,
         };
-        // The kernel keeps the dma-buf as long as it is mapped.
-        self.iommufd.map_iommu_ioas_file(&map).map_err(|error| {
-            let errno = errno(&error);
+        // SAFETY: the descriptor is an iommufd; the kernel keeps the dma-buf as long as it is
+        // mapped.
+        done(unsafe { ioctl::ioas_map_file(self.fd(), &raw mut map) }).map_err(|errno| {
             let action = format!("mapping {len} bytes of a BAR at IOVA {iova:#x} ({access})");
-            let remedy = matches!(errno, Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)
-                .then_some(Remedy::LendThroughType1);
+            let remedy = match errno {
+                Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP => Some(Remedy::LendThroughType1),
+                Errno::ENOENT => Some(NO_IOAS.into()),
+                Errno::EEXIST => Some(MAPPED.into()),
+                _ => None,
+            };
             os_error(action, errno, remedy)
         })
     }
@@ -362,8 +382,9 @@ impl Iommu for Ioas {
             iova,
             length: len as u64,
         };
-        let unmapped = self.iommufd.unmap_iommu_ioas(&mut unmap);
-        unmapped.map_err(|error| unmap_error(iova, len, errno(&error)))?;
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        let status = unsafe { ioctl::ioas_unmap(self.fd(), &raw mut unmap) };
+        done(status).map_err(|errno| unmap_error(iova, len, errno))?;
         check_unmapped(iova, len, unmap.length)
     }
 }
@@ -374,33 +395,23 @@ impl Drop for Ioas {
         if !self.own || *self.shared.get_mut() {
             return;
         }
-        if let Err(error) = self.iommufd.destroy_iommu_object(self.id) {
-            log::error!("the I/O address space {} of an iommufd stays: {error}", self.id);
+        let destroy =
+            uapi::iommu_destroy { size: size_of::<uapi::iommu_destroy>() as u32, id: self.id };
+        // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+        let status = unsafe { ioctl::iommufd_destroy(self.fd(), &raw const destroy) };
+        if let Err(errno) = done(status) {
+            log::error!("the I/O address space {} of an iommufd stays: {errno}", self.id);
         }
     }
 }
 
 /// Why iommufd's node does not open.
-fn no_node(error: IommufdError) -> BackendError {
-    let IommufdError::OpenIommufd(source) = error else {
-        return precondition(format!("{IOMMU_NODE}: {error}"), Remedy::CheckSetup);
-    };
+fn no_node(source: io::Error) -> BackendError {
     node_error(Path::new(IOMMU_NODE), source, || Remedy::LoadModule {
         module: "iommufd",
         kernel: "CONFIG_IOMMUFD, Linux 6.2; opening devices through it takes \
                  CONFIG_VFIO_DEVICE_CDEV, Linux 6.6",
     })
-}
-
-/// What the kernel refused a request to iommufd with.
-fn errno(error: &IommufdError) -> Errno {
-    match error {
-        IommufdError::IommuIoasAlloc(error)
-        | IommufdError::IommuIoasMap(error)
-        | IommufdError::IommuIoasMapFile(error)
-        | IommufdError::IommuIoasUnmap(error) => Errno::from_raw(error.errno()),
-        _ => Errno::EPROTO,
-    }
 }
 
 /// A fixed address, and what the device may do there.
@@ -416,14 +427,15 @@ fn map_flags(access: DmaAccess) -> u32 {
 }
 
 /// Makes an empty address space.
-fn allocate(iommufd: &IommuFd) -> Result<u32> {
+fn allocate(iommufd: &File) -> Result<u32> {
     let mut allocate = uapi::iommu_ioas_alloc {
         size: size_of::<uapi::iommu_ioas_alloc>() as u32,
         ..Default::default()
     };
-    iommufd.alloc_iommu_ioas(&mut allocate).map_err(|error| {
-        os_error("making an I/O address space of iommufd".into(), errno(&error), None)
-    })?;
+    // SAFETY: the descriptor is an iommufd, and the structure as large as it says.
+    let status = unsafe { ioctl::ioas_alloc(iommufd.as_raw_fd(), &raw mut allocate) };
+    done(status)
+        .map_err(|errno| os_error("making an I/O address space of iommufd".into(), errno, None))?;
     Ok(allocate.out_ioas_id)
 }
 

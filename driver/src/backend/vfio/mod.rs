@@ -108,8 +108,34 @@ impl Target {
 }
 
 fn os_error(action: String, errno: Errno, remedy: Option<Remedy>) -> BackendError {
-    let remedy = remedy.or((errno == Errno::EMFILE).then_some(Remedy::RaiseOpenFiles));
+    let remedy = remedy.or_else(|| general_remedy(errno));
     BackendError::Os { action, source: io::Error::from(errno), remedy }
+}
+
+/// What helps against an errno that means the same for whichever request. What only a mistake of
+/// this crate brings about (EFAULT, E2BIG) has none.
+fn general_remedy(errno: Errno) -> Option<Remedy> {
+    Some(match errno {
+        Errno::EMFILE => Remedy::RaiseOpenFiles,
+        Errno::ENFILE => "the machine has too many open files: close some, or raise fs.file-max \
+                          (sysctl)"
+            .into(),
+        Errno::ENOMEM => "the kernel has no memory for this: free some, or raise the limit of \
+                          this process's cgroup"
+            .into(),
+        Errno::EAGAIN => "something else has the function for a moment, such as a reset or a \
+                          driver that is bound: try again"
+            .into(),
+        // `vfio_device_pm_runtime_get` in the kernel's `drivers/vfio/vfio_main.c`.
+        Errno::EIO => Remedy::BringBack,
+        Errno::ENODEV => "it has left vfio-pci, or is about to: bind it again".into(),
+        Errno::ENOTTY | Errno::EOPNOTSUPP => {
+            "this kernel's VFIO does not have the request: it takes a later kernel, or one with \
+             more of VFIO's options"
+                .into()
+        }
+        _ => return None,
+    })
 }
 
 fn precondition(problem: impl Into<String>, remedy: impl Into<Remedy>) -> BackendError {
@@ -165,10 +191,13 @@ fn node_error(node: &Path, source: io::Error, missing: impl FnOnce() -> Remedy) 
                 Remedy::GrantAccess { user: user.as_raw(), node: node.to_owned() },
             )
         }
-        Some(libc::EMFILE) => os_error(format!("opening {name}"), Errno::EMFILE, None),
-        _ => BackendError::Os { action: format!("opening {name}"), source, remedy: None },
+        Some(errno) => os_error(format!("opening {name}"), Errno::from_raw(errno), None),
+        None => BackendError::Os { action: format!("opening {name}"), source, remedy: None },
     }
 }
+
+/// What EEXIST means of a map.
+const MAPPED: &str = "the IOVA is mapped already";
 
 /// A refused map, with what can be done about it; `remedy` is for what is particular to
 /// the kind of address space.
@@ -185,7 +214,7 @@ fn map_error(request: &MapRequest<'_>, errno: Errno, remedy: Option<Remedy>) -> 
              (/sys/kernel/iommu_groups/*/reserved_regions)"
                 .into(),
         ),
-        Errno::EEXIST => Some("the IOVA is mapped already".into()),
+        Errno::EEXIST => Some(MAPPED.into()),
         Errno::EFAULT => Some(
             "the kernel cannot pin this memory: the device cannot write to a file on a disk (use a \
              memfd, tmpfs or huge pages, or let the device only read it), or pages of it cannot be \
@@ -234,6 +263,26 @@ mod tests {
         let text = text(error);
         assert!(text.contains("same session") && text.contains("fff2:00:00.0"), "{text}");
         drop((claim, opened));
+    }
+
+    #[test]
+    fn an_errno_that_means_the_same_everywhere_has_its_remedy() {
+        let text = |errno| os_error("asking".into(), errno, None).to_string();
+        for (errno, part) in [
+            (Errno::ENFILE, "fs.file-max"),
+            (Errno::ENOMEM, "cgroup"),
+            (Errno::EAGAIN, "try again"),
+            (Errno::EIO, "rescan"),
+            (Errno::ENODEV, "bind it again"),
+            (Errno::ENOTTY, "later kernel"),
+            (Errno::EOPNOTSUPP, "later kernel"),
+        ] {
+            let text = text(errno);
+            assert!(text.contains(part) && text.contains("remedy: "), "{text}");
+        }
+        assert!(!text(Errno::EFAULT).contains("remedy"), "{}", text(Errno::EFAULT));
+        let own = os_error("asking".into(), Errno::ENODEV, Some("its own".into()));
+        assert_eq!(own.remedy(), Some(&Remedy::Text("its own".into())));
     }
 
     #[test]

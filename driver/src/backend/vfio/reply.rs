@@ -26,6 +26,20 @@ pub(super) fn ask<T>(
     index: u32,
     mut request: impl FnMut(*mut T) -> nix::Result<libc::c_int>,
 ) -> nix::Result<Reply> {
+    ask_until(index, &mut request, |status, reply, capacity| {
+        status?;
+        let needed = reply.u32(0).unwrap_or(0) as usize;
+        Ok((needed > capacity).then_some(needed))
+    })
+}
+
+/// As [`ask`], for a request that says in another way than by `argsz` how much room it needs:
+/// `more` looks at its outcome and at the reply, and says how much to give it in another attempt.
+pub(super) fn ask_until<T>(
+    index: u32,
+    mut request: impl FnMut(*mut T) -> nix::Result<libc::c_int>,
+    more: impl Fn(nix::Result<()>, &Reply, usize) -> nix::Result<Option<usize>>,
+) -> nix::Result<Reply> {
     const { assert!(size_of::<T>() >= 12 && size_of::<T>() <= CAPACITY && align_of::<T>() <= 8) };
     let mut capacity = CAPACITY;
     for _ in 0..ATTEMPTS {
@@ -34,13 +48,12 @@ pub(super) fn ask<T>(
         let argsz = u32::try_from(capacity).map_err(|_| Errno::EMSGSIZE)?;
         words[0] = pair(argsz, 0);
         words[1] = pair(index, 0);
-        done(request(words.as_mut_ptr().cast()))?;
+        let status = done(request(words.as_mut_ptr().cast()));
         let reply = Reply(words.iter().flat_map(|word| word.to_ne_bytes()).collect());
-        let needed = reply.u32(0).unwrap_or(0) as usize;
-        if needed <= capacity {
-            return Ok(reply);
+        match more(status, &reply, capacity)? {
+            None => return Ok(reply),
+            Some(needed) => capacity = needed.max(CAPACITY),
         }
-        capacity = needed;
     }
     Err(Errno::EMSGSIZE)
 }

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use super::regs::{self, ChannelRegs, State};
 use super::ring::Ring;
 use super::transfer::{Job, Remaining};
-use super::{ChannelErrors, Engine, IoatError, SlotsFailed};
+use super::{ChannelErrors, Engine, IoatError, Loss, LossStep, SlotsFailed};
+use crate::deadline::Deadline;
 use crate::device::DeviceError;
 use crate::events::Events;
 use crate::mmio::{SplitOrder, poll_until};
 use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
-/// How often a channel is armed that halts at once: an error of another channel may have come
-/// in between (before version 3.3 they share the mirror of CHANERR).
+/// How often a channel is armed that halts at once.
 const ARM_TRIES: u32 = 4;
 
 /// What a channel did so far.
@@ -61,8 +61,8 @@ pub struct Channel {
     pub(super) feeding: Option<Remaining>,
     /// Wrong completion words in a row, without any progress.
     pub(super) bogus_completions: u32,
-    /// Given up: nothing is in flight and nothing is taken on.
-    pub(super) lost: bool,
+    /// Why it was given up: nothing is in flight then, and nothing is taken on.
+    pub(super) lost: Option<Box<Loss>>,
     /// Nothing keeps the engine from reaching the ring.
     pub(super) not_quiesced: bool,
     /// Wakers that are done with; an owner that shares the channel runs them later.
@@ -76,7 +76,7 @@ impl Channel {
         let regs = engine.claim(index)?;
         let size = engine.config.ring_size;
         let ring = Ring::new(&engine.allocator, size, !engine.vectors.is_empty());
-        let ring = ring.inspect_err(|_| engine.release(index, true))?;
+        let ring = ring.inspect_err(|_| engine.release(index, None))?;
         let capacity = ring.capacity() as usize;
         let jobs = InFlight::with_capacity(&engine.device(), capacity);
         let slots = SlotsInFlight::new(&engine.device(), size);
@@ -92,7 +92,7 @@ impl Channel {
             failed_slots: Vec::new(),
             feeding: None,
             bogus_completions: 0,
-            lost: false,
+            lost: None,
             not_quiesced: false,
             wakers: Wakers::default(),
             is_shared: false,
@@ -131,19 +131,28 @@ impl Channel {
     /// Whether the channel was given up after a failure.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.lost
+        self.lost.is_some()
+    }
+
+    /// Why the channel was given up, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<&Loss> {
+        self.lost.as_deref()
     }
 
     #[inline]
     pub(super) fn refuse_when_lost(&self) -> Result<(), IoatError> {
-        if self.lost { self.refuse() } else { Ok(()) }
+        match &self.lost {
+            Some(loss) => self.refuse(loss),
+            None => Ok(()),
+        }
     }
 
     #[cold]
-    fn refuse(&self) -> Result<(), IoatError> {
+    fn refuse(&self, loss: &Loss) -> Result<(), IoatError> {
         self.engine.events.check().map_err(DeviceError::from)?;
-        let location = self.engine.location.clone();
-        Err(IoatError::ChannelLost { location, channel: self.index })
+        let (location, loss) = (self.engine.location.clone(), Box::new(loss.clone()));
+        Err(IoatError::ChannelLost { location, channel: self.index, loss })
     }
 
     pub(super) fn status(&self) -> Result<u64, IoatError> {
@@ -178,8 +187,9 @@ impl Channel {
     /// The channel must be halted.
     pub(super) fn arm(&mut self, position: u64) -> Result<(), IoatError> {
         let (chain, completion) = self.ring.restart(position)?;
-        let mut halted = ChannelErrors::empty();
-        for _ in 0..ARM_TRIES {
+        let deadline = Deadline::after(self.engine.config.command_timeout);
+        let mut halts = 0;
+        loop {
             self.clear_errors()?;
             self.rearm_interrupt()?;
             // Both addresses go in halves, low first, as every known driver writes them: the
@@ -187,17 +197,25 @@ impl Channel {
             let bar = &self.engine.bar;
             bar.write64_split(self.regs.completion.offset(), completion.0, SplitOrder::LowFirst)?;
             bar.write64_split(self.regs.chain.offset(), chain.0, SplitOrder::LowFirst)?;
-            let state = State::of(self.status()?);
-            halted = self.errors()?;
-            if state != State::Halted || halted.is_empty() {
+            if State::of(self.status()?) != State::Halted {
+                return Ok(());
+            }
+            let errors = self.errors()?;
+            if !errors.is_empty() {
+                halts += 1;
+                if halts == ARM_TRIES {
+                    let location = self.engine.location.clone();
+                    return Err(IoatError::NotArmed { location, channel: self.index, errors });
+                }
+                self.reset()?;
+            } else if self.mirrored_errors()? == 0 || deadline.has_passed() {
                 return wait_for(&self.engine, self.index, "arming", || {
                     Ok(State::of(self.status()?) != State::Halted)
                 });
             }
-            self.reset()?;
+            // Another channel has halted meanwhile, and its error is in the way of the chain: it is
+            // cleared, and the chain told again.
         }
-        let location = self.engine.location.clone();
-        Err(IoatError::NotArmed { location, channel: self.index, errors: halted })
     }
 
     /// Lets the next interrupt pass, and keeps errors halting and told.
@@ -212,21 +230,25 @@ impl Channel {
     fn clear_errors(&self) -> Result<(), IoatError> {
         let errors = self.errors()?;
         self.engine.bar.set(self.regs.error, errors.bits())?;
-        if self.engine.version < 0x33 {
-            // Before version 3.3 the mirror in configuration space has to be cleared too.
-            let mut device = self.engine.device();
-            let config = device.config_mut();
-            let mirror = config.read_u32(regs::CONFIG_CHANERR_INT)?;
-            if mirror != 0 {
-                config.write_u32(regs::CONFIG_CHANERR_INT, mirror)?;
-            }
+        let mirror = self.mirrored_errors()?;
+        if mirror != 0 {
+            self.engine.device().config_mut().write_u32(regs::CONFIG_CHANERR_INT, mirror)?;
         }
         Ok(())
     }
 
+    /// The errors of all channels in configuration space, which have to be cleared too before
+    /// version 3.3; none from there on.
+    fn mirrored_errors(&self) -> Result<u32, IoatError> {
+        if self.engine.version >= 0x33 {
+            return Ok(0);
+        }
+        Ok(self.engine.device().config_mut().read_u32(regs::CONFIG_CHANERR_INT)?)
+    }
+
     /// Stops the engine so that it reaches no memory any more, by suspending and resetting
-    /// it; `false` when that does not work.
-    pub(super) fn stop(&self) -> bool {
+    /// it; says why when that does not work.
+    fn stop(&self) -> Result<(), Loss> {
         // An engine that does not suspend is stopped by RESET all the same; asking for the
         // status then pushes what it wrote before to memory.
         let suspended = self.suspend();
@@ -234,21 +256,22 @@ impl Channel {
         if let (Err(error), Ok(_)) = (suspended, &stopped) {
             log::warn!("{error}");
         }
-        if let Err(error) = &stopped {
+        stopped.map(drop).map_err(|error| {
             log::warn!("{error}: its memory is kept until the function is quiet");
-        }
-        stopped.is_ok()
+            Loss { step: LossStep::Close, cause: error.to_string(), errors: self.errors().ok() }
+        })
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let is_stopped = !self.lost && self.stop();
-        if is_stopped {
+        let not_stopped = match self.lost.take() {
+            Some(loss) => Some(*loss),
+            None => self.stop().err().inspect(|_| self.not_quiesced = true),
+        };
+        if not_stopped.is_none() {
             self.jobs.complete_all().for_each(drop);
             self.slots.clear();
-        } else if !self.lost {
-            self.not_quiesced = true;
         }
         // SAFETY: the ring is not used again: this is the end of its channel.
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
@@ -261,7 +284,7 @@ impl Drop for Channel {
             self.slots.clear();
             drop(ring);
         }
-        self.engine.release(self.index, is_stopped);
+        self.engine.release(self.index, not_stopped);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::Loss;
 use crate::backend::IrqKind;
 use crate::device::DeviceError;
 use crate::devices::Identity;
@@ -150,7 +151,7 @@ pub enum IoatError {
     /// The channel was given up after a failure. Once every channel is closed it can be opened
     /// again, for which the function is reset.
     #[error(
-        "{location} channel {channel} was given up after a failure: close every channel, and open \
+        "{location} channel {channel} was given up: {loss}\n  remedy: close every channel, and open \
          it anew"
     )]
     ChannelLost {
@@ -158,6 +159,8 @@ pub enum IoatError {
         location: String,
         /// The channel.
         channel: u8,
+        /// Why.
+        loss: Box<Loss>,
     },
     /// The device cannot fill.
     #[error("{location} does not offer block fill")]

@@ -51,6 +51,7 @@ mod copy_engine;
 mod descriptor;
 mod error;
 mod feed;
+mod loss;
 mod pairs;
 mod recovery;
 mod regs;
@@ -62,6 +63,7 @@ mod tests;
 mod transfer;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +79,7 @@ pub use crate::queue::WaitMode;
 pub use batch::{Batch, SlotPart, SlotsRefused};
 pub use channel::{Channel, Stats};
 pub use error::{ChannelErrors, Finished, IoatError, Refused, Tables, TransferError};
+pub use loss::{Loss, LossStep};
 pub use shared::{Completion, SharedChannel};
 pub use slots::{Reaped, SlotsFailed};
 pub use transfer::{Token, WhenFull};
@@ -137,15 +140,15 @@ struct Engine {
     open: Mutex<Open>,
 }
 
-/// Bits for the channels of a device.
-#[derive(Debug, Default, Clone, Copy)]
+/// The channels of a device.
+#[derive(Debug, Default)]
 struct Open {
-    /// Those that are open.
+    /// A bit for each that is open.
     open: u32,
     /// Those of them that were given up, and are not used any more.
     lost: u32,
-    /// Those whose engine could not be stopped since the function was reset.
-    not_stopped: u32,
+    /// Those whose engine could not be stopped since the function was reset, and why.
+    losses: BTreeMap<u8, Loss>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -407,32 +410,34 @@ impl Engine {
         {
             return Err(IoatError::SharedVector { kind: vector.kind() });
         }
-        if open.not_stopped != 0 && open.open & !open.lost == 0 {
+        if !open.losses.is_empty() && open.open & !open.lost == 0 {
             self.device().reset()?;
             self.reset_channels()?;
             self.enable()?;
-            open.not_stopped = 0;
+            open.losses.clear();
         }
-        if open.not_stopped & bit != 0 {
-            return Err(IoatError::ChannelLost { location, channel });
+        if let Some(loss) = open.losses.get(&channel) {
+            let loss = Box::new(loss.clone());
+            return Err(IoatError::ChannelLost { location, channel, loss });
         }
         open.open |= bit;
         Ok(ChannelRegs::of(channel))
     }
 
-    /// Marks a channel as closed; with the last one, what runs on is kept from memory.
-    fn release(&self, channel: u8, is_stopped: bool) {
+    /// Marks a channel as closed, stopped or why it is not; with the last one, what runs on is
+    /// kept from memory.
+    fn release(&self, channel: u8, not_stopped: Option<Loss>) {
         let mut open = lock(&self.open);
         let bit = 1 << channel;
         open.open &= !bit;
         if open.lost & bit != 0 {
             // Its engine is known of, or was reset since.
             open.lost &= !bit;
-        } else if !is_stopped {
-            open.not_stopped |= bit;
+        } else {
+            open.losses.extend(not_stopped.map(|loss| (channel, loss)));
         }
         if open.open == 0
-            && open.not_stopped != 0
+            && !open.losses.is_empty()
             && let Err(error) = self.device().quiesce()
         {
             log::error!(
@@ -442,13 +447,13 @@ impl Engine {
         }
     }
 
-    /// Marks a channel as lost. When no other is in use, or `for_all` of them, bus mastering is
-    /// taken away; says whether it was, and with it every engine is quiet.
-    fn lose(&self, channel: u8, for_all: bool) -> bool {
+    /// Marks a channel as lost, and why. When no other is in use, or `for_all` of them, bus
+    /// mastering is taken away; says whether it was, and with it every engine is quiet.
+    fn lose(&self, channel: u8, loss: Loss, for_all: bool) -> bool {
         // Held meanwhile, so that no channel is opened that would be stopped along.
         let mut open = lock(&self.open);
         open.lost |= 1 << channel;
-        open.not_stopped |= 1 << channel;
+        open.losses.insert(channel, loss);
         if open.open & !open.lost != 0 && !for_all {
             return false;
         }

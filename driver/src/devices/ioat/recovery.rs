@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::regs::State;
-use super::{Channel, ChannelErrors, IoatError, OnError, TransferError};
+use super::{Channel, ChannelErrors, IoatError, Loss, LossStep, OnError, TransferError};
 use crate::device::DeviceError;
 use crate::dma::Iova;
 use crate::events::Event;
@@ -82,7 +82,7 @@ impl Channel {
         }
         let status = match self.status() {
             Ok(status) => status,
-            Err(error) => return self.lose(error),
+            Err(error) => return self.lose(LossStep::Look, None, error),
         };
         // Reading the register has pushed the device's earlier writes to memory before it
         // (PCIe Base 4.0, 2.4.1): what memory does not say now, it will not say.
@@ -151,7 +151,10 @@ impl Channel {
         self.stats.recoveries += 1;
         let Stopped { status, errors, is_exact } = match self.stop_and_reset() {
             Ok(stopped) => stopped,
-            Err(error) => return self.lose(error),
+            Err(error) => {
+                let errors = self.errors().ok();
+                return self.lose(LossStep::Stop, errors, error);
+            }
         };
         let newly = self.ring.take_status(status);
         if let Ok(newly) = newly {
@@ -228,12 +231,12 @@ impl Channel {
             next
         };
         if let Err(error) = self.arm(next) {
-            self.lose(error)?;
+            self.lose(LossStep::Rearm, Some(errors), error)?;
         }
         self.feed_remaining();
         match self.issue() {
             Ok(()) => Ok(ended),
-            Err(error) => self.lose(error),
+            Err(error) => self.lose(LossStep::Doorbell, Some(errors), error),
         }
     }
 
@@ -292,7 +295,8 @@ impl Channel {
     #[cold]
     pub(super) fn end_by_event(&mut self) -> Result<usize, IoatError> {
         let Err(event) = self.engine.events.check() else { return Ok(0) };
-        let lost = self.lose(DeviceError::from(event).into());
+        let errors = self.errors().ok();
+        let lost = self.lose(LossStep::Event, errors, DeviceError::from(event).into());
         self.run_wakers();
         lost
     }
@@ -301,18 +305,33 @@ impl Channel {
     /// device is known to be quiet; while other channels are open it is not stopped, and keeps
     /// them.
     #[cold]
-    pub(super) fn lose(&mut self, error: IoatError) -> Result<usize, IoatError> {
-        log::error!("{error}: the channel is given up");
-        self.lost = true;
+    pub(super) fn lose(
+        &mut self,
+        step: LossStep,
+        errors: Option<ChannelErrors>,
+        error: IoatError,
+    ) -> Result<usize, IoatError> {
+        // An event may have come first.
+        let loss = match &self.lost {
+            Some(loss) => (**loss).clone(),
+            None => {
+                let loss = Loss { step, cause: error.to_string(), errors };
+                let (location, index) = (&self.engine.location, self.index);
+                log::error!("{location} channel {index} is given up: {loss}");
+                self.lost = Some(Box::new(loss.clone()));
+                loss
+            }
+        };
+        let why = loss.to_string();
         self.slots.forget_latest();
         self.feeding = None;
         // An event ends the other channels too.
         let for_all = self.engine.events.pending().is_some();
-        self.not_quiesced = !self.engine.lose(self.index, for_all);
+        self.not_quiesced = !self.engine.lose(self.index, loss, for_all);
         let lost = match self.engine.events.pending() {
             Some(Event::Removal) => TransferError::Removed,
             Some(Event::Error) => TransferError::BusError,
-            None => TransferError::Lost(error.to_string()),
+            None => TransferError::Lost(why),
         };
         while let Some(slot) = self.order.pop_front() {
             if self.not_quiesced

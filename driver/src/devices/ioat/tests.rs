@@ -2,6 +2,7 @@
 
 mod device;
 mod events;
+mod losses;
 #[cfg(shuttle)]
 mod schedules;
 mod waiting;
@@ -283,7 +284,8 @@ fn a_device_that_is_gone_or_deaf_is_given_up_within_the_bound() {
         assert_eq!(backing.config()[4] & 4, 0);
         let Tables { source, target } = finished.tables.unwrap();
         let refused = channel.copy(source.unwrap(), target, WhenFull::Return).unwrap_err();
-        assert!(matches!(refused.error, IoatError::ChannelLost { .. }));
+        let IoatError::ChannelLost { loss, .. } = refused.error else { panic!("{refused}") };
+        assert_eq!(loss.step, if gone { LossStep::Look } else { LossStep::Stop });
     }
 }
 

@@ -225,7 +225,7 @@ impl Channel {
     #[cold]
     fn wait_for_room(&mut self, needed: u32, when_full: WhenFull) -> Result<(), IoatError> {
         if let WhenFull::Wait(limit) = when_full {
-            let has_room = |c: &Channel| c.lost || c.has_room(needed);
+            let has_room = |c: &Channel| c.is_lost() || c.has_room(needed);
             self.wait_until(limit, "room in the ring", has_room).or_else(|error| match error {
                 IoatError::Timeout { .. } => Ok(()),
                 error => Err(error),
@@ -274,7 +274,7 @@ impl Channel {
     /// transfer in flight ended.
     #[inline]
     pub fn issue(&mut self) -> Result<(), IoatError> {
-        if self.lost {
+        if self.is_lost() {
             return Ok(());
         }
         self.ring_doorbell(0)
@@ -335,7 +335,7 @@ impl Channel {
     /// Whether descriptors were filled that are not known to be done.
     #[inline]
     pub(super) fn is_busy(&self) -> bool {
-        !self.lost && self.ring.producer().filled() != self.ring.producer().done()
+        !self.is_lost() && self.ring.producer().filled() != self.ring.producer().done()
     }
 
     /// The device is further by so many descriptors.

@@ -165,6 +165,23 @@ mod tests {
     }
 
     #[test]
+    fn nobody_who_has_the_file_can_cut_it_short() {
+        let files = Files::default();
+        let extent = files.take(8192, PageSize::Base).unwrap();
+        let (file, _) = extent.place();
+        let theirs = std::fs::File::from(file.try_clone_to_owned().unwrap());
+        let len = theirs.metadata().unwrap().len();
+        for short in [0, 4096, len - 1] {
+            let error = theirs.set_len(short).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(nix::libc::EPERM));
+        }
+        // Nor is that taken back.
+        let seals = FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW);
+        assert_eq!(fcntl(&theirs, seals), Err(nix::errno::Errno::EPERM));
+        assert_eq!(theirs.metadata().unwrap().len(), len);
+    }
+
+    #[test]
     fn what_was_freed_reads_as_zeros() {
         let files = Files::default();
         let write = |extent: &Extent, byte| {

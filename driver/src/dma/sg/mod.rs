@@ -5,6 +5,8 @@
 //! where the device demands ([`DmaLimits`]). A [`SgTable`] is a list together with the
 //! buffers that keep its addresses mapped.
 
+#[cfg(test)]
+mod exhaustive;
 mod table;
 #[cfg(test)]
 mod tests;

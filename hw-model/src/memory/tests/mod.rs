@@ -1,5 +1,6 @@
 //! The DMA map on real files.
 
+mod lost;
 mod model;
 
 use std::fs::File;

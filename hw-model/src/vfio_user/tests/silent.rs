@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -34,7 +36,7 @@ struct Silent {
 }
 
 impl Silent {
-    /// `None` where this process may not mount one.
+    /// `None` when this process may not mount one.
     fn mount() -> Option<Silent> {
         let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
         let directory = tempfile::tempdir().unwrap();
@@ -110,11 +112,36 @@ impl Drop for Silent {
     }
 }
 
+/// Runs the test again as root of a user namespace of its own, which may mount.
+fn in_a_namespace() {
+    const CHILD: &str = "VFIO_DMA_MODEL_NAMESPACE";
+    let needs = "mounting a file system takes /dev/fuse that this user may open (modprobe fuse), and \
+                 either root or user namespaces (sysctl kernel.unprivileged_userns_clone=1)";
+    assert!(std::env::var_os(CHILD).is_none(), "{needs}");
+    let (user, group) = (nix::unistd::getuid(), nix::unistd::getgid());
+    let enter = move || {
+        // SAFETY: a system call without pointers.
+        if unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        std::fs::write("/proc/self/setgroups", "deny")?;
+        std::fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+        std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
+    };
+    let name = "vfio_user::tests::silent::\
+                a_file_that_nobody_answers_for_holds_up_neither_others_nor_the_end";
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([name, "--exact", "--nocapture"]).env(CHILD, "1");
+    // SAFETY: the child makes system calls; no other thread of it is there to hold a lock.
+    unsafe { child.pre_exec(enter) };
+    let status = child.status().unwrap_or_else(|error| panic!("{error}: {needs}"));
+    assert!(status.success(), "{needs}");
+}
+
 #[test]
 fn a_file_that_nobody_answers_for_holds_up_neither_others_nor_the_end() {
     let Some(silent) = Silent::mount() else {
-        eprintln!("skipped: mounting a file system needs privileges and /dev/fuse");
-        return;
+        return in_a_namespace();
     };
     let file = silent.open();
     let running = Running::start();

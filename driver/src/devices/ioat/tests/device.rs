@@ -19,6 +19,8 @@ pub(super) struct Fake {
     pub(super) deaf: bool,
     /// RESET of the second channel never ends.
     pub(super) deaf_second: bool,
+    /// Halts as soon as it is armed, with these bits.
+    pub(super) refuses_chain: u32,
     /// SUSPEND never ends.
     pub(super) no_suspend: bool,
     /// Descriptors wait for [`Fake::release`].
@@ -62,6 +64,7 @@ impl Fake {
             deaf: false,
             deaf_second: false,
             fail_marker: false,
+            refuses_chain: 0,
             resets: 0,
             no_suspend: false,
             hold: false,
@@ -219,6 +222,9 @@ impl Registers for Fake {
                 if offset == 0x94 {
                     (self.state, self.last, self.next) = (4, 0, self.chain);
                     (self.doorbell, self.count) = (0, 0);
+                    if self.refuses_chain != 0 {
+                        (self.state, self.errors) = (3, self.refuses_chain);
+                    }
                 }
             }
             (0x98 | 0x9c, 4) => self.completion = half(self.completion, offset == 0x9c, value),
