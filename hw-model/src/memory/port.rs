@@ -224,9 +224,14 @@ impl<'m> Port<'m> {
         let mut walk = table.walk(iova + reached.start, direction, &LookupCache::default());
         let mut done = reached.start;
         while done < reached.end {
-            let memory = walk
-                .memory(reached.end - done)
-                .map_err(|reason| fault(direction, walk.iova(), done, reason))?;
+            let memory = match walk.memory(reached.end - done) {
+                Ok(memory) => memory,
+                Err(reason @ FaultReason::Unbacked) => {
+                    return Err(fault(direction, walk.iova(), done, reason));
+                }
+                // Changed since, when the access had been made.
+                Err(_) => return Ok(()),
+            };
             walk.advance(memory.len());
             done += memory.len() as u64;
         }
