@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::regs::{self, ChannelRegs, State};
 use super::ring::Ring;
@@ -14,6 +15,8 @@ use crate::events::Events;
 use crate::mmio::{SplitOrder, poll_until};
 use crate::queue::{InFlight, Slot, SlotsInFlight, Wakers};
 
+/// How long a channel is given to take a chain before it is told again.
+const ARM_ATTEMPT: Duration = Duration::from_millis(2);
 /// How often a channel is armed that halts at once.
 const ARM_TRIES: u32 = 4;
 
@@ -197,24 +200,26 @@ impl Channel {
             let bar = &self.engine.bar;
             bar.write64_split(self.regs.completion.offset(), completion.0, SplitOrder::LowFirst)?;
             bar.write64_split(self.regs.chain.offset(), chain.0, SplitOrder::LowFirst)?;
-            if State::of(self.status()?) != State::Halted {
+            let attempt = ARM_ATTEMPT.min(deadline.left());
+            let is_armed =
+                || Ok::<_, IoatError>((State::of(self.status()?) != State::Halted).then_some(()));
+            if poll_until(attempt, is_armed)?.is_some() {
                 return Ok(());
             }
-            let errors = self.errors()?;
+            let (location, channel, errors) =
+                (self.engine.location.clone(), self.index, self.errors()?);
             if !errors.is_empty() {
                 halts += 1;
                 if halts == ARM_TRIES {
-                    let location = self.engine.location.clone();
-                    return Err(IoatError::NotArmed { location, channel: self.index, errors });
+                    return Err(IoatError::NotArmed { location, channel, errors });
                 }
                 self.reset()?;
-            } else if self.mirrored_errors()? == 0 || deadline.has_passed() {
-                return wait_for(&self.engine, self.index, "arming", || {
-                    Ok(State::of(self.status()?) != State::Halted)
-                });
+            } else if deadline.has_passed() {
+                let waited = self.engine.config.command_timeout;
+                return Err(IoatError::Timeout { location, channel, what: "arming", waited });
             }
-            // Another channel has halted meanwhile, and its error is in the way of the chain: it is
-            // cleared, and the chain told again.
+            // Another channel has halted meanwhile, and its error was in the way of the chain; who
+            // cleared it may have been that channel. So the chain is told again.
         }
     }
 
