@@ -76,6 +76,7 @@ pub fn run(
     model: Option<&RefCell<Model>>,
     stop: &AtomicBool,
 ) -> Result<Summary, SoakError> {
+    leaks::keep_little();
     let begin = Instant::now();
     let plan = model.map(|model| model.borrow().plan().clone()).unwrap_or_default();
     let shared = Shared::new(stop, begin + options.time, options.operations);
