@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::mapping::Mapping;
-use super::memory::frames;
+use super::memory::{Memory, frames};
 use super::pool::PoolSlice;
 use super::{
     AddressSpace, Direction, DmaError, DmaLimits, FrameError, Iova, Report, Request, Segment,
@@ -266,26 +266,19 @@ impl Buffer {
     /// Where the processor sees it.
     #[cfg(test)]
     pub(super) fn address(&self) -> usize {
-        match &self.backing {
-            Backing::Pooled(slice) => {
-                slice.slice(0, 1).expect("a buffer has a byte").ptr_guard().as_ptr().addr()
-            }
-            Backing::Mapped { mapping, skip } => mapping.memory().base().addr().get() + skip,
-        }
+        let (memory, skip) = self.memory();
+        memory.base().addr().get() + skip
     }
 
     /// Copies bytes out of the buffer.
     ///
     /// # Errors
     ///
-    /// Fails when the range is not inside the buffer, or the file behind it was cut short.
+    /// Fails when the range is not inside the buffer, or pages of the file behind it are gone.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), DmaError> {
         self.check(offset, into.len())?;
-        match &self.backing {
-            Backing::Pooled(slice) => _ = slice.slice(offset, into.len())?.copy_to(into),
-            Backing::Mapped { mapping, skip } => mapping.memory().read(skip + offset, into)?,
-        }
-        Ok(())
+        let (memory, skip) = self.memory();
+        Ok(memory.read(skip + offset, into)?)
     }
 
     /// Copies bytes into the buffer.
@@ -293,14 +286,30 @@ impl Buffer {
     /// # Errors
     ///
     /// Fails when the range is not inside the buffer, when the buffer is of a file that is open
-    /// for reading only, or when the file behind it was cut short.
+    /// for reading only, or when pages of the file behind it are gone.
     pub fn write(&mut self, offset: usize, from: &[u8]) -> Result<(), DmaError> {
+        self.write_part(offset, from)
+    }
+
+    /// As [`Buffer::write`], for who has that part of the buffer alone.
+    pub(super) fn write_part(&self, offset: usize, from: &[u8]) -> Result<(), DmaError> {
         self.check(offset, from.len())?;
+        let (memory, skip) = self.memory();
+        Ok(memory.write(skip + offset, from)?)
+    }
+
+    /// The memory that it is in, and where it begins there.
+    fn memory(&self) -> (&Memory, usize) {
         match &self.backing {
-            Backing::Pooled(slice) => slice.slice(offset, from.len())?.copy_from(from),
-            Backing::Mapped { mapping, skip } => mapping.memory().write(skip + offset, from)?,
+            Backing::Mapped { mapping, skip } => (mapping.memory(), *skip),
+            Backing::Pooled(slice) => slice.memory(),
         }
-        Ok(())
+    }
+
+    /// Fails once an access has met a page that was gone, for who loads and stores by
+    /// [`Buffer::slice`].
+    pub(crate) fn check_there(&self, offset: usize, len: usize) -> Result<(), DmaError> {
+        Ok(self.memory().0.check_there(offset, len)?)
     }
 
     fn check(&self, offset: usize, len: usize) -> Result<(), DmaError> {
@@ -319,17 +328,12 @@ impl Buffer {
     /// signal: of a file that can be cut short, or is open for reading only.
     pub(crate) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
         self.check(offset, len)?;
-        match &self.backing {
-            Backing::Pooled(slice) => slice.slice(offset, len),
-            Backing::Mapped { mapping, skip } => {
-                let (size, memory) = (self.len(), mapping.memory());
-                if memory.may_shrink() || !memory.is_writable() {
-                    return Err(DmaError::OnlyCopies { offset, len });
-                }
-                let slice = memory.as_volatile_slice().subslice(skip + offset, len);
-                slice.map_err(|_| DmaError::OutOfBounds { offset, len, size })
-            }
+        let (memory, skip) = self.memory();
+        if memory.may_shrink() || !memory.is_writable() {
+            return Err(DmaError::OnlyCopies { offset, len });
         }
+        let (size, slice) = (self.len(), memory.as_volatile_slice().subslice(skip + offset, len));
+        slice.map_err(|_| DmaError::OutOfBounds { offset, len, size })
     }
 }
 

@@ -66,7 +66,8 @@ shared!(u8, u16, u32, u64);
 ///
 /// Elements are words (`u32`, `u64`, ...) or arrays of words. Each access of a word is one
 /// volatile load or store, which the device sees or makes as a whole; an element of several
-/// words is not one access. Nothing refers into the memory.
+/// words is not one access. Nothing refers into the memory. Of a page that whoever else has the file
+/// behind the memory has taken out of it, words are 0 or what was stored since.
 ///
 /// # Ordering
 ///

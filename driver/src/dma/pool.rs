@@ -2,12 +2,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use vm_memory::VolatileSlice;
-
 use super::mapping::Mapping;
-use super::memory::frames;
+use super::memory::{Memory, frames};
 use super::{
-    AddressSpace, DmaError, FrameError, Iova, IovaAllocator, IovaError, PageSize, Report, Segment,
+    AddressSpace, FrameError, Iova, IovaAllocator, IovaError, PageSize, Report, Segment,
 };
 use crate::backend::Backend;
 use crate::sync::{Mutex, MutexGuard};
@@ -185,13 +183,10 @@ impl PoolSlice {
         Ok(frames::runs(&frames).len() != 1 || first != Some(segment.iova.0))
     }
 
-    /// A part of it for volatile copies.
-    pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, DmaError> {
+    /// The memory that it is in, and where it begins there.
+    pub(super) fn memory(&self) -> (&Memory, usize) {
         let (mapping, segment) = self.block();
-        let start = (self.iova.0 - segment.iova.0) as usize;
-        let slice = mapping.memory().as_volatile_slice().subslice(start + offset, len);
-        let size = segment.len;
-        slice.map_err(|_| DmaError::OutOfBounds { offset, len, size })
+        (mapping.memory(), (self.iova.0 - segment.iova.0) as usize)
     }
 }
 

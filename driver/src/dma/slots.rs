@@ -99,6 +99,14 @@ pub enum SlotError {
         /// Bytes of a slot.
         slot_len: usize,
     },
+    /// The memory of the slot cannot be read or written.
+    #[error("slot {index}: {reason}")]
+    Memory {
+        /// Its index.
+        index: u32,
+        /// Why, in words.
+        reason: String,
+    },
     /// The segments of one operation are none, or too many.
     #[error("an operation of {segments} segments: 1 to {most} are possible")]
     Segments {
@@ -255,37 +263,37 @@ impl SlotPool {
     ///
     /// # Errors
     ///
-    /// Fails when the slot is another pool's, or the range is not inside of it.
+    /// Fails when the slot is another pool's, the range is not inside of it, or the buffer's memory
+    /// cannot be read.
     pub fn read(&self, slot: &Slot, offset: usize, into: &mut [u8]) -> Result<(), SlotError> {
-        self.slice(slot, offset, into.len())?.copy_to(into);
-        Ok(())
+        let at = self.place(slot, offset, into.len())?;
+        self.buffer.read(at, into).map_err(|error| failed(slot, error))
     }
 
     /// Copies bytes into a slot.
     ///
     /// # Errors
     ///
-    /// As [`SlotPool::read`].
+    /// As [`SlotPool::read`], or when the buffer's memory is only read.
     pub fn write(&self, slot: &mut Slot, offset: usize, from: &[u8]) -> Result<(), SlotError> {
-        self.slice(slot, offset, from.len())?.copy_from(from);
-        Ok(())
+        let at = self.place(slot, offset, from.len())?;
+        self.buffer.write_part(at, from).map_err(|error| failed(slot, error))
     }
 
-    fn slice(
-        &self,
-        slot: &Slot,
-        offset: usize,
-        len: usize,
-    ) -> Result<vm_memory::VolatileSlice<'_>, SlotError> {
+    /// Where in the buffer a part of a slot begins.
+    fn place(&self, slot: &Slot, offset: usize, len: usize) -> Result<usize, SlotError> {
         let index = slot.index();
         self.address(slot).ok_or(SlotError::Foreign { index })?;
         let slot_len = self.slot_len;
-        let outside = SlotError::Range { offset, len, slot_len };
         if offset.checked_add(len).is_none_or(|end| end > slot_len) {
-            return Err(outside);
+            return Err(SlotError::Range { offset, len, slot_len });
         }
-        self.buffer.slice(index as usize * slot_len + offset, len).map_err(|_: DmaError| outside)
+        Ok(index as usize * slot_len + offset)
     }
+}
+
+fn failed(slot: &Slot, error: DmaError) -> SlotError {
+    SlotError::Memory { index: slot.index(), reason: error.to_string() }
 }
 
 /// Where the slots of a pool are: what a hot path keeps in registers.

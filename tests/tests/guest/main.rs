@@ -450,6 +450,7 @@ fn main() -> ExitCode {
                 in_use::a_function_with_virtual_functions_is_refused,
                 populate::a_limit_of_the_cgroup_is_the_reason_and_smaller_pages_follow,
                 populate::a_vfio_user_socket_falls_back_too,
+                populate::huge_pages_that_another_takes_out_are_an_error_and_no_signal,
                 populate::a_file_without_room_for_its_blocks_is_an_error,
                 opening::all_messages_are_had_where_interrupts_are_remapped,
                 opening::a_file_on_a_disk_is_read_by_a_device_and_not_written,

@@ -5,8 +5,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use vfio_dma::backend::DmaAccess;
-use vfio_dma::dma::{Direction, Request};
+use vfio_dma::dma::{Direction, Memory, MemoryAccessError, PageSize, Request};
 use vfio_dma_model::memory::{DmaMap, FaultReason};
 use vfio_dma_tests::address;
 
@@ -71,6 +73,33 @@ pub(crate) fn a_vfio_user_socket_falls_back_too() {
     assert_eq!(status, Some(0), "{text}");
     assert!(text.contains("not-populated"), "{text}");
     fs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0").unwrap();
+}
+
+/// Seals do not keep whoever has the file, as the process that serves a device does, from taking
+/// pages out of it, and nobody else's page takes their place here.
+pub(crate) fn huge_pages_that_another_takes_out_are_an_error_and_no_signal() {
+    const HUGE: usize = 2 << 20;
+    let pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+    fs::write(pool, "2").unwrap();
+    let memory = Memory::allocate(2 * HUGE, PageSize::Huge2M, true).unwrap();
+    memory.write(HUGE, &[7; 64]).unwrap();
+    let theirs = memory.file().unwrap().try_clone_to_owned().unwrap();
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&theirs, punch, HUGE as i64, HUGE as i64).unwrap();
+    fs::write(pool, "0").unwrap();
+    let gone = Err(MemoryAccessError::Gone { offset: HUGE, len: 64, errno: Errno::EFAULT });
+    let mut found = [0; 64];
+    assert_eq!(memory.read(HUGE, &mut found), gone);
+    assert_eq!(memory.write(HUGE, &found), gone);
+    drop((memory, theirs));
+    // What is allocated next is whole.
+    fs::write(pool, "2").unwrap();
+    let memory = Memory::allocate(2 * HUGE, PageSize::Huge2M, true).unwrap();
+    memory.write(0, &[7; 64]).unwrap();
+    memory.read(HUGE, &mut found).unwrap();
+    assert_eq!(found, [0; 64]);
+    drop(memory);
+    fs::write(pool, "0").unwrap();
 }
 
 pub(crate) fn a_file_without_room_for_its_blocks_is_an_error() {

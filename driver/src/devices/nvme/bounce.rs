@@ -31,6 +31,8 @@ pub(super) fn copy(table: &SgTable, bounce: &Buffer, way: Copy) -> Result<(), Dm
                 Copy::In => theirs.copy_to_volatile_slice(own),
                 Copy::Out => own.copy_to_volatile_slice(theirs),
             }
+            bounce.check_there(done, len)?;
+            buffer.check_there(offset, len)?;
             (done, at, left) = (done + len, at.wrapping_add(len as u64), left - len);
         }
     }

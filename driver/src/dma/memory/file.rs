@@ -71,9 +71,10 @@ impl Memory {
         let may_shrink = kind == SFlag::S_IFREG && !is_sealed(&file);
         let parts = vec![Part { len: size.get(), file: Some(PartFile::Lent(own, first)) }];
         let (base, len) = (mapped.base(), size.get());
-        let own = Some(mapped);
-        let memory = Memory { base, len, page_size, parts, own, access, may_shrink };
+        let (guards, own) = (Vec::new(), Some(mapped));
+        let mut memory = Memory { base, len, page_size, parts, guards, own, access, may_shrink };
         memory.keep_from_children()?;
+        memory.watch(0, len, page_size)?;
         // SAFETY: the memory's own mapping, which nothing refers into.
         unsafe { populate::populate(base, size, access) }
             .map_err(|errno| MemoryError::new(len, page_size, access.populating(), errno))?;

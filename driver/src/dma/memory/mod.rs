@@ -1,5 +1,6 @@
 //! The memory that backs a buffer.
 
+mod access;
 mod addresses;
 mod error;
 mod file;
@@ -23,13 +24,14 @@ use nix::sys::mman::{MmapAdvise, madvise, mlock};
 use vm_memory::VolatileSlice;
 
 use addresses::Addresses;
-use error::lost;
 pub use error::{MemoryAccessError, MemoryError};
 pub use frames::FrameError;
 pub use page_size::PageSize;
 use populate::Access;
 use shared::Extent;
 pub(super) use shared::Files;
+
+use crate::mmio::BusErrorGuard;
 
 /// A run of memory with one backing.
 #[derive(Debug)]
@@ -74,6 +76,8 @@ pub struct Memory {
     page_size: PageSize,
     /// Cover the memory in order.
     parts: Vec<Part>,
+    /// Over the pages that can go without the file being cut short; they end before the mapping.
+    guards: Vec<BusErrorGuard>,
     /// Unmapped when dropped. None for memory that a caller has lent.
     own: Option<Addresses>,
     /// What this process may do with it.
@@ -142,9 +146,13 @@ impl Memory {
             .map_err(|e| error("mmap", e))?;
         let parts = vec![Part { len, file: extent.map(PartFile::Own) }];
         let (base, own) = (own.base(), Some(own));
-        let access = Access::Write;
-        let memory = Memory { base, len, page_size, parts, own, access, may_shrink: false };
+        let (access, guards) = (Access::Write, Vec::new());
+        let mut memory =
+            Memory { base, len, page_size, parts, guards, own, access, may_shrink: false };
         memory.keep_from_children()?;
+        if files.is_some() {
+            memory.watch(0, len, page_size)?;
+        }
         if page_size == PageSize::Transparent {
             memory.advise(MmapAdvise::MADV_HUGEPAGE).map_err(|e| error("madvise(HUGEPAGE)", e))?;
         }
@@ -192,8 +200,8 @@ impl Memory {
         let own = Addresses::reserve(size, align)
             .map_err(|errno| MemoryError::new(len, page_size, "reserving addresses", errno))?;
         let (base, parts, own) = (own.base(), Vec::new(), Some(own));
-        let access = Access::Write;
-        Ok(Memory { base, len, page_size, parts, own, access, may_shrink: false })
+        let (access, guards) = (Access::Write, Vec::new());
+        Ok(Memory { base, len, page_size, parts, guards, own, access, may_shrink: false })
     }
 
     /// Puts pages at `at`, which has none yet.
@@ -219,6 +227,9 @@ impl Memory {
         // SAFETY: as above.
         unsafe { populate::populate(start, len, self.access) }
             .map_err(|errno| error(self.access.populating(), errno))?;
+        if extent.is_some() {
+            self.watch(at, len.get(), page_size)?;
+        }
         Ok(Part { len: len.get(), file: extent.map(PartFile::Own) })
     }
 
@@ -244,7 +255,8 @@ impl Memory {
     pub(super) unsafe fn lend(base: NonNull<u8>, len: NonZeroUsize) -> Memory {
         let parts = vec![Part { len: len.get(), file: None }];
         let (len, page_size, access) = (len.get(), PageSize::Base, Access::Write);
-        Memory { base, len, page_size, parts, own: None, access, may_shrink: false }
+        let guards = Vec::new();
+        Memory { base, len, page_size, parts, guards, own: None, access, may_shrink: false }
     }
 
     /// To be called once there are pages everywhere.
@@ -260,6 +272,10 @@ impl Memory {
     }
 
     fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
+        // Miri knows none.
+        if cfg!(miri) {
+            return Ok(());
+        }
         // SAFETY: the range is this value's own mapping, and the advice given does not
         // take its contents away from this process.
         unsafe { madvise(self.base.cast(), self.len, advice) }
@@ -362,62 +378,6 @@ impl Memory {
             (first < end).then(|| Piece { offset: first, len: end - first, file })
         });
         whole.into_iter().chain(cut)
-    }
-
-    /// Whether a load or store of this process could meet pages that are gone.
-    pub(super) fn may_shrink(&self) -> bool {
-        self.may_shrink
-    }
-
-    /// Whether this process may store into it.
-    pub(super) fn is_writable(&self) -> bool {
-        self.access == Access::Write
-    }
-
-    /// Copies bytes out of the memory.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the range is not inside the memory, or the file behind it was cut short.
-    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), MemoryAccessError> {
-        let slice = self.range(offset, into.len())?;
-        if !self.may_shrink {
-            slice.copy_to(into);
-            return Ok(());
-        }
-        let len = into.len();
-        populate::guarded_read(self.at(offset), into).map_err(|errno| lost(offset, len, errno))
-    }
-
-    /// Copies bytes into the memory, which a device may be using at the same time.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the range is not inside the memory, the memory is only read, or the file
-    /// behind it was cut short.
-    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), MemoryAccessError> {
-        let slice = self.range(offset, from.len())?;
-        if !self.is_writable() {
-            return Err(MemoryAccessError::ReadOnly { offset, len: from.len() });
-        }
-        if !self.may_shrink {
-            slice.copy_from(from);
-            return Ok(());
-        }
-        populate::guarded_write(self.at(offset), from)
-            .map_err(|errno| lost(offset, from.len(), errno))
-    }
-
-    /// The address of an offset inside of the memory.
-    fn at(&self, offset: usize) -> NonNull<u8> {
-        debug_assert!(offset <= self.len);
-        // SAFETY: the callers have checked the range.
-        unsafe { self.base.byte_add(offset) }
-    }
-
-    fn range(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, MemoryAccessError> {
-        let slice = self.as_volatile_slice().subslice(offset, len);
-        slice.map_err(|_| MemoryAccessError::OutOfBounds { offset, len, size: self.len })
     }
 
     /// The memory for volatile copies in and out.
