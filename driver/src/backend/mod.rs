@@ -173,6 +173,11 @@ pub unsafe trait MappedRegion: Send + Sync + fmt::Debug {
     fn base(&self) -> NonNull<u8>;
     /// Its length in bytes.
     fn len(&self) -> usize;
+    /// The size in bytes of the pages that it is made of; the kernel's smallest where that is less.
+    /// It is whole pages where they are larger.
+    fn page_size(&self) -> usize {
+        0
+    }
     /// Whether it has no bytes at all.
     fn is_empty(&self) -> bool {
         self.len() == 0

@@ -4,9 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::mapping::Mapping;
 use super::memory::{Memory, frames};
-use super::{
-    AddressSpace, FrameError, Iova, IovaAllocator, IovaError, PageSize, Report, Segment,
-};
+use super::{AddressSpace, FrameError, Iova, IovaAllocator, IovaError, PageSize, Report, Segment};
 use crate::backend::Backend;
 use crate::sync::{Mutex, MutexGuard};
 

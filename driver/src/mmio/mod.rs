@@ -308,8 +308,9 @@ impl Bar {
                 return Err(MmioError::Misaligned { region, offset, width });
             }
             // SAFETY: the bar drops its guards before its mappings, which it reaches through
-            // volatile accesses alone; they are of whole pages of the smallest size.
-            let guard = unsafe { BusErrorGuard::watch(mapping.base(), mapping.len(), 0) };
+            // volatile accesses alone; they are of whole pages of the size that they say.
+            let page = mapping.page_size();
+            let guard = unsafe { BusErrorGuard::watch(mapping.base(), mapping.len(), page) };
             guards.push(guard.map_err(|source| MmioError::Watch { region, source })?);
             areas.push((range, mapping));
         }

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::{SysconfVar, sysconf};
 use vfio_bindings::bindings::vfio as uapi;
 use vm_memory::{FileOffset, MmapRegion};
@@ -83,7 +84,7 @@ impl Described {
         let (Some(position), Ok(len)) = (position, usize::try_from(len)) else {
             return Err(refused);
         };
-        // Beyond the end of a file, an access would be a SIGBUS. Devices have no end.
+        // Beyond the end of a file, no access is answered. Devices have no end.
         let status = file.metadata().map_err(os)?;
         let end = position.checked_add(len as u64);
         if status.is_file() && end.is_none_or(|end| end > status.len()) {
@@ -99,12 +100,13 @@ impl Described {
         if self.info.writable {
             protection |= libc::PROT_WRITE;
         }
+        let page = page_size(file).map_err(os)?;
         let file = FileOffset::from_arc(Arc::clone(file), position);
         let mapping = MmapRegion::build(Some(file), len, protection, libc::MAP_SHARED)
             .map_err(|error| os(std::io::Error::other(error)))?;
         let base = NonNull::new(mapping.as_ptr())
             .ok_or_else(|| os(std::io::Error::from_raw_os_error(libc::EFAULT)))?;
-        Ok(Box::new(Mapped { base, mapping }))
+        Ok(Box::new(Mapped { base, page, mapping }))
     }
 }
 
@@ -145,17 +147,19 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Decode
     } else {
         None
     };
-    let page = page_size();
+    let page = page_size(&file).map_err(|error| format!("a file of which {error}"))?;
     for area in sparse.unwrap_or_else(|| vec![SparseArea { offset: 0, size }]) {
         let end = area.offset.checked_add(area.size).filter(|&end| end <= size);
         let end = end.ok_or_else(|| {
             format!("an area of {:#x} bytes at {:#x} of {size:#x}", area.size, area.offset)
         })?;
         // What does not start on a page, of the region as of the file, cannot be mapped so that
-        // registers keep their alignment, and is trapped.
+        // registers keep their alignment, and is trapped; so is what is a huge page in part.
         let starts = [Some(area.offset), described.offset.checked_add(area.offset)];
+        let is_on_pages = |start: Option<u64>| start.is_some_and(|at| at.is_multiple_of(page));
         if area.size > 0
-            && starts.into_iter().all(|start| start.is_some_and(|start| start.is_multiple_of(page)))
+            && starts.into_iter().all(is_on_pages)
+            && (page == smallest_page() || area.size.is_multiple_of(page))
         {
             info.mappable.push(area.offset..end);
         }
@@ -193,18 +197,27 @@ fn sparse_areas(
     Ok(None)
 }
 
-fn page_size() -> u64 {
+/// The size of a file's pages in bytes.
+fn page_size(file: impl AsFd) -> std::io::Result<u64> {
+    let fs = fstatfs(&file)?;
+    let huge = fs.filesystem_type() == HUGETLBFS_MAGIC;
+    let huge = huge.then(|| u64::try_from(fs.block_size()).unwrap_or(0));
+    Ok(huge.unwrap_or(0).max(smallest_page()))
+}
+
+fn smallest_page() -> u64 {
     let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     size.and_then(|size| u64::try_from(size).ok()).filter(|&size| size > 0).unwrap_or(4096)
 }
 
 /// A piece of a region mapped into this process.
 ///
-/// The server can take the memory away by cutting its file short; an access is then a
-/// SIGBUS. A server that offers mappings is trusted not to.
+/// The server can take the memory away, by cutting its file short or taking pages out of it: a
+/// [`Bar`](crate::mmio::Bar) watches it.
 #[derive(Debug)]
 struct Mapped {
     base: NonNull<u8>,
+    page: u64,
     mapping: MmapRegion,
 }
 
@@ -216,6 +229,9 @@ unsafe impl MappedRegion for Mapped {
     }
     fn len(&self) -> usize {
         self.mapping.size()
+    }
+    fn page_size(&self) -> usize {
+        usize::try_from(self.page).unwrap_or(usize::MAX)
     }
 }
 

@@ -168,3 +168,27 @@ fn sockets_without_a_server_are_told_apart() {
     assert!(attempts[0].contains("no answer from the server within 20 ms"), "{attempts:?}");
     assert!(attempts[3].contains("does not accept clients"), "{attempts:?}");
 }
+
+#[test]
+fn a_part_of_a_huge_page_is_trapped() {
+    let huge_pages = |areas: &'static [u64]| {
+        Scripted::start(move |came| {
+            let bar0 = came.command == 5 && word(&came.payload, 8) == 0;
+            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+            bar0.then(|| {
+                let file = File::from(memfd_create(c"huge", flags).unwrap());
+                file.set_len(8 << 20).unwrap();
+                Act::With(sparse_of(8 << 20, 100, 2 << 20, areas), file)
+            })
+        })
+    };
+    let mappable = |areas| {
+        let server = huge_pages(areas);
+        let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
+        device.region_info(Region::Bar(0)).unwrap().mappable
+    };
+    assert_eq!(mappable(&[0, 0x1000]), []);
+    assert_eq!(mappable(&[0x1000, 2 << 20]), []);
+    assert_eq!(mappable(&[0, 0x20_1000]), []);
+    assert_eq!(mappable(&[2 << 20, 2 << 20]), [2 << 20..4 << 20]);
+}

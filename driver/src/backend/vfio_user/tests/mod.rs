@@ -335,7 +335,12 @@ fn sparse(argsz: u32, areas: &[u64]) -> Vec<u8> {
 
 /// As [`sparse`], with the region at this position of the file.
 fn sparse_at(argsz: u32, position: u64, areas: &[u64]) -> Vec<u8> {
-    let head = [words(&[argsz, 0xf, 0, 40]), longs(&[0x4000, position])].concat();
+    sparse_of(0x4000, argsz, position, areas)
+}
+
+/// As [`sparse_at`], with a region of so many bytes.
+fn sparse_of(size: u64, argsz: u32, position: u64, areas: &[u64]) -> Vec<u8> {
+    let head = [words(&[argsz, 0xf, 0, 40]), longs(&[size, position])].concat();
     // An unknown capability at 40 leads to the areas at 56.
     let other = [words(&[99 | 1 << 16, 56]), longs(&[0])].concat();
     let header = words(&[1 | 1 << 16, 0, (areas.len() / 2) as u32, 0]);
