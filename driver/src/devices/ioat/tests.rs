@@ -5,6 +5,7 @@ mod events;
 mod losses;
 #[cfg(shuttle)]
 mod schedules;
+mod slots;
 mod waiting;
 
 use std::sync::Arc;
