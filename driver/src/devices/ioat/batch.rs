@@ -261,9 +261,11 @@ fn place(channel: &mut Channel) -> Place {
     let begin = -(count as isize) * RECORD;
     let pairs = channel.slots.run_at(channel.ring.producer().filled());
     pairs.reserve(count as usize);
-    let records = pairs.spare_capacity_mut()[count as usize..].as_mut_ptr().cast();
+    let spare = pairs.spare_capacity_mut().as_mut_ptr();
+    // SAFETY: there is room for as many. The pointer reaches what lies before it too.
+    let records = unsafe { spare.add(count as usize) };
     // SAFETY: a pointer into, or behind, the vector's memory.
-    let records = unsafe { NonNull::new_unchecked(records) };
+    let records = unsafe { NonNull::new_unchecked(records.cast()) };
     Place { entries, records, at: begin, begin }
 }
 
