@@ -176,7 +176,7 @@ impl Drop for Requests {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::Duration;
 
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -205,27 +205,35 @@ mod tests {
 
     #[test]
     fn a_client_that_fills_and_blocks_its_eventfd_holds_nobody_up() {
-        let theirs = EventFd::from_flags(EfdFlags::empty()).unwrap();
+        let theirs = Arc::new(EventFd::from_flags(EfdFlags::empty()).unwrap());
         let event = Event::new(theirs.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        let stop = AtomicBool::new(false);
+        let (stop, signalled) = (AtomicBool::new(false), Arc::new(AtomicU64::new(0)));
         let (finished, waits) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                let mut spins = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    let set = |flags| fcntl(&theirs, FcntlArg::F_SETFL(flags)).unwrap();
-                    // Empty when it is looked at, full and blocking when it is written.
-                    set(OFlag::O_NONBLOCK);
-                    let _ = theirs.read();
-                    set(OFlag::empty());
-                    set(OFlag::O_NONBLOCK);
+                    spins = (spins + 79) % 1009;
+                    (0..spins).for_each(|_| std::hint::spin_loop());
+                    // Waits until it is empty, so that it is when it is looked at, and is full
+                    // when it is written.
                     let _ = theirs.write(u64::MAX - 1);
-                    set(OFlag::empty());
+                    // Who waits for room now waits for ever; who sets it not to block does too.
+                    let before = signalled.load(Ordering::Relaxed);
+                    while signalled.load(Ordering::Relaxed) == before
+                        && !stop.load(Ordering::Relaxed)
+                    {
+                        fcntl(&*theirs, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+                    }
                 }
             });
+            let (emptied, count) = (Arc::clone(&theirs), Arc::clone(&signalled));
             // Not scoped: a thread that hangs must not keep the test from failing.
             std::thread::spawn(move || {
                 for _ in 0..100_000 {
                     event.signal().unwrap();
+                    count.fetch_add(1, Ordering::Relaxed);
+                    emptied.read().unwrap();
                 }
                 finished.send(()).unwrap();
             });
