@@ -152,7 +152,10 @@ mod tests {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+    use super::super::channel::Channel;
+    use super::super::stop::Stop;
     use super::*;
+    use crate::ioat::{Ioat, IoatConfig};
 
     /// Run in a process of its own: the limit holds for all threads.
     #[test]
@@ -167,8 +170,9 @@ mod tests {
             return assert!(status.unwrap().success());
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ioat, stop) = (Ioat::new(IoatConfig::default()).unwrap(), Stop::new().unwrap());
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
         setrlimit(Resource::RLIMIT_NOFILE, open + 4, hard).unwrap();
         theirs.send_with_fds(&[&b"x"[..]], &[writer.as_raw_fd(); MAX_FDS]).unwrap();
@@ -176,9 +180,20 @@ mod tests {
         let received = receive(ours.as_fd(), &mut [0; 8], &mut descriptors).unwrap();
         assert_eq!(received, Received { bytes: 1, truncated: true });
         assert!((1..MAX_FDS).contains(&descriptors.len()));
-        let said = [Closed::NoDescriptors, Closed::Descriptors].map(|closed| closed.to_string());
+        drop(descriptors);
+        let mut channel = Channel::new(ours, &stop, &ioat, None).unwrap();
+        let mut closed = |fds| {
+            theirs.send_with_fds(&[&b"x"[..]], &vec![writer.as_raw_fd(); fds]).unwrap();
+            channel.receive().map(drop).unwrap_err()
+        };
+        let no_room = closed(MAX_FDS);
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+        let too_many = closed(MAX_FDS + 1);
+        assert!(matches!(no_room, Closed::NoDescriptors), "{no_room}");
+        assert!(matches!(too_many, Closed::Descriptors), "{too_many}");
+        let said = [no_room, too_many].map(|closed| closed.to_string());
         assert!(said[0].contains("open files") && !said[1].contains("open files"), "{said:?}");
-        drop((descriptors, writer));
+        drop((channel, writer));
         fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0), "none is left behind");
     }
