@@ -141,7 +141,8 @@ fn halves_are_accessed_in_the_order_named() {
 fn a_backend_that_promises_more_than_it_maps_is_refused() {
     #[expect(clippy::reversed_empty_ranges, reason = "what a backend may say")]
     let inverted = 2 * PAGE..PAGE;
-    for mappable in [0..2 * PAGE, SIZE - PAGE..SIZE + PAGE, inverted, PAGE..PAGE] {
+    let outside = [SIZE - PAGE..SIZE + PAGE, SIZE..SIZE + PAGE];
+    for mappable in [0..2 * PAGE, inverted, PAGE..PAGE].into_iter().chain(outside) {
         let backend: Arc<dyn Backend> =
             Arc::new(Arc::new(Sparse { mappable: Some(mappable), ..Sparse::default() }));
         assert!(matches!(
@@ -154,6 +155,24 @@ fn a_backend_that_promises_more_than_it_maps_is_refused() {
     let missing =
         Bar::open(&backend, Region::Bar(3), &nothing(), &Arc::default()).unwrap_err().to_string();
     assert!(missing.contains("BAR3"), "{missing}");
+}
+
+#[test]
+fn a_mapped_area_of_every_small_size_is_reached_to_its_last_byte() {
+    for size in 1..=16 {
+        let sparse = Arc::new(Sparse { mappable: Some(0..size), ..Sparse::default() });
+        let backend: Arc<dyn Backend> = Arc::new(Arc::clone(&sparse));
+        let bar = Bar::open(&backend, Region::Bar(0), &nothing(), &Arc::default()).unwrap();
+        for offset in 0..size {
+            bar.write(offset, offset as u8 + 1).unwrap();
+            assert_eq!(bar.read::<u8>(offset).unwrap(), offset as u8 + 1);
+        }
+        assert!(sparse.trapped.lock().unwrap().is_empty(), "nothing was trapped");
+        // What ends behind it is trapped.
+        let last = (size - 1) & !7;
+        bar.write(last, 0u64).unwrap();
+        assert_eq!(sparse.trapped.lock().unwrap().len(), usize::from(size % 8 != 0));
+    }
 }
 
 #[test]
