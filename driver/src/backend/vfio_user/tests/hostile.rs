@@ -121,24 +121,32 @@ fn a_device_that_makes_no_sense_is_not_opened() {
 
 #[test]
 fn an_unmap_of_something_else_is_not_believed() {
-    let server = Scripted::start(|came| {
-        (came.command == 3)
-            .then(|| Act::Reply([&came.payload[..16], &longs(&[0x1000])[..]].concat()))
-    });
-    let device = server.connect().unwrap();
-    let file = memfd(0x2000);
-    let request = MapRequest {
-        iova: 0x1000,
-        host: NonNull::without_provenance(0x1000.try_into().unwrap()),
-        len: 0x2000,
-        access: DmaAccess::ReadWrite,
-        file: Some((file.as_fd(), 0)),
-    };
-    // SAFETY: the server maps nothing.
-    unsafe { device.iommu().map(&request) }.unwrap();
-    let reason = is_gone(device.iommu().unmap(0x1000, 0x2000));
-    assert!(reason.contains("4096 bytes at 0x1000"), "{reason}");
-    assert_eq!(device.iommu().info().unwrap().available_mappings, Some(65_534));
+    for (address, len) in [(0x1000, 0x1000), (0x3000, 0x2000)] {
+        let server = Scripted::start(move |came| {
+            let other = [&came.payload[..8], &longs(&[address, len])[..]].concat();
+            (came.command == 3).then_some(Act::Reply(other))
+        });
+        let device = server.connect().unwrap();
+        let file = memfd(0x2000);
+        let request = MapRequest {
+            iova: 0x1000,
+            host: NonNull::without_provenance(0x1000.try_into().unwrap()),
+            len: 0x2000,
+            access: DmaAccess::ReadWrite,
+            file: Some((file.as_fd(), 0)),
+        };
+        // SAFETY: the server maps nothing.
+        unsafe { device.iommu().map(&request) }.unwrap();
+        // What was never mapped is not asked for.
+        for (iova, len) in [(0x8000, 0x1000), (0x1000, 0x1000), (0x2000, 0x1000)] {
+            let refused = device.iommu().unmap(iova, len);
+            assert!(matches!(refused, Err(BackendError::Precondition { .. })), "{refused:?}");
+        }
+        assert!(server.came(3).is_empty());
+        let reason = is_gone(device.iommu().unmap(0x1000, 0x2000));
+        assert!(reason.contains(&format!("{len} bytes at {address:#x}")), "{reason}");
+        assert_eq!(device.iommu().info().unwrap().available_mappings, Some(65_534));
+    }
 }
 
 #[test]
