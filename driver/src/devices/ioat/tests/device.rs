@@ -19,8 +19,8 @@ pub(super) struct Fake {
     pub(super) deaf: bool,
     /// RESET of the second channel never ends.
     pub(super) deaf_second: bool,
-    /// Halts as soon as it is armed, with these bits.
-    pub(super) refuses_chain: u32,
+    /// Halts as soon as it is armed: so many times, with these bits.
+    pub(super) refuses_chain: (u32, u32),
     /// SUSPEND never ends.
     pub(super) no_suspend: bool,
     /// Descriptors wait for [`Fake::release`].
@@ -64,7 +64,7 @@ impl Fake {
             deaf: false,
             deaf_second: false,
             fail_marker: false,
-            refuses_chain: 0,
+            refuses_chain: (0, 0),
             resets: 0,
             no_suspend: false,
             hold: false,
@@ -222,8 +222,9 @@ impl Registers for Fake {
                 if offset == 0x94 {
                     (self.state, self.last, self.next) = (4, 0, self.chain);
                     (self.doorbell, self.count) = (0, 0);
-                    if self.refuses_chain != 0 {
-                        (self.state, self.errors) = (3, self.refuses_chain);
+                    if let (left @ 1.., bits) = self.refuses_chain {
+                        self.refuses_chain.0 = left - 1;
+                        (self.state, self.errors) = (3, bits);
                     }
                 }
             }

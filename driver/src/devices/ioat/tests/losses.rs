@@ -64,7 +64,7 @@ fn an_engine_that_is_gone() {
 fn an_engine_that_does_not_take_the_ring_again() {
     let (backing, ioat, mut channel) = open(config());
     backing.registers().fail_at = Some((1, 0x200));
-    backing.registers().refuses_chain = 0x10;
+    backing.registers().refuses_chain = (4, 0x10);
     let token = start(&ioat, &mut channel);
     // The one that it halted on has its own error; the channel has another.
     let finished = channel.wait(token, SECOND);
@@ -78,6 +78,18 @@ fn an_engine_that_does_not_take_the_ring_again() {
     let loss = loss_of(&ioat, &mut channel);
     assert_eq!((loss.step, loss.errors), (LossStep::Rearm, Some(ChannelErrors::WRITE_DATA)));
     assert!(loss.cause.contains("chain address (CHANERR 0x10)"), "{loss}");
+}
+
+#[test]
+fn an_engine_that_takes_the_ring_at_the_last_try_is_no_loss() {
+    let (backing, ioat, mut channel) = open(config());
+    backing.registers().fail_at = Some((1, 0x200));
+    backing.registers().refuses_chain = (3, 0x10);
+    let token = start(&ioat, &mut channel);
+    assert!(channel.wait(token, SECOND).unwrap().result.is_err());
+    assert!(!channel.is_lost(), "{:?}", channel.loss());
+    let token = start(&ioat, &mut channel);
+    channel.wait(token, SECOND).unwrap().into_result().unwrap();
 }
 
 #[test]
