@@ -279,7 +279,11 @@ fn scatter_gather_looks_for_neighbours_in_the_other_direction() {
     };
     assert_eq!(placed([&[4, 3, 2, 1], &[5, 6, 7, 8]]), (2, 1));
     assert_eq!(placed([&[4, 3, 2, 1], &[9, 7, 5, 3]]), (2, 4), "no better");
+    assert_eq!(placed([&[1, 2, 9, 5], &[9, 7, 5, 3]]), (2, 3), "worse");
     assert_eq!(placed([&[1, 2, 8, 9], &[]]), (1, 2), "good enough");
+    let once = Request { tries: 1, ..request.clone() };
+    let attempted = scatter::place(&lab.context(&once), &mut |_: &Memory| Ok(vec![4, 3, 2, 1]));
+    assert_eq!(attempted.unwrap().tries, 1);
 }
 
 #[test]
