@@ -307,9 +307,9 @@ impl Bar {
                 let (offset, width) = (range.start, 8);
                 return Err(MmioError::Misaligned { region, offset, width });
             }
+            let page = mapping.page_size();
             // SAFETY: the bar drops its guards before its mappings, which it reaches through
             // volatile accesses alone; they are of whole pages of the size that they say.
-            let page = mapping.page_size();
             let guard = unsafe { BusErrorGuard::watch(mapping.base(), mapping.len(), page) };
             guards.push(guard.map_err(|source| MmioError::Watch { region, source })?);
             areas.push((range, mapping));

@@ -35,11 +35,10 @@ const RESIDENT_TOLERANCE: u64 = 8 << 20;
 /// blocks to keep such ones, up to 64 MiB of them for each of its arenas, and would hide a leak
 /// (mallopt(3), `M_MMAP_THRESHOLD`).
 pub(super) fn keep_little() {
-    // SAFETY: mallopt takes the allocator's lock; both are its defaults, which it then keeps.
     #[cfg(target_env = "gnu")]
-    unsafe {
-        nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, 128 << 10);
-        nix::libc::mallopt(nix::libc::M_TRIM_THRESHOLD, 128 << 10);
+    for parameter in [nix::libc::M_MMAP_THRESHOLD, nix::libc::M_TRIM_THRESHOLD] {
+        // SAFETY: mallopt takes the allocator's lock; the value is the default, which it then keeps.
+        unsafe { nix::libc::mallopt(parameter, 128 << 10) };
     }
 }
 

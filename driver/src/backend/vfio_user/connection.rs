@@ -20,6 +20,7 @@ use nix::sys::socket::{
 };
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use super::descriptors::{close, is_memory};
 use super::message::{
     Command, ERROR, Header, MAX_MESSAGE, NO_REPLY, TYPE_COMMAND, TYPE_MASK, TYPE_REPLY,
 };
@@ -215,7 +216,7 @@ impl Connection {
             }
             let error = gone(&reason);
             stream.broken = Some(reason);
-            stream.fds.clear();
+            close(std::mem::take(&mut stream.fds), Duration::ZERO);
             if let Err(errno) = shutdown(stream.socket.as_raw_fd(), Shutdown::Both) {
                 log::debug!("{}: shutting the socket down: {errno}", self.location);
             }
@@ -395,6 +396,7 @@ impl Stream {
 
     /// Waits for the next message, whose payload and descriptors are then in `self`.
     fn receive(&mut self, deadline: Deadline) -> std::result::Result<Header, Broken> {
+        // All of them are memory.
         self.fds.clear();
         let mut header = Header::new_zeroed();
         self.wait(PollFlags::POLLIN, deadline)?;
@@ -413,7 +415,25 @@ impl Stream {
         let filled = self.fill(&mut payload, deadline);
         self.payload = payload;
         filled?;
+        self.keep_memory(deadline)?;
         Ok(header)
+    }
+
+    /// Closes what came with a message and is no memory, for nothing else is of use.
+    fn keep_memory(&mut self, deadline: Deadline) -> std::result::Result<(), Broken> {
+        let (memory, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.fds).into_iter().partition(|fd| is_memory(fd));
+        self.fds = memory;
+        if others.is_empty() {
+            return Ok(());
+        }
+        let level = self.level();
+        log::log!(level, "{} files of the server are no memory, and not mapped", others.len());
+        if close(others, deadline.at.saturating_duration_since(Instant::now())) {
+            return Ok(());
+        }
+        let waited = deadline.timeout.as_millis();
+        Err(Broken(format!("a file that the server sent is not closed within {waited} ms")))
     }
 
     /// Reads until `buffer` is full.

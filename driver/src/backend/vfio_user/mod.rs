@@ -21,6 +21,7 @@
 //! an error: it reaches the memory that it was given as a file, and no other.
 
 mod connection;
+mod descriptors;
 mod iommu;
 mod message;
 mod receive;

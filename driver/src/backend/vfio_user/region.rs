@@ -136,7 +136,8 @@ fn decode(reply: Reply<'_>, index: u32, room: u32) -> std::result::Result<Decode
         writable: described.flags & uapi::VFIO_REGION_INFO_FLAG_WRITE != 0,
         mappable: Vec::new(),
     };
-    // The region's is the only one that the specification knows of.
+    // The region's is the only one that the specification knows of. It is memory: what is not
+    // was closed, and is trapped.
     let file: Option<OwnedFd> = reply.fds.drain(..).next();
     let mappable = described.flags & uapi::VFIO_REGION_INFO_FLAG_MMAP != 0 && size > 0;
     let Some(file) = file.filter(|_| mappable) else {

@@ -1,6 +1,10 @@
 //! Servers that do not speak the protocol, or not in time: every call ends.
 
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::*;
 use crate::pci::Remedy;
@@ -198,5 +202,49 @@ fn a_part_of_a_huge_page_is_trapped() {
     assert_eq!(mappable(&[0, 0x1000]), []);
     assert_eq!(mappable(&[0x1000, 2 << 20]), []);
     assert_eq!(mappable(&[0, 0x20_1000]), []);
-    assert_eq!(mappable(&[2 << 20, 2 << 20]), [2 << 20..4 << 20]);
+    assert_eq!(mappable(&[2 << 20, 2 << 20]), vec![2 << 20..4 << 20; 1]);
+}
+
+/// A descriptor whose last `close` waits for as long: there are bytes that its peer does not take.
+fn lingering(seconds: libc::c_int) -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let linger = libc::linger { l_onoff: 1, l_linger: seconds };
+    setsockopt(&stream, sockopt::Linger, &linger).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while (&stream).write(&[0; 1 << 16]).is_ok() {}
+    (stream.into(), peer)
+}
+
+#[test]
+fn a_file_that_cannot_be_closed_does_not_hold_the_client_up() {
+    let begin = Instant::now();
+    for command in [4, 5] {
+        let (fd, _peer) = lingering(20);
+        let fd = Mutex::new(Some(fd));
+        let server = Scripted::start(move |came| {
+            let bar0 = word(&came.payload, 8) == 0;
+            let payload = match came.command {
+                4 if command == 4 => words(&[16, 1 | 2, 9, 5]),
+                5 if command == 5 && bar0 => sparse(100, &[0, 0x1000]),
+                _ => return None,
+            };
+            Some(Act::With(payload, File::from(fd.lock().unwrap().take()?)))
+        });
+        let reason = is_gone(server.connect());
+        assert!(reason.contains("not closed within 300 ms"), "{reason}");
+    }
+    assert!(begin.elapsed() < 10 * PATIENCE, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn what_is_no_memory_is_not_mapped() {
+    let server = Scripted::start(|came| {
+        let bar0 = came.command == 5 && word(&came.payload, 8) == 0;
+        bar0.then(|| Act::With(sparse(100, &[0, 0x1000]), File::open("/dev/zero").unwrap()))
+    });
+    let device: Arc<dyn Backend> = Arc::new(server.connect().unwrap());
+    let info = device.region_info(Region::Bar(0)).unwrap();
+    assert_eq!((info.size, info.mappable.len()), (0x4000, 0));
 }
