@@ -421,9 +421,7 @@ impl Stream {
 
     /// Closes what came with a message and is no memory, for nothing else is of use.
     fn keep_memory(&mut self, deadline: Deadline) -> std::result::Result<(), Broken> {
-        let (memory, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.fds).into_iter().partition(|fd| is_memory(fd));
-        self.fds = memory;
+        let others: Vec<_> = self.fds.extract_if(.., |fd| !is_memory(&*fd)).collect();
         if others.is_empty() {
             return Ok(());
         }

@@ -22,14 +22,12 @@ pub(super) fn is_memory(fd: impl AsFd) -> bool {
 /// Closes descriptors, and says whether that was done within a time; a thread stays behind
 /// otherwise, until whoever is behind them answers.
 pub(super) fn close(fds: Vec<OwnedFd>, within: Duration) -> bool {
-    let (memory, others): (Vec<_>, Vec<_>) = fds.into_iter().partition(|fd| is_memory(fd));
-    drop(memory);
-    if others.is_empty() {
+    if fds.is_empty() {
         return true;
     }
     let (closed, is_closed) = mpsc::channel();
     let closing = std::thread::Builder::new().name("close".into()).spawn(move || {
-        drop(others);
+        drop(fds);
         // Nobody listens any more when it took too long.
         let _ = closed.send(());
     });
